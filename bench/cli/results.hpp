@@ -2,7 +2,6 @@
 // The file's form is bench/results.schema.json. NaN in memory is null in the file: not known.
 #pragma once
 
-#include <cmath>
 #include <filesystem>
 #include <limits>
 #include <map>
@@ -11,16 +10,12 @@
 #include <string>
 #include <vector>
 
+#include "torchpace/statistics.hpp"  // Interval
+
 namespace torchpace::cli {
 
 using Json = nlohmann::ordered_json;
 inline constexpr double kUnknown = std::numeric_limits<double>::quiet_NaN();
-
-struct Interval {
-  double median = kUnknown;
-  double low = kUnknown;
-  double high = kUnknown;
-};
 
 struct Warning {
   std::string code;                  // stable word, e.g. page-faults-differ
@@ -51,7 +46,6 @@ struct Generation {
 
 struct Speedup {
   Interval ratio;  // reference time / runtime time
-  double confidence = kUnknown;
   std::string method;
   std::string verdict = "NONE";  // FASTER SLOWER SAME UNSURE INVALID REFERENCE NONE
   std::string advice;            // for UNSURE: what would settle it

@@ -1,0 +1,27 @@
+// Ctrl-C and SIGTERM as something that can be waited for, so that no request to stop is lost
+// between a look at a flag and the wait that follows it.
+#pragma once
+
+#include <stdexcept>
+
+namespace torchpace::cli {
+
+/// Thrown out of any wait when the user asked to stop.
+struct Interrupted : std::runtime_error {
+  Interrupted() : std::runtime_error("interrupted") {}
+};
+
+/// Installs the handlers for SIGINT and SIGTERM and ignores SIGPIPE: a dead worker is an error of
+/// one write, not the end of the program.
+void handle_interrupts();
+
+/// True once SIGINT or SIGTERM has arrived.
+bool interrupted();
+
+/// Readable once interrupted; -1 before handle_interrupts().
+int interrupt_fd();
+
+/// Forgets the request, so that results can still be written; a second Ctrl-C counts again.
+void clear_interrupt();
+
+}  // namespace torchpace::cli

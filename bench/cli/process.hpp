@@ -1,0 +1,89 @@
+// One child process with pipes on its three streams, in its own process group, that dies with us.
+#pragma once
+
+#include <sys/types.h>
+
+#include <chrono>
+#include <map>
+#include <stdexcept>
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace torchpace::cli {
+
+using Clock = std::chrono::steady_clock;
+
+struct Command {
+  std::vector<std::string> words;                  // words[0] is looked up in PATH
+  std::map<std::string, std::string> environment;  // added to ours; a value here wins
+};
+
+/// The child could not be started, ended, or did not answer in time. The text is one line.
+struct ProcessError : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
+class Process {
+ public:
+  /// Starts the program. Throws ProcessError when it cannot be executed.
+  explicit Process(const Command& command);
+
+  /// Kills the whole group and reaps the child.
+  ~Process();
+  Process(const Process&) = delete;
+  Process& operator=(const Process&) = delete;
+
+  /// Writes `line` and a newline. Throws ProcessError when the child has ended or does not read
+  /// before the deadline, Interrupted on Ctrl-C.
+  void write_line(const std::string& line, Clock::time_point deadline);
+
+  /// The next line of standard output, without its newline. Throws as write_line does.
+  std::string read_line(Clock::time_point deadline);
+
+  /// What was read of standard output and is not yet taken as a line.
+  std::string take_rest() { return std::exchange(output_, {}); }
+
+  /// Closes standard input: most programs end then.
+  void close_input();
+
+  /// Waits for the child's end and returns its exit status in words, empty for exit code 0.
+  /// Kills the group at the deadline.
+  std::string wait(Clock::time_point deadline);
+
+  /// SIGSTOP to the group; returns when all of the child's threads have stopped.
+  void stop();
+  void resume();
+  void kill();
+
+  /// The last lines of standard error on one line, empty when there were none.
+  std::string stderr_tail();
+
+  pid_t pid() const { return pid_; }
+
+ private:
+  void start(const Command& command);
+  /// Drains the pipes until one has something, `writable` can be written, or the deadline.
+  void pump(Clock::time_point deadline, bool writable);
+  bool fill(int& fd, std::string& buffer);
+  bool ended_without_reaping() const;
+  std::string how_it_ended();
+
+  pid_t pid_ = -1;
+  bool reaped_ = false;
+  int status_ = 0;
+  int in_ = -1, out_ = -1, err_ = -1;
+  std::string output_, errors_;
+  std::string name_;
+};
+
+/// Runs a program to its end and returns its standard output. Throws ProcessError with the exit
+/// status and the last lines of standard error unless the exit code is 0.
+std::string run_to_end(const Command& command, double limit_s);
+
+/// "exit code 3", "killed by signal 9 (Killed), perhaps out of memory"; empty for success.
+std::string describe_status(int wait_status);
+
+Clock::time_point in_seconds(double seconds);
+
+}  // namespace torchpace::cli
