@@ -1,0 +1,206 @@
+// The timed loop: warm-up, synchronise, sample, stop rule. The one place in C++ that reads a clock.
+// CPU: k samples share one chain of k + 1 clock reads. CUDA: events around each sample; `latency` synchronises every sample,
+// `throughput` only at the ends of a block, so that the device is kept busy.
+#pragma once
+
+#include <sys/resource.h>
+
+#include <chrono>
+#include <cmath>
+#include <cstdint>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "torchpace/device.hpp"
+#include "torchpace/measurement.hpp"
+
+namespace torchpace {
+
+enum class Phase { kThroughput, kLatency };
+
+/// Sampling ends when the median's 95 % interval is narrow enough, or when time is up.
+struct StopRule {
+  double relative_width = 0.01;  // of the median's interval
+  std::size_t min_samples = 20;
+  double max_seconds = 10;
+};
+
+struct MeasureOptions {
+  Phase phase = Phase::kThroughput;
+  StopRule stop;
+  int64_t max_warmup_steps = 200;
+  double max_warmup_seconds = 3;
+  double block_below_ns = 50e3;  // steps shorter than this are timed several a sample
+};
+
+namespace detail {
+
+using Clock = std::chrono::steady_clock;
+
+inline double elapsed_ns(Clock::time_point begin, Clock::time_point end) {
+  return static_cast<double>(std::chrono::duration_cast<std::chrono::nanoseconds>(end - begin).count());
+}
+
+/// Faults and involuntary switches of the whole process: read per block, since reading them costs more than the loop.
+inline std::pair<double, double> fault_counts() {
+  rusage usage{};
+  getrusage(RUSAGE_SELF, &usage);
+  return {static_cast<double>(usage.ru_minflt + usage.ru_majflt), static_cast<double>(usage.ru_nivcsw)};
+}
+
+template <class Step>
+void sample_on_cpu(Step& step, std::size_t samples, int64_t steps_per_sample, Block& block) {
+  block.step_ns.resize(samples);
+  auto begin = Clock::now();
+  for (std::size_t i = 0; i < samples; ++i) {
+    for (int64_t s = 0; s < steps_per_sample; ++s) step();
+    const auto end = Clock::now();
+    block.step_ns[i] = elapsed_ns(begin, end) / static_cast<double>(steps_per_sample);
+    begin = end;
+  }
+}
+
+template <class Step>
+void sample_on_device(Step& step, const torch::Device& device, Phase phase, std::size_t samples,
+                      int64_t steps_per_sample, Block& block) {
+  const auto steps = static_cast<double>(steps_per_sample);
+  std::vector<DeviceEvent> events;
+  events.reserve(samples + 1);
+  for (std::size_t i = 0; i <= samples; ++i) events.emplace_back(device);
+  synchronize(device);
+  events[0].record();
+  const auto start = Clock::now();
+  for (std::size_t i = 0; i < samples; ++i) {
+    if (phase == Phase::kLatency) {
+      events[i].record();
+    }
+    const auto begin = Clock::now();
+    for (int64_t s = 0; s < steps_per_sample; ++s) step();
+    const auto enqueued = Clock::now();
+    events[i + 1].record();
+    block.enqueue_ns.push_back(elapsed_ns(begin, enqueued) / steps);
+    if (phase == Phase::kLatency) {
+      synchronize(device);
+      block.step_ns.push_back(elapsed_ns(begin, Clock::now()) / steps);
+      block.device_ns.push_back(events[i].elapsed_ns(events[i + 1]) / steps);
+    }
+  }
+  if (phase == Phase::kLatency) return;
+  synchronize(device);
+  const double wall_ns = elapsed_ns(start, Clock::now());
+  double device_total_ns = 0;
+  for (std::size_t i = 0; i < samples; ++i) {
+    block.device_ns.push_back(events[i].elapsed_ns(events[i + 1]) / steps);
+    device_total_ns += block.device_ns.back() * steps;
+  }
+  // Steps of a busy device have no wall time of their own: the block's wall time is shared out as the events tell.
+  for (const double ns : block.device_ns) block.step_ns.push_back(ns * wall_ns / device_total_ns);
+}
+
+}  // namespace detail
+
+/// Runs `samples` x `steps_per_sample` steps and times them; the device is idle before and after. `step()` may leave work
+/// enqueued on the device's current stream. Does not warm up.
+template <class Step>
+Block run_block(Step& step, const torch::Device& device, Phase phase, std::size_t samples,
+                int64_t steps_per_sample = 1) {
+  Block block;
+  const auto [faults, switches] = detail::fault_counts();
+  if (device.is_cpu()) {
+    detail::sample_on_cpu(step, samples, steps_per_sample, block);
+  } else {
+    detail::sample_on_device(step, device, phase, samples, steps_per_sample, block);
+  }
+  const auto [faults_after, switches_after] = detail::fault_counts();
+  block.page_faults = faults_after - faults;
+  block.involuntary_switches = switches_after - switches;
+  return block;
+}
+
+/// Seconds that one call takes, the device idle before and after.
+template <class Step>
+double time_once_s(Step&& step, const torch::Device& device) {
+  synchronize(device);
+  const auto begin = detail::Clock::now();
+  step();
+  synchronize(device);
+  return detail::elapsed_ns(begin, detail::Clock::now()) / 1e9;
+}
+
+/// Adds a block's samples to a measurement and keeps its per-step counts.
+inline void append(Measurement& measurement, const Block& block) {
+  const auto extend = [](auto& to, const auto& from) { to.insert(to.end(), from.begin(), from.end()); };
+  const double before = static_cast<double>(measurement.step_ns.size());
+  const double added = static_cast<double>(block.step_ns.size());
+  const double steps = (before + added) * static_cast<double>(measurement.steps_per_sample);
+  const double steps_before = before * static_cast<double>(measurement.steps_per_sample);
+  const auto mean = [&](double per_step, double count) { return (per_step * steps_before + count) / steps; };
+  measurement.page_faults_per_step = mean(measurement.page_faults_per_step, block.page_faults);
+  measurement.involuntary_switches_per_step =
+      mean(measurement.involuntary_switches_per_step, block.involuntary_switches);
+  extend(measurement.step_ns, block.step_ns);
+  extend(measurement.device_ns, block.device_ns);
+  extend(measurement.enqueue_ns, block.enqueue_ns);
+}
+
+/// Warms up until the running median settles, then samples until `options.stop` is met or its time is up.
+/// Throws what `step` throws.
+template <class Step>
+Measurement measure(Step&& step, const torch::Device& device, const MeasureOptions& options = {}) {
+  TORCH_CHECK(options.stop.min_samples > 0 && options.stop.max_seconds > 0,
+              "measure: expected min_samples and max_seconds above 0, got ", options.stop.min_samples, " and ",
+              options.stop.max_seconds);
+  Measurement m;
+  m.device = device.str();
+  m.phase = options.phase == Phase::kLatency ? "latency" : "throughput";
+  reset_peak_memory(device);
+  const double resident_before = memory(device).resident_bytes;
+
+  // Warm-up: groups of 5 steps until two neighbouring medians agree to 2 %.
+  auto start = detail::Clock::now();
+  const auto seconds = [&start] { return detail::elapsed_ns(start, detail::Clock::now()) / 1e9; };
+  double previous = 0;
+  double step_ns = 0;
+  do {
+    previous = step_ns;
+    step_ns = median(run_block(step, device, options.phase, 5).step_ns);
+    m.warmup_steps += 5;
+  } while (std::abs(step_ns - previous) > 0.02 * step_ns && m.warmup_steps < options.max_warmup_steps &&
+           seconds() < options.max_warmup_seconds);
+
+  if (step_ns < options.block_below_ns) {
+    m.steps_per_sample = static_cast<int64_t>(std::ceil(options.block_below_ns / std::max(step_ns, 1.0)));
+  }
+  start = detail::Clock::now();
+  double width = 0;
+  do {
+    // The interval is looked at after each block: blocks of about 50 ms keep that from costing anything.
+    const double sample_ns = std::max(step_ns, 1.0) * static_cast<double>(m.steps_per_sample);
+    const auto samples = static_cast<std::size_t>(std::clamp(50e6 / sample_ns, 1.0, 1000.0));
+    append(m, run_block(step, device, options.phase, samples, m.steps_per_sample));
+    width = m.step().relative_width();
+  } while ((m.step_ns.size() < options.stop.min_samples || width > options.stop.relative_width) &&
+           seconds() < options.stop.max_seconds);
+
+  char text[160];
+  const bool narrow = width <= options.stop.relative_width;
+  const bool enough = m.step_ns.size() >= options.stop.min_samples;
+  if (narrow && enough) {
+    std::snprintf(text, sizeof text, "interval %.2g %% wide", 100 * width);
+  } else if (!enough) {
+    std::snprintf(text, sizeof text, "%.3g s are over with %zu samples (wanted %zu)", options.stop.max_seconds,
+                  m.step_ns.size(), options.stop.min_samples);
+  } else {
+    std::snprintf(text, sizeof text, "%.3g s are over, interval %.2g %% wide (wanted %.2g %%)",
+                  options.stop.max_seconds, 100 * width, 100 * options.stop.relative_width);
+  }
+  m.stopped = text;
+  const auto peak = memory(device);
+  m.peak_resident_bytes = std::max(0.0, peak.resident_peak_bytes - resident_before);
+  m.peak_allocated_bytes = peak.device_allocated_peak_bytes;
+  m.peak_reserved_bytes = peak.device_reserved_peak_bytes;
+  return m;
+}
+
+}  // namespace torchpace
