@@ -1,0 +1,29 @@
+# For torchpace's own programs and tests; a project that uses the library never reads this file.
+
+# torch/torch.h costs 20 s and more a unit: it is compiled once into one precompiled header, and ccache keeps the rest.
+if(TORCHPACE_CCACHE AND NOT CMAKE_CXX_COMPILER_LAUNCHER)
+  find_program(TORCHPACE_CCACHE_PROGRAM ccache)
+  mark_as_advanced(TORCHPACE_CCACHE_PROGRAM)
+  if(TORCHPACE_CCACHE_PROGRAM)
+    # Without these, ccache refuses every unit that uses a precompiled header.
+    set(CMAKE_CXX_COMPILER_LAUNCHER "${CMAKE_COMMAND}" -E env "CCACHE_SLOPPINESS=pch_defines,time_macros,include_file_mtime,include_file_ctime"
+      "${TORCHPACE_CCACHE_PROGRAM}")
+  endif()
+endif()
+
+# Warnings of our own code; LibTorch's headers are SYSTEM.
+add_library(torchpace_warnings INTERFACE)
+target_compile_options(torchpace_warnings INTERFACE -Wall -Wextra -Wconversion -Wshadow)
+
+add_library(torchpace_pch OBJECT EXCLUDE_FROM_ALL "${torchpace_BINARY_DIR}/generated/pch.cpp")
+file(CONFIGURE OUTPUT "${torchpace_BINARY_DIR}/generated/pch.cpp" CONTENT "// Generated.\n")
+target_link_libraries(torchpace_pch PRIVATE torchpace torchpace_warnings)
+target_precompile_headers(torchpace_pch PRIVATE <torch/torch.h>)
+target_compile_options(torchpace_pch PRIVATE -fpch-preprocess)
+
+# A program or library of ours that includes LibTorch.
+function(torchpace_use_torch target)
+  target_link_libraries(${target} PRIVATE torchpace torchpace_warnings)
+  target_precompile_headers(${target} REUSE_FROM torchpace_pch)
+  target_compile_options(${target} PRIVATE -fpch-preprocess)
+endfunction()
