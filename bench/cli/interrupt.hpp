@@ -11,8 +11,8 @@ struct Interrupted : std::runtime_error {
   Interrupted() : std::runtime_error("interrupted") {}
 };
 
-/// Installs the handlers for SIGINT and SIGTERM and ignores SIGPIPE: a dead worker is an error of
-/// one write, not the end of the program.
+/// Installs the handlers for SIGINT and SIGTERM. Ignores SIGPIPE and SIGXFSZ: a dead worker or a
+/// file that may not grow is an error of one write, not the end of the program.
 void handle_interrupts();
 
 /// True once SIGINT or SIGTERM has arrived.

@@ -73,8 +73,9 @@ std::vector<char*> pointers(std::vector<std::string>& strings) {
   // The parent may have died before the line above: then no signal would ever come.
   if (getppid() != parent) _exit(127);
   for (int i = 0; i < 3; ++i) dup2(streams[static_cast<size_t>(i)], i);
-  // Handlers vanish at exec, but an ignored SIGPIPE would be inherited.
+  // Handlers vanish at exec, but ignored signals would be inherited.
   std::signal(SIGPIPE, SIG_DFL);
+  std::signal(SIGXFSZ, SIG_DFL);
   execvpe(arguments[0], arguments.data(), environment.data());
   const int error = errno;
   [[maybe_unused]] const auto written = write(failure, &error, sizeof error);

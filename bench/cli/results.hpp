@@ -146,7 +146,8 @@ Json to_json(const Results& results);
 /// Throws Error naming `source`, the JSON pointer, what was expected and what was found.
 Results from_json(const Json& json, const std::string& source);
 
-/// Reads a results.json, or the one in a folder. Does not derive. Throws Error in one line.
+/// Reads a results.json, or the one in a folder. Derived numbers are not read: call derive().
+/// Throws Error in one line.
 Results load_results(const std::filesystem::path& path);
 
 /// Writes to a temporary name beside `path`, syncs and renames: an old file stays whole until the
