@@ -59,10 +59,12 @@ function(torchpace_generate_registry result)
 #include <string>
 #include <vector>
 
+namespace torchpace {
 /// Throws c10::Error, naming the known ones, for an unknown name.
-torchpace::Model make_model(const std::string& name, const torchpace::Settings& settings);
+Model make_model(const std::string& name, const Settings& settings);
 std::vector<std::string> model_names();
-std::vector<torchpace::Runtime> all_runtimes();
+std::vector<Runtime> all_runtimes();
+}  // namespace torchpace
 ]])
 
   set(sources "${folder}/registry.cpp")
@@ -75,16 +77,16 @@ std::vector<torchpace::Runtime> all_runtimes();
 #include <torchpace/models/${name}.hpp>
 #include <torchpace/workload.hpp>
 
-namespace torchpace_registry {
-torchpace::Model make_${name}(const torchpace::Settings& settings);
-torchpace::Model make_${name}(const torchpace::Settings& settings) {
+namespace torchpace::registry {
+Model make_${name}(const Settings& settings);
+Model make_${name}(const Settings& settings) {
   return torchpace::make_${name}(settings);
 }
-}  // namespace torchpace_registry
+}  // namespace torchpace::registry
 ")
     list(APPEND sources "${folder}/model_${name}.cpp")
-    string(APPEND declarations "torchpace::Model make_${name}(const torchpace::Settings& settings);\n")
-    string(APPEND makers "  if (name == \"${name}\") return torchpace_registry::make_${name}(settings);\n")
+    string(APPEND declarations "Model make_${name}(const Settings& settings);\n")
+    string(APPEND makers "  if (name == \"${name}\") return registry::make_${name}(settings);\n")
     list(APPEND names "\"${name}\"")
   endforeach()
   foreach(name IN LISTS runtimes)
@@ -92,14 +94,14 @@ torchpace::Model make_${name}(const torchpace::Settings& settings) {
 #include <torchpace/runtimes/${name}.hpp>
 #include <torchpace/workload.hpp>
 
-namespace torchpace_registry {
-std::vector<torchpace::Runtime> ${name}_runtimes();
-std::vector<torchpace::Runtime> ${name}_runtimes() { return torchpace::${name}_runtimes(); }
-}  // namespace torchpace_registry
+namespace torchpace::registry {
+std::vector<Runtime> ${name}_runtimes();
+std::vector<Runtime> ${name}_runtimes() { return torchpace::${name}_runtimes(); }
+}  // namespace torchpace::registry
 ")
     list(APPEND sources "${folder}/runtime_${name}.cpp")
-    string(APPEND declarations "std::vector<torchpace::Runtime> ${name}_runtimes();\n")
-    string(APPEND calls "  add(torchpace_registry::${name}_runtimes());\n")
+    string(APPEND declarations "std::vector<Runtime> ${name}_runtimes();\n")
+    string(APPEND calls "  add(registry::${name}_runtimes());\n")
   endforeach()
   list(JOIN names ", " names)
 
@@ -109,10 +111,12 @@ std::vector<torchpace::Runtime> ${name}_runtimes() { return torchpace::${name}_r
 #include <iterator>
 #include <utility>
 
-namespace torchpace_registry {
-${declarations}}  // namespace torchpace_registry
+namespace torchpace::registry {
+${declarations}}  // namespace torchpace::registry
 
-torchpace::Model make_model(const std::string& name, const torchpace::Settings& settings) {
+namespace torchpace {
+
+Model make_model(const std::string& name, [[maybe_unused]] const Settings& settings) {
 ${makers}  std::string known;
   for (const auto& each : model_names()) known += (known.empty() ? \"\" : \", \") + each;
   TORCH_CHECK(false, \"unknown model '\", name, \"': expected one of \", known);
@@ -120,13 +124,15 @@ ${makers}  std::string known;
 
 std::vector<std::string> model_names() { return {${names}}; }
 
-std::vector<torchpace::Runtime> all_runtimes() {
-  std::vector<torchpace::Runtime> all;
-  [[maybe_unused]] const auto add = [&all](std::vector<torchpace::Runtime> more) {
+std::vector<Runtime> all_runtimes() {
+  std::vector<Runtime> all;
+  [[maybe_unused]] const auto add = [&all](std::vector<Runtime> more) {
     all.insert(all.end(), std::make_move_iterator(more.begin()), std::make_move_iterator(more.end()));
   };
 ${calls}  return all;
 }
+
+}  // namespace torchpace
 ")
   set(${result} ${sources} PARENT_SCOPE)
 endfunction()

@@ -1,0 +1,33 @@
+# `cmake --install BUILD` installs the library and its package. `cmake --install BUILD --component carry --strip` instead
+# collects the programs and tests, with the libraries that they need beside LibTorch, for a machine that cannot build.
+include(CMakePackageConfigHelpers)
+set(package_folder "${CMAKE_INSTALL_LIBDIR}/cmake/torchpace")
+
+install(DIRECTORY "${torchpace_SOURCE_DIR}/include/torchpace" "${torchpace_BINARY_DIR}/generated/torchpace"
+  DESTINATION "${CMAKE_INSTALL_INCLUDEDIR}" FILES_MATCHING PATTERN "*.hpp")
+install(TARGETS torchpace torchpace_core EXPORT torchpaceTargets)
+install(EXPORT torchpaceTargets NAMESPACE torchpace:: DESTINATION "${package_folder}")
+configure_package_config_file("${CMAKE_CURRENT_LIST_DIR}/torchpaceConfig.cmake.in" "${torchpace_BINARY_DIR}/torchpaceConfig.cmake"
+  INSTALL_DESTINATION "${package_folder}" NO_SET_AND_CHECK_MACRO)
+write_basic_package_version_file("${torchpace_BINARY_DIR}/torchpaceConfigVersion.cmake"
+  COMPATIBILITY SameMinorVersion ARCH_INDEPENDENT)
+install(FILES "${torchpace_BINARY_DIR}/torchpaceConfig.cmake" "${torchpace_BINARY_DIR}/torchpaceConfigVersion.cmake"
+  "${CMAKE_CURRENT_LIST_DIR}/TorchpaceLibTorch.cmake" DESTINATION "${package_folder}")
+
+function(torchpace_carry)
+  foreach(target IN LISTS ARGN)
+    if(TARGET ${target})
+      set_target_properties(${target} PROPERTIES INSTALL_RPATH "$ORIGIN")
+      install(TARGETS ${target} RUNTIME DESTINATION bin COMPONENT carry EXCLUDE_FROM_ALL)
+    endif()
+  endforeach()
+endfunction()
+
+torchpace_carry(torchpace_program torchpace_worker ${TORCHPACE_BENCH_PROGRAMS} unit_tests torch_tests)
+if(benchmark_AVAILABLE AND TORCHPACE_BENCH_PROGRAMS)
+  get_target_property(imported benchmark::benchmark IMPORTED)
+  get_target_property(kind benchmark::benchmark TYPE)
+  if(imported AND kind STREQUAL SHARED_LIBRARY)
+    install(IMPORTED_RUNTIME_ARTIFACTS benchmark::benchmark LIBRARY DESTINATION bin COMPONENT carry EXCLUDE_FROM_ALL)
+  endif()
+endif()

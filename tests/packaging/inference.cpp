@@ -1,0 +1,11 @@
+// What a user writes first: time a model.
+#include <torchpace/torchpace.hpp>
+
+#include <iostream>
+
+int main() {
+  torchpace::Gptlite model(
+      torchpace::GptliteOptions{.layers = 1, .width = 16, .heads = 2, .context = 8});
+  const auto tokens = torch::randint(65, {1, 8});
+  std::cout << torchpace::benchmark_inference(model, tokens) << '\n';
+}
