@@ -8,16 +8,18 @@
 
 #include <cstdio>
 #include <fstream>
+#include <stdexcept>
 #include <string>
 
 namespace torchpace {
 
-/// "auto" (CUDA when there is one), "cpu", "cuda", "cuda:1". Throws c10::Error when the text is no device, and
-/// torchpace::DeviceUnavailable when this machine or this build of torch lacks it.
+/// What this machine or this build of torch lacks: a reason to skip, not a failure.
 struct DeviceUnavailable : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
+/// "auto" (CUDA when there is one), "cpu", "cuda", "cuda:1". Throws c10::Error when the text is no such device, and
+/// DeviceUnavailable when it is not here.
 inline torch::Device choose_device(const std::string& text) {
   if (text == "auto") return torch::cuda::is_available() ? torch::Device(torch::kCUDA, 0) : torch::Device(torch::kCPU);
   torch::Device device(text);

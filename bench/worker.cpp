@@ -1,0 +1,50 @@
+// The C++ worker: one runtime, any case of torchpace, under the control of `torchpace compare`.
+#include <torchpace/worker.hpp>
+
+#include <iostream>
+#include <string>
+
+#include "torchpace_registry.hpp"
+
+namespace {
+
+int list_runtimes() {
+  std::string runtimes;
+  for (const auto& runtime : torchpace::all_runtimes()) {
+    runtimes += (runtimes.empty() ? "" : ", ") +
+                torchpace::JsonObject().add("name", runtime.name).add("description", runtime.description).str();
+  }
+  std::cout << torchpace::JsonObject().raw("runtimes", '[' + runtimes + ']').str() << '\n';
+  return 0;
+}
+
+int usage(const std::string& problem) {
+  std::cerr << "torchpace_worker: " << problem << "; usage: torchpace_worker --list | --runtime NAME [--slow FRACTION]\n";
+  return 2;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  torchpace::WorkerOptions options{.runtime = "", .cases = {"*"}};
+  for (int i = 1; i < argc; ++i) {
+    const std::string word = argv[i];
+    if (word == "--list") return list_runtimes();
+    if (i + 1 == argc) return usage("expected a value after '" + word + "'");
+    const std::string value = argv[++i];
+    if (word == "--runtime") {
+      options.runtime = value;
+    } else if (word == "--slow") {
+      options.slow = torchpace::Settings{{"slow", value}}.require<double>("slow");
+    } else {
+      return usage("unknown option '" + word + "'");
+    }
+  }
+  for (const auto& runtime : torchpace::all_runtimes()) {
+    if (runtime.name != options.runtime) continue;
+    return torchpace::serve_worker(options, [runtime](const torchpace::Settings& settings) {
+      return runtime.load(settings, torchpace::make_model(settings.require<std::string>("model"), settings));
+    });
+  }
+  return usage("unknown runtime '" + options.runtime + "'");
+}

@@ -1,0 +1,249 @@
+// Makes a program a worker of `torchpace compare`: it obeys the line protocol of docs/worker.md.
+// Twin: python/torchpace/worker.py.
+//
+//   torchpace::Workload load(const torchpace::Settings&) { return {.step = [] { my_step(); }}; }
+//   TORCHPACE_WORKER(load)
+#pragma once
+
+#include <unistd.h>
+
+#include <iostream>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "torchpace/environment.hpp"
+#include "torchpace/json.hpp"
+#include "torchpace/parity.hpp"
+#include "torchpace/workload.hpp"
+
+namespace torchpace {
+
+inline constexpr int kWorkerProtocol = 1;
+
+struct WorkerOptions {
+  std::string runtime = "worker";
+  std::vector<std::string> cases = {"default"};  // what it can load; "*": any of torchpace's own cases
+  double slow = 0;  // tests only: every step takes this fraction longer, by a busy wait
+};
+
+namespace detail {
+
+/// Waits after each step for a fraction of its time, spinning: a runtime that is slower by a known amount.
+inline std::function<void()> slowed(std::function<void()> step, torch::Device device, double fraction) {
+  return [step = std::move(step), device, fraction] {
+    const auto begin = Clock::now();
+    step();
+    synchronize(device);
+    const auto now = Clock::now();
+    const auto until = now + std::chrono::duration_cast<Clock::duration>((now - begin) * fraction);
+    while (Clock::now() < until) {
+    }
+  };
+}
+
+class Worker {
+ public:
+  Worker(WorkerOptions options, std::function<Workload(const Settings&)> load)
+      : options_(std::move(options)), load_(std::move(load)) {}
+
+  std::string greeting() const {
+    std::string cases;
+    for (const auto& name : options_.cases) cases += (cases.empty() ? "" : ", ") + json_string(name);
+    return JsonObject().add("protocol", kWorkerProtocol).add("runtime", options_.runtime).raw("cases", '[' + cases + ']').str();
+  }
+
+  /// The answer to one command, without the newline. Errors become {"error"} or {"skipped"}.
+  std::string answer(const std::string& line) {
+    try {
+      return obey(line);
+    } catch (const DeviceUnavailable& e) {
+      return JsonObject().add("skipped", e.what()).str();
+    } catch (const c10::Error& e) {
+      return JsonObject().add("error", one_line(e.what_without_backtrace())).str();
+    } catch (const std::exception& e) {
+      return JsonObject().add("error", one_line(e.what())).str();
+    }
+  }
+
+ private:
+  static std::string one_line(std::string text) {
+    const auto end = text.find('\n');
+    return text.substr(0, end);
+  }
+
+  std::string obey(const std::string& line) {
+    const auto space = line.find(' ');
+    const auto command = line.substr(0, space);
+    const auto rest = space == std::string::npos ? "" : line.substr(space + 1);
+    if (command == "load") return load(Settings::parse(rest));
+    if (command == "environment") return environment_answer();
+    if (command == "memory") return memory_answer();
+    if (command == "run") return run(words(rest));
+    if (command == "first") {
+      return JsonObject().add("first_step_s", time_once_s(loaded().step, loaded().device)).str();
+    }
+    if (command == "write") {
+      const auto all = parity_workload().values();
+      write_tensors(Settings::decode(rest), all);
+      return JsonObject().add("written", all.size()).str();
+    }
+    if (command == "check") return check(words(rest));
+    if (command == "losses") return losses(rest);
+    throw SettingsError("expected load, run, first, write, check, losses, memory, environment or quit, got '" + command + "'");
+  }
+
+  static std::vector<std::string> words(const std::string& text) {
+    std::vector<std::string> result;
+    std::istringstream stream(text);
+    for (std::string word; stream >> word;) result.push_back(Settings::decode(word));
+    return result;
+  }
+
+  Workload& loaded() {
+    if (!workload_) throw SettingsError("expected a load command first");
+    return *workload_;
+  }
+
+  std::string load(const Settings& settings) {
+    workload_.reset();
+    settings_ = settings;
+    const auto threads = settings.get<int>("threads", 0);
+    if (threads > 0) at::set_num_threads(threads);
+    torch::manual_seed(static_cast<uint64_t>(settings.get<int64_t>("seed", 0)));
+    std::optional<Workload> workload;
+    const double seconds = time_once_s([&] { workload = load_(settings); }, torch::kCPU);
+    workload_ = std::move(workload);
+    auto& w = *workload_;
+    if (options_.slow > 0) w.step = slowed(w.step, w.device, options_.slow);
+    return JsonObject()
+        .add("load_s", seconds)
+        .add("flops", w.flops)
+        .add("items", w.items)
+        .add("item", w.item)
+        .add("parameter_bytes", w.parameter_bytes)
+        .add("minimum_bytes", w.minimum_bytes)
+        .add("note", w.note)
+        .str();
+  }
+
+  std::string run(const std::vector<std::string>& arguments) {
+    const auto number = [&](std::size_t i, int64_t fallback) {
+      return i < arguments.size() ? Settings{{"run", arguments[i]}}.require<int64_t>("run") : fallback;
+    };
+    const auto samples = number(0, 0), warmup = number(1, 0), steps_per_sample = number(2, 1);
+    if (samples < 1 || warmup < 0 || steps_per_sample < 1) {
+      throw SettingsError("run: expected K >= 1, W >= 0 and B >= 1");
+    }
+    auto& w = loaded();
+    if (w.restore) w.restore();
+    for (int64_t i = 0; i < warmup; ++i) w.step();
+    synchronize(w.device);
+    const auto block = run_block(w.step, w.device, w.phase, static_cast<std::size_t>(samples), steps_per_sample);
+    return JsonObject()
+        .add("step_ns", std::span<const double>(block.step_ns))
+        .add("device_ns", std::span<const double>(block.device_ns))
+        .add("enqueue_ns", std::span<const double>(block.enqueue_ns))
+        .add("page_faults", block.page_faults)
+        .add("involuntary_switches", block.involuntary_switches)
+        .str();
+  }
+
+  /// Random masks differ between languages, so a case with dropout is checked without it.
+  Workload parity_workload() {
+    if (!loaded().values) throw SettingsError("this worker offers no values to compare");
+    if (settings_.get<double>("dropout", 0) == 0) return loaded();
+    auto settings = settings_;
+    settings.set("dropout", "0");
+    return load_(settings);
+  }
+
+  std::string check(const std::vector<std::string>& paths) {
+    if (paths.empty()) throw SettingsError("check: expected the reference's file");
+    const auto reference = read_tensors(paths[0]);
+    std::optional<TensorDict> truth;
+    if (paths.size() > 1) truth = read_tensors(paths[1]);
+    auto workload = parity_workload();
+    auto parity = check_parity(workload.values(), reference, truth ? &*truth : nullptr, workload.dtype);
+    if (settings_.get<double>("dropout", 0) != 0) parity.note += (parity.note.empty() ? "" : "; ") + std::string("checked at dropout 0");
+    return JsonObject()
+        .add("passed", parity.passed)
+        .add("max_abs_error", parity.max_abs_error)
+        .add("tolerance", parity.tolerance)
+        .add("worst", parity.worst)
+        .add("compared", parity.compared)
+        .add("note", parity.note)
+        .str();
+  }
+
+  std::string losses(const std::string& count) {
+    if (!loaded().losses) throw SettingsError("losses: the loaded case is no training");
+    std::vector<double> values;
+    const auto steps = Settings{{"losses", count}}.require<int64_t>("losses");
+    const double seconds = time_once_s([&] { values = loaded().losses(steps); }, torch::kCPU);
+    return JsonObject().add("losses", std::span<const double>(values)).add("seconds", seconds).str();
+  }
+
+  std::string memory_answer() {
+    const auto m = memory(workload_ ? workload_->device : torch::Device(torch::kCPU));
+    return JsonObject()
+        .add("resident_bytes", m.resident_bytes)
+        .add("resident_peak_bytes", m.resident_peak_bytes)
+        .add("device_allocated_peak_bytes", m.device_allocated_peak_bytes)
+        .add("device_reserved_peak_bytes", m.device_reserved_peak_bytes)
+        .str();
+  }
+
+  std::string environment_answer() {
+    auto all = environment(workload_ ? workload_->device : torch::Device(torch::kCPU));
+    if (workload_) {
+      all.emplace_back("dtype", settings_.get("dtype", "float32"));
+      all.emplace_back("optimizer", workload_->optimizer);
+    }
+    return environment_json(all);
+  }
+
+  WorkerOptions options_;
+  std::function<Workload(const Settings&)> load_;
+  Settings settings_;
+  std::optional<Workload> workload_;
+};
+
+}  // namespace detail
+
+/// Serves commands until `quit` or the end of input. Whatever else is printed to standard output goes to standard error, so
+/// that no library can break the protocol. Returns the exit code.
+inline int serve_worker(WorkerOptions options, std::function<Workload(const Settings&)> load) {
+  std::FILE* out = fdopen(dup(STDOUT_FILENO), "w");
+  dup2(STDERR_FILENO, STDOUT_FILENO);
+  at::set_num_interop_threads(1);
+  detail::Worker worker(std::move(options), std::move(load));
+  const auto say = [out](const std::string& line) {
+    std::fputs((line + '\n').c_str(), out);
+    return std::fflush(out) == 0;
+  };
+  if (!say(worker.greeting())) return 1;
+  for (std::string line; std::getline(std::cin, line) && line != "quit";) {
+    if (!line.empty() && !say(worker.answer(line))) return 1;
+  }
+  return 0;
+}
+
+/// As serve_worker, with the options of the command line: `--slow FRACTION` (tests only).
+inline int worker_main(int argc, char** argv, std::function<Workload(const Settings&)> load) {
+  WorkerOptions options;
+  for (int i = 1; i < argc; i += 2) {
+    if (std::string(argv[i]) != "--slow" || i + 1 == argc) {
+      std::cerr << argv[0] << ": expected no options but --slow FRACTION, got '" << argv[i] << "'\n";
+      return 2;
+    }
+    options.slow = Settings{{"slow", argv[i + 1]}}.require<double>("slow");
+  }
+  return serve_worker(options, std::move(load));
+}
+
+}  // namespace torchpace
+
+/// Defines main. `factory` takes the settings of a case and returns its Workload.
+#define TORCHPACE_WORKER(factory) \
+  int main(int argc, char** argv) { return torchpace::worker_main(argc, argv, factory); }

@@ -1,0 +1,62 @@
+// How models and runtimes meet: a Model is what a runtime needs of any model; a Workload is one case loaded in one runtime.
+// Twin: python/torchpace/workload.py.
+#pragma once
+
+#include <torch/torch.h>
+
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "torchpace/io/tensors.hpp"
+#include "torchpace/measure.hpp"
+#include "torchpace/settings.hpp"
+
+namespace torchpace {
+
+/// What one step costs, counted from the shapes. A multiply-add is two FLOPs, element-wise work none.
+struct Cost {
+  double forward_flops = 0;
+  double training_flops = 0;          // forward and backward; the optimiser's work is element-wise
+  double parameter_bytes = 0;
+  double forward_minimum_bytes = 0;   // parameters and inputs read once, outputs written once
+  double training_minimum_bytes = 0;  // parameters, gradients and both Adam moments, each read and written once
+  double items = 0;
+  std::string item = "samples";
+};
+
+/// A model as runtimes see it. `forward` and `loss` keep `module` alive.
+struct Model {
+  std::shared_ptr<torch::nn::Module> module;
+  std::function<torch::Tensor(const torch::Tensor& input)> forward;
+  std::function<torch::Tensor(const torch::Tensor& output, const torch::Tensor& target)> loss;
+  Cost cost;
+};
+
+/// One case loaded in one runtime, ready to run. Only `step` is required.
+struct Workload {
+  std::function<void()> step;                             // enqueues one step; does not synchronise
+  std::function<void()> restore = {};                     // back to the initial state, before every turn
+  std::function<TensorDict()> values = {};                // what parity compares, from the initial state; leaves it there
+  std::function<std::vector<double>(int64_t)> losses = {};  // of N training steps on fresh batches, from the initial state
+  torch::Device device = torch::kCPU;
+  torch::ScalarType dtype = torch::kFloat32;
+  Phase phase = Phase::kThroughput;
+  std::string optimizer = {};  // as recorded: "adam per-tensor"
+  double flops = 0;
+  double items = 0;
+  std::string item = "items";
+  double parameter_bytes = 0;
+  double minimum_bytes = 0;
+  std::string note = {};
+};
+
+/// A way to run any model, by name.
+struct Runtime {
+  std::string name;
+  std::string description;
+  std::function<Workload(const Settings&, const Model&)> load;
+};
+
+}  // namespace torchpace
