@@ -1,0 +1,199 @@
+// From raw samples to every number that is printed. The statistics are those of comparison.hpp.
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <set>
+
+#include "results.hpp"
+#include "torchpace/comparison.hpp"
+
+namespace torchpace::cli {
+namespace {
+
+constexpr double kFaultRatio = 10;     // page faults per step that differ more than this
+constexpr double kFewFaultsPerStep = 10;  // and are more than this are pointed at
+
+/// Keys of a worker's environment that differ between languages by nature.
+const std::set<std::string> kMayDiffer = {"language", "compiler", "build_type", "python"};
+
+/// Median step time of each round by its number.
+std::map<int, double> block_medians(const Generation& generation) {
+  std::map<int, double> medians;
+  for (const auto& round : generation.rounds) {
+    if (!round.step_ns.empty()) medians[round.round] = median(round.step_ns);
+  }
+  return medians;
+}
+
+const Generation* same_generation(const RuntimeResult& row, int number) {
+  for (const auto& generation : row.generations) {
+    if (generation.generation == number) return &generation;
+  }
+  return nullptr;
+}
+
+/// The generation's log ratio: the median over the rounds that both measured. Empty if none.
+std::vector<double> paired_ratios(const Generation& reference, const Generation& runtime) {
+  const auto ours = block_medians(runtime);
+  std::vector<double> reference_ns, runtime_ns;
+  for (const auto& [round, time_ns] : block_medians(reference)) {
+    const auto found = ours.find(round);
+    if (found == ours.end()) continue;
+    reference_ns.push_back(time_ns);
+    runtime_ns.push_back(found->second);
+  }
+  return round_log_ratios(reference_ns, runtime_ns);
+}
+
+Speedup speedup_over(const RuntimeResult& reference, const RuntimeResult& row) {
+  std::vector<double> logs;
+  for (const auto& generation : row.generations) {
+    const auto* other = same_generation(reference, generation.generation);
+    if (other == nullptr) continue;
+    const auto ratios = paired_ratios(*other, generation);
+    if (!ratios.empty()) logs.push_back(median(ratios));
+  }
+  Speedup speedup;
+  if (logs.empty()) return speedup;
+  speedup.ratio = speedup_interval(logs);
+  speedup.method = speedup_method(logs.size());
+  return speedup;
+}
+
+/// Step time with its interval over generations, for the same reason as the speedup's.
+Interval step_time(const RuntimeResult& row) {
+  std::vector<double> logs;
+  for (const auto& generation : row.generations) {
+    std::vector<double> times;
+    for (const auto& round : generation.rounds) {
+      times.insert(times.end(), round.step_ns.begin(), round.step_ns.end());
+    }
+    if (!times.empty()) logs.push_back(std::log(median(times)));
+  }
+  return logs.empty() ? Interval{} : speedup_interval(logs);
+}
+
+/// Percentiles of single steps; a sample of several steps is a mean and has lost its tail.
+void derive_percentiles(RuntimeResult& row) {
+  std::vector<double> times;
+  row.samples = 0;
+  for (const auto& generation : row.generations) {
+    for (const auto& round : generation.rounds) {
+      row.samples += static_cast<int>(round.step_ns.size());
+      if (round.steps_per_sample != 1) continue;
+      times.insert(times.end(), round.step_ns.begin(), round.step_ns.end());
+    }
+  }
+  row.percentiles_ns.clear();
+  const auto ordered = sorted(times);
+  for (const int percent : {50, 90, 99}) {
+    if (const auto p = percentile_of_sorted(ordered, percent / 100.0)) {
+      row.percentiles_ns[fmt::format("p{}", percent)] = p->median;
+    }
+  }
+}
+
+void derive_counts(RuntimeResult& row) {
+  double steps = 0, faults = 0, switches = 0;
+  for (const auto& generation : row.generations) {
+    for (const auto& round : generation.rounds) {
+      steps += round.steps();
+      faults += round.page_faults;
+      switches += round.involuntary_switches;
+    }
+  }
+  row.page_faults_per_step = steps > 0 ? faults / steps : kUnknown;
+  row.involuntary_switches_per_step = steps > 0 ? switches / steps : kUnknown;
+}
+
+void derive_verdict(CaseResult& result, RuntimeResult& row, double delta) {
+  if (row.runtime == result.reference) {
+    row.speedup.verdict = "REFERENCE";
+  } else if (row.status == Status::invalid) {
+    row.speedup.verdict = to_string(Verdict::kInvalid);
+  } else if (row.status == Status::ok && !row.is_copy() && !std::isnan(row.speedup.ratio.median)) {
+    row.speedup.verdict = to_string(judge(row.speedup.ratio, result.noise_floor, delta));
+    row.speedup.advice = advice(row.speedup.ratio, result.noise_floor, delta);
+  }
+}
+
+void derive_case(CaseResult& result, double delta) {
+  const auto* reference = result.find(result.reference);
+  result.noise_floor = {};
+  for (auto& row : result.runtimes) {
+    row.step_ns = step_time(row);
+    derive_percentiles(row);
+    derive_counts(row);
+    const bool usable = row.status == Status::ok && reference != nullptr && &row != reference;
+    row.speedup = usable ? speedup_over(*reference, row) : Speedup{};
+    if (row.is_copy()) result.noise_floor = row.speedup.ratio;
+  }
+  for (auto& row : result.runtimes) derive_verdict(result, row, delta);
+}
+
+std::string shown(const Json& value) { return value.is_string() ? value.get<std::string>() : value.dump(); }
+
+void warn_of_unequal(std::vector<Warning>& warnings, const CaseResult& result,
+                     const RuntimeResult& reference, const RuntimeResult& row) {
+  for (const auto& [key, value] : row.environment.items()) {
+    const auto other = reference.environment.find(key);
+    if (kMayDiffer.contains(key) || other == reference.environment.end() || *other == value) {
+      continue;
+    }
+    warnings.push_back({.code = "unequal-" + key,
+                        .text = fmt::format("{} runs with {} = {}, the reference {} with {}",
+                                            row.runtime, key, shown(value), reference.runtime,
+                                            shown(*other)),
+                        .case_name = result.name,
+                        .runtime = row.runtime});
+  }
+}
+
+void warn_of_faults(std::vector<Warning>& warnings, const CaseResult& result,
+                    const RuntimeResult& reference, const RuntimeResult& row) {
+  const auto [less, more] =
+      std::minmax(row.page_faults_per_step, reference.page_faults_per_step);
+  if (!(more > kFewFaultsPerStep && more > kFaultRatio * less)) return;
+  warnings.push_back(
+      {.code = "page-faults-differ",
+       .text = fmt::format("{} takes {:.3g} page faults a step, the reference {} {:.3g}: part of the "
+                           "difference may be the heap; rerun with --allocator tuned to tell",
+                           row.runtime, row.page_faults_per_step, reference.runtime,
+                           reference.page_faults_per_step),
+       .case_name = result.name,
+       .runtime = row.runtime});
+}
+
+bool is_derived(const Warning& warning) {
+  return warning.code.starts_with("unequal-") || warning.code == "page-faults-differ";
+}
+
+/// One warning where many cases say the same.
+void add_grouped(Results& results, const std::vector<Warning>& warnings) {
+  std::map<std::pair<std::string, std::string>, size_t> times;
+  for (const auto& w : warnings) ++times[{w.code, w.text}];
+  for (auto warning : warnings) {
+    if (times[{warning.code, warning.text}] > 1) warning.case_name.clear();
+    results.warn(std::move(warning));
+  }
+}
+
+}  // namespace
+
+void derive(Results& results) {
+  std::erase_if(results.warnings, is_derived);
+  std::vector<Warning> found;
+  for (auto& result : results.cases) {
+    derive_case(result, results.plan.delta);
+    const auto* reference = result.find(result.reference);
+    if (reference == nullptr) continue;
+    for (const auto& row : result.runtimes) {
+      if (&row == reference || row.status != Status::ok || row.is_copy()) continue;
+      warn_of_unequal(found, result, *reference, row);
+      warn_of_faults(found, result, *reference, row);
+    }
+  }
+  add_grouped(results, found);
+}
+
+}  // namespace torchpace::cli

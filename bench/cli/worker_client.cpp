@@ -1,0 +1,229 @@
+#include "worker_client.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+
+namespace torchpace::cli {
+namespace {
+
+constexpr int kProtocol = 1;
+constexpr double kStartFactor = 4;     // starting and loading, in units of the patience
+constexpr double kLateFactor = 20;     // an answer may take so many times what was expected
+constexpr double kParitySteps = 10;    // of Adam, behind `write` and `check`
+
+double seconds_since(Clock::time_point start) {
+  return std::chrono::duration<double>(Clock::now() - start).count();
+}
+
+std::string shortened(std::string text) {
+  std::replace_if(
+      text.begin(), text.end(), [](unsigned char c) { return c < ' '; }, ' ');
+  return text.size() <= 400 ? text : text.substr(0, 397) + "...";
+}
+
+/// One member of an answer, with a complaint that names the command.
+class Answer {
+ public:
+  Answer(const Json& json, std::string command) : json_(&json), command_(std::move(command)) {}
+
+  double number(const char* key) const { return get<double>(key, &Json::is_number, "a number"); }
+  bool boolean(const char* key) const { return get<bool>(key, &Json::is_boolean, "true or false"); }
+  /// NaN stands for null.
+  double number_or_null(const char* key) const {
+    return json_->contains(key) && (*json_)[key].is_null() ? kUnknown : number(key);
+  }
+  double number_or(const char* key, double fallback) const {
+    return json_->contains(key) ? number_or_null(key) : fallback;
+  }
+  std::string text_or_empty(const char* key) const {
+    return json_->contains(key) ? get<std::string>(key, &Json::is_string, "a string") : "";
+  }
+  std::vector<double> numbers(const char* key) const {
+    if (!json_->contains(key) || !(*json_)[key].is_array()) fail(key, "a list of numbers");
+    std::vector<double> values;
+    for (const auto& item : (*json_)[key]) {
+      if (!item.is_number() && !item.is_null()) fail(key, "a list of numbers");
+      values.push_back(item.is_null() ? kUnknown : item.get<double>());
+    }
+    return values;
+  }
+  std::vector<double> numbers_or_none(const char* key) const {
+    return json_->contains(key) ? numbers(key) : std::vector<double>{};
+  }
+  [[noreturn]] void fail(const char* key, const std::string& expected) const {
+    const auto found = json_->contains(key)
+                           ? (*json_)[key].dump(-1, ' ', false, Json::error_handler_t::replace)
+                           : "none";
+    throw WorkerFailure(
+        shortened(fmt::format("answer to '{}': expected {} as '{}', found {}",
+                              command_.substr(0, command_.find(' ')), expected, key, found)),
+        Status::failed, true);
+  }
+
+ private:
+  template <class T, class Test>
+  T get(const char* key, Test test, const char* expected) const {
+    if (!json_->contains(key) || !((*json_)[key].*test)()) fail(key, expected);
+    return (*json_)[key].template get<T>();
+  }
+
+  const Json* json_;
+  std::string command_;
+};
+
+}  // namespace
+
+WorkerClient::WorkerClient(const WorkerSpec& spec, double patience_s)
+    : runtime_(spec.runtime), patience_s_(patience_s) {
+  try {
+    process_ = std::make_unique<Process>(spec.command);
+  } catch (const ProcessError& error) {
+    throw WorkerFailure(error.what(), Status::failed, false);
+  }
+}
+
+void WorkerClient::fail_dead(const std::string& what) {
+  process_->kill();
+  const auto tail = process_->stderr_tail();
+  throw WorkerFailure(shortened(tail.empty() ? what : what + "; its last words: " + tail),
+                      Status::failed, false);
+}
+
+Json WorkerClient::read_answer(const std::string& command, double limit_s) {
+  const auto word = command.substr(0, command.find(' '));
+  Json json;
+  try {
+    const auto line = process_->read_line(in_seconds(limit_s));
+    json = Json::parse(line, nullptr, false);
+    if (!json.is_object()) {
+      fail_dead(fmt::format("expected one line of JSON to '{}', found '{}'", word,
+                            shortened(line.substr(0, 80))));
+    }
+  } catch (const ProcessError& error) {
+    fail_dead(fmt::format("{}: {} (limit {:.0f} s)", word, error.what(), limit_s));
+  }
+  for (const auto& [key, status] : {std::pair{"error", Status::failed}, {"skipped", Status::skipped}}) {
+    if (!json.contains(key)) continue;
+    throw WorkerFailure(shortened(json[key].is_string() ? json[key].get<std::string>()
+                                                        : json[key].dump()),
+                        status, true);
+  }
+  return json;
+}
+
+Json WorkerClient::ask(const std::string& command, double limit_s) {
+  try {
+    process_->write_line(command, in_seconds(limit_s));
+  } catch (const ProcessError& error) {
+    fail_dead(fmt::format("{}: {}", command.substr(0, command.find(' ')), error.what()));
+  }
+  return read_answer(command, limit_s);
+}
+
+double WorkerClient::limit_for(double steps, double step_s) const {
+  return patience_s_ + kLateFactor * steps * step_s;
+}
+
+void WorkerClient::await_greeting() {
+  const auto json = read_answer("start", kStartFactor * patience_s_);
+  start_s_ = seconds_since(started_);
+  const Answer answer(json, "start");
+  if (const auto protocol = answer.number("protocol"); protocol != kProtocol) {
+    fail_dead(fmt::format("speaks worker protocol {}, expected {}: rebuild it", protocol, kProtocol));
+  }
+  if (!json.contains("cases") || !json["cases"].is_array()) answer.fail("cases", "a list of names");
+  for (const auto& name : json["cases"]) {
+    if (!name.is_string()) answer.fail("cases", "a list of names");
+    cases_.push_back(name.get<std::string>());
+  }
+}
+
+bool WorkerClient::offers(const std::string& case_name, bool own_case) const {
+  return std::any_of(cases_.begin(), cases_.end(), [&](const std::string& name) {
+    return name == case_name || (name == "*" && !own_case);
+  });
+}
+
+LoadAnswer WorkerClient::load(const std::string& settings_line) {
+  const auto json = ask("load " + settings_line, kStartFactor * patience_s_);
+  const Answer answer(json, "load");
+  return {.load_s = answer.number("load_s"),
+          .flops = answer.number_or("flops", 0),
+          .items = answer.number_or("items", 0),
+          .parameter_bytes = answer.number_or("parameter_bytes", 0),
+          .minimum_bytes = answer.number_or("minimum_bytes", 0),
+          .item = answer.text_or_empty("item"),
+          .note = answer.text_or_empty("note")};
+}
+
+double WorkerClient::first() {
+  const auto json = ask("first", kStartFactor * patience_s_);
+  return Answer(json, "first").number("first_step_s");
+}
+
+Round WorkerClient::run(int samples, int warmup, int steps_per_sample, double step_s) {
+  const auto command = steps_per_sample == 1
+                           ? fmt::format("run {} {}", samples, warmup)
+                           : fmt::format("run {} {} {}", samples, warmup, steps_per_sample);
+  const auto json = ask(command, limit_for(warmup + 1.0 * samples * steps_per_sample, step_s));
+  const Answer answer(json, "run");
+  Round round;
+  round.steps_per_sample = steps_per_sample;
+  round.step_ns = answer.numbers("step_ns");
+  round.device_ns = answer.numbers_or_none("device_ns");
+  round.enqueue_ns = answer.numbers_or_none("enqueue_ns");
+  round.page_faults = answer.number_or("page_faults", 0);
+  round.involuntary_switches = answer.number_or("involuntary_switches", 0);
+  const bool plausible = std::all_of(round.step_ns.begin(), round.step_ns.end(),
+                                     [](double t) { return t > 0 && t < 1e18; });
+  if (round.step_ns.size() != static_cast<size_t>(samples) || !plausible) {
+    answer.fail("step_ns", fmt::format("{} positive numbers", samples));
+  }
+  return round;
+}
+
+void WorkerClient::write(const std::string& path, double step_s) {
+  ask("write " + path, limit_for(kParitySteps, step_s) * kStartFactor);
+}
+
+Parity WorkerClient::check(const std::string& reference, const std::string& truth, double step_s) {
+  const auto command = truth.empty() ? "check " + reference : "check " + reference + " " + truth;
+  const auto json = ask(command, limit_for(kParitySteps, step_s) * kStartFactor);
+  const Answer answer(json, "check");
+  Parity parity;
+  parity.passed = answer.boolean("passed");
+  parity.max_abs_error = answer.number_or("max_abs_error", kUnknown);
+  parity.tolerance = answer.number_or("tolerance", kUnknown);
+  parity.worst = answer.text_or_empty("worst");
+  parity.compared = static_cast<int>(answer.number_or("compared", 0));
+  parity.note = answer.text_or_empty("note");
+  return parity;
+}
+
+std::vector<double> WorkerClient::losses(int steps, double step_s) {
+  const auto json = ask(fmt::format("losses {}", steps), limit_for(steps, step_s) * kStartFactor);
+  return Answer(json, "losses").numbers("losses");
+}
+
+std::map<std::string, double> WorkerClient::peaks() {
+  const auto json = ask("memory", patience_s_);
+  const Answer answer(json, "memory");
+  return {{"resident", answer.number("resident_peak_bytes")},
+          {"device_allocated", answer.number_or("device_allocated_peak_bytes", 0)},
+          {"device_reserved", answer.number_or("device_reserved_peak_bytes", 0)}};
+}
+
+Json WorkerClient::environment() { return ask("environment", patience_s_); }
+
+void WorkerClient::quit() {
+  try {
+    process_->write_line("quit", in_seconds(1));
+    process_->close_input();
+    process_->wait(in_seconds(5));
+  } catch (const ProcessError&) {
+    process_->kill();
+  }
+}
+
+}  // namespace torchpace::cli
