@@ -3,8 +3,10 @@
 // sides inverts the interval exactly. Free of torch: `torchpace compare` and `torchpace::compare` judge with this file.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstddef>
+#include <cstdio>
 #include <ostream>
 #include <span>
 #include <string>

@@ -5,6 +5,7 @@
 
 #include <sys/resource.h>
 
+#include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <cstdint>
@@ -160,14 +161,12 @@ Measurement measure(Step&& step, const torch::Device& device, const MeasureOptio
   // Warm-up: groups of 5 steps until two neighbouring medians agree to 2 %.
   auto start = detail::Clock::now();
   const auto seconds = [&start] { return detail::elapsed_ns(start, detail::Clock::now()) / 1e9; };
-  double previous = 0;
   double step_ns = 0;
   do {
-    previous = step_ns;
-    step_ns = median(run_block(step, device, options.phase, 5).step_ns);
+    const double previous = std::exchange(step_ns, median(run_block(step, device, options.phase, 5).step_ns));
     m.warmup_steps += 5;
-  } while (std::abs(step_ns - previous) > 0.02 * step_ns && m.warmup_steps < options.max_warmup_steps &&
-           seconds() < options.max_warmup_seconds);
+    m.warmup_settled = std::abs(step_ns - previous) <= 0.02 * step_ns;
+  } while (!m.warmup_settled && m.warmup_steps < options.max_warmup_steps && seconds() < options.max_warmup_seconds);
 
   if (step_ns < options.block_below_ns) {
     m.steps_per_sample = static_cast<int64_t>(std::ceil(options.block_below_ns / std::max(step_ns, 1.0)));

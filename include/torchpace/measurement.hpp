@@ -3,8 +3,11 @@
 
 #include <cstdint>
 #include <cstdio>
+#include <iterator>
+#include <optional>
 #include <ostream>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "torchpace/json.hpp"
@@ -32,6 +35,7 @@ struct Measurement {
   std::vector<double> enqueue_ns;
   int64_t steps_per_sample = 1;
   int64_t warmup_steps = 0;
+  bool warmup_settled = true;  // false: its cap came before the running median settled
   std::string stopped;  // why sampling ended, with the criterion that was not met
 
   double page_faults_per_step = 0;
@@ -104,7 +108,8 @@ inline std::string Measurement::json() const {
   json.raw("percentiles_ns", percentiles.str());
   json.add("steps_per_s", steps_per_second()).add("items_per_s", items_per_second());
   json.add("flop_per_s", flops_per_second()).add("item", item).add("flops", flops).add("items", items);
-  json.add("steps_per_sample", steps_per_sample).add("warmup_steps", warmup_steps).add("stopped", stopped);
+  json.add("steps_per_sample", steps_per_sample).add("warmup_steps", warmup_steps);
+  json.add("warmup_settled", warmup_settled).add("stopped", stopped);
   json.add("page_faults_per_step", page_faults_per_step);
   json.add("involuntary_switches_per_step", involuntary_switches_per_step);
   json.add("peak_resident_bytes", peak_resident_bytes).add("peak_allocated_bytes", peak_allocated_bytes);
@@ -139,7 +144,7 @@ inline std::ostream& operator<<(std::ostream& out, const Measurement& m) {
   }
   return out << "\n  " << m.step_ns.size() << " samples"
              << (m.steps_per_sample > 1 ? " of " + std::to_string(m.steps_per_sample) + " steps" : "") << " after "
-             << m.warmup_steps << " warm-up steps; stopped: " << m.stopped;
+             << m.warmup_steps << " warm-up steps" << (m.warmup_settled ? "" : " (not settled)") << "; stopped: " << m.stopped;
 }
 
 }  // namespace torchpace

@@ -7,8 +7,12 @@
 
 #include <unistd.h>
 
+#include <cstdio>
+#include <functional>
 #include <iostream>
 #include <optional>
+#include <span>
+#include <sstream>
 #include <string>
 #include <vector>
 

@@ -4,7 +4,9 @@
 #include <torch/torch.h>
 
 #include <memory>
+#include <optional>
 #include <set>
+#include <string>
 #include <utility>
 #include <vector>
 
