@@ -1,0 +1,212 @@
+"""The page: one HTML file with everything in it."""
+
+import json
+import shlex
+from pathlib import Path
+
+import jinja2
+
+from torchpace.report import words
+
+MARKS = {
+    "FASTER": "▲",
+    "SLOWER": "▼",
+    "SAME": "=",
+    "UNSURE": "?",
+    "INVALID": "✕",
+    "REFERENCE": "●",
+    "NONE": "–",
+}
+MEANINGS = {
+    "FASTER": "the whole interval lies above 1 and beyond the noise band",
+    "SLOWER": "the whole interval lies below 1 and beyond the noise band",
+    "SAME": "the interval and the noise band both lie within 1 ± {delta:g} %",
+    "UNSURE": "the samples do not settle it; the row says what would",
+    "INVALID": "the outputs differ from the reference's by more than is allowed: not timed",
+}
+SEVERITIES = ("error", "warning", "info")
+
+
+def render(results, pictures):
+    """The page as text."""
+    here = Path(__file__).parent
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(here),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    plan = results["plan"]
+    return environment.get_template("page.html.j2").render(
+        results=results,
+        plan=plan,
+        style=jinja2.utils.markupsafe.Markup((here / "page.css").read_text(encoding="utf-8")),
+        pictures=pictures,
+        findings=findings(results),
+        tally=tally(results),
+        tables=tables(results),
+        has_p99=any("p99" in r["percentiles_ns"] for c in results["cases"] for r in c["runtimes"]),
+        warnings=sorted(results["warnings"], key=severity),
+        machine=[(key, show(key, value)) for key, value in results["environment"].items()],
+        workers=worker_environments(results),
+        facts=facts(results),
+        command=shlex.join(["torchpace", "compare", *without_program(plan["arguments"])]),
+        meanings={word: text.format(delta=100 * plan["delta"]) for word, text in MEANINGS.items()},
+        marks=MARKS,
+    )
+
+
+def severity(warning):
+    """Place of a warning: errors first."""
+    name = warning["severity"]
+    return SEVERITIES.index(name) if name in SEVERITIES else len(SEVERITIES)
+
+
+def without_program(arguments):
+    """The arguments after `torchpace compare`, where these are part of the list."""
+    rest = list(map(str, arguments))
+    if rest and Path(rest[0]).name == "torchpace":
+        rest = rest[1:]
+    return rest[1:] if rest[:1] == ["compare"] else rest
+
+
+def findings(results):
+    """One line a case: what is fastest, and what was not measured."""
+    lines = []
+    for case in results["cases"]:
+        leader, sentence = words.finding(case, results["plan"]["delta"])
+        missing = words.not_measured(case)
+        lines.append(
+            {
+                "case": case["case"],
+                "leader": leader,
+                "sentence": sentence,
+                "missing": "" if sentence.startswith("Nothing to compare") else missing,
+            }
+        )
+    return lines
+
+
+def tally(results):
+    """How often each verdict fell: [(word, count)]."""
+    counts = dict.fromkeys(MEANINGS, 0)
+    for case in results["cases"]:
+        for row in case["runtimes"]:
+            if row["speedup"]["verdict"] in counts and not row["copy_of"]:
+                counts[row["speedup"]["verdict"]] += 1
+    return [(word, count) for word, count in counts.items() if count]
+
+
+def facts(results):
+    """What the reader must know before any number: [(name, value)]."""
+    plan, machine = results["plan"], results["environment"]
+    gpus = machine.get("gpus") or []
+    names = ", ".join(str(g.get("name", "GPU")) if isinstance(g, dict) else str(g) for g in gpus)
+    entries = [
+        ("processor", machine.get("cpu")),
+        ("GPU", names),
+        ("device", plan["device"]),
+        ("dtype", plan["dtype"]),
+        ("threads", plan["threads"]),
+        ("allocator", plan["allocator"]),
+        ("generations", plan["generations"]),
+        ("reference", plan["reference"]),
+        ("measured", results["created"].replace("T", " ").replace("Z", " UTC")),
+        ("took", words.seconds(results.get("elapsed_s"))),
+    ]
+    return [(name, show(name, value)) for name, value in entries if value not in (None, "", 0)]
+
+
+def tables(results):
+    """Every row of every case as text."""
+    return [
+        {
+            "case": case["case"],
+            "noise": words.ratio(case["noise_floor"]),
+            "flops": flop(case["flops"]) if case["flops"] else "",
+            "rows": [table_row(case, row) for row in case["runtimes"]],
+            "item": case["item"] or "items",
+        }
+        for case in results["cases"]
+    ]
+
+
+def flop(count):
+    """FLOPs of a step: `2.60 GFLOP`."""
+    scale, prefix = words.of_unit(count, words.RATES)
+    return f"{words.plain(count / scale, 3)} {prefix}FLOP"
+
+
+def table_row(case, row):
+    """One row of the table; `n/a` where the file knows nothing."""
+    parity = row["parity"]
+    is_reference = row["runtime"] == case["reference"]
+    verdict = row["speedup"]["verdict"]
+    percentiles = row["percentiles_ns"]
+    return {
+        "runtime": row["runtime"],
+        "is_copy": bool(row["copy_of"]),
+        "verdict": "NONE" if row["copy_of"] else verdict,
+        "status": row["status"],
+        "reason": row["reason"],
+        "advice": row["speedup"].get("advice") or "",
+        "step": words.duration(row["step_ns"]),
+        "p90": words.seconds(percentiles["p90"] / 1e9) if "p90" in percentiles else words.NOT_KNOWN,
+        "p99": words.seconds(percentiles["p99"] / 1e9) if "p99" in percentiles else words.NOT_KNOWN,
+        "speedup": "1" if is_reference else words.ratio(row["speedup"]),
+        "items": words.rate(case["items"], row["step_ns"], ""),
+        "flops": words.rate(case["flops"], row["step_ns"], "FLOP/s"),
+        "parity": parity_text(parity),
+        "parity_note": parity.get("note") or "",
+        "faults": words.plain(row["page_faults_per_step"]),
+        "samples": str(row["samples"]) if row["samples"] else words.NOT_KNOWN,
+    }
+
+
+def parity_text(parity):
+    """`2.4e-07 of 3.1e-06`: the error and what is allowed."""
+    if not parity:
+        return words.NOT_KNOWN
+    error = words.error_of(parity.get("max_abs_error"))
+    allowed = words.error_of(parity.get("tolerance"))
+    if error == allowed == words.NOT_KNOWN:
+        return "agrees" if parity.get("passed") else "differs"
+    return f"{error} of {allowed}"
+
+
+def worker_environments(results):
+    """What each worker says of itself: (runtimes, [(key, differs, [values])]).
+
+    A value that changes from case to case shows all that were seen.
+    """
+    seen = {}
+    for case in results["cases"]:
+        for row in case["runtimes"]:
+            if row["environment"] and not row["copy_of"]:
+                of_runtime = seen.setdefault(row["runtime"], {})
+                for key, value in row["environment"].items():
+                    values = of_runtime.setdefault(key, [])
+                    if (text := show(key, value)) not in values:
+                        values.append(text)
+    keys = dict.fromkeys(key for values in seen.values() for key in values)
+    lines = []
+    for key in keys:
+        texts = [" | ".join(values.get(key, [words.NOT_KNOWN])) for values in seen.values()]
+        lines.append((key, len(set(texts)) > 1, texts))
+    return list(seen), lines
+
+
+def show(key, value):
+    """A value of an environment as text."""
+    if value is None or value == "":
+        return words.NOT_KNOWN
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, (int, float)) and key.endswith("_bytes"):
+        return words.size(value)
+    if isinstance(value, dict):
+        return "; ".join(f"{name} {show(name, each)}" for name, each in value.items()) or "none"
+    if isinstance(value, list):
+        return ", ".join(show(key, each) for each in value) or "none"
+    return value if isinstance(value, str) else json.dumps(value)

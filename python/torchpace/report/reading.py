@@ -1,0 +1,182 @@
+"""Reads a results.json and checks the parts of its schema that the page relies on."""
+
+import json
+
+SCHEMA = 1
+STATUSES = ("ok", "skipped", "failed", "invalid")
+NUMBER = (int, float, type(None))
+
+# Keys that must be there and what they must hold, and those that are checked where they are there.
+RESULTS = {
+    "torchpace": str,
+    "created": str,
+    "complete": bool,
+    "plan": dict,
+    "environment": dict,
+    "warnings": list,
+    "cases": list,
+}
+PLAN = {
+    "arguments": list,
+    "reference": str,
+    "runtimes": list,
+    "generations": int,
+    "threads": int,
+    "device": str,
+    "dtype": str,
+    "allocator": str,
+    "delta": (int, float),
+}
+WARNING = {"code": str, "severity": str, "text": str}
+CASE = {"case": str, "family": str, "phase": str, "settings": dict, "reference": str}
+CASE |= {"runtimes": list}
+CASE_OPTIONAL = {"flops": NUMBER, "items": NUMBER, "item": str, "noise_floor": dict, "curves": dict}
+RUNTIME = {"runtime": str, "status": str, "reason": str}
+RUNTIME_OPTIONAL = {
+    "copy_of": str,
+    "step_ns": dict,
+    "percentiles_ns": dict,
+    "samples": int,
+    "speedup": dict,
+    "parity": dict,
+    "cold_s": dict,
+    "peak_bytes": dict,
+    "page_faults_per_step": NUMBER,
+    "environment": dict,
+    "generations": list,
+}
+INTERVAL = {"median": NUMBER, "low": NUMBER, "high": NUMBER}
+
+
+class ReportError(Exception):
+    """What ends the report: one line with what was expected, what was found and what to do."""
+
+
+def read_results(path):
+    """The file as dictionaries, with missing optional keys filled in as null or empty.
+
+    Raises ReportError in one line when the file cannot be read, is cut short, is of another schema
+    or lacks a key.
+    """
+    try:
+        results = json.loads(path.read_text(encoding="utf-8"), parse_constant=lambda name: None)
+    except OSError as error:
+        raise ReportError(f"{path}: expected a results.json: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ReportError(f"{path}: expected JSON in UTF-8, found byte {error.start}") from error
+    except (json.JSONDecodeError, RecursionError) as error:
+        where = f" at line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
+        raise ReportError(
+            f"{path}: expected JSON, found an error{where}: the file is cut short or damaged; "
+            "run the comparison again"
+        ) from error
+    check = Check(path)
+    if not isinstance(results, dict):
+        raise check.error("", "an object", results)
+    if results.get("schema") != SCHEMA:
+        raise ReportError(
+            f"{path}: expected schema {SCHEMA}, found {describe(results.get('schema'))}: "
+            "read it with the torchpace that wrote it, or run the comparison again"
+        )
+    check.keys("", results, RESULTS)
+    check.keys("/plan", results["plan"], PLAN)
+    for i, warning in enumerate(results["warnings"]):
+        check.keys(f"/warnings/{i}", warning, WARNING)
+    for i, case in enumerate(results["cases"]):
+        check_case(check, f"/cases/{i}", case)
+    return results
+
+
+def check_case(check, at, case):
+    """Checks one case and fills in what is optional."""
+    check.keys(at, case, CASE, CASE_OPTIONAL)
+    check.interval(f"{at}/noise_floor", case)
+    for name, losses in case["curves"].items():
+        check.numbers(f"{at}/curves/{name}", losses)
+    for i, row in enumerate(case["runtimes"]):
+        here = f"{at}/runtimes/{i}"
+        check.keys(here, row, RUNTIME, RUNTIME_OPTIONAL)
+        if row["status"] not in STATUSES:
+            raise check.error(f"{here}/status", "one of " + ", ".join(STATUSES), row["status"])
+        check.interval(f"{here}/step_ns", row)
+        check.interval(f"{here}/speedup", row)
+        row["speedup"].setdefault("verdict", "NONE")
+        for name in ("cold_s", "peak_bytes", "percentiles_ns"):
+            for key, value in row[name].items():
+                check.number(f"{here}/{name}/{key}", value)
+        for j, generation in enumerate(row["generations"]):
+            where = f"{here}/generations/{j}"
+            check.keys(where, generation, {"rounds": list})
+            for k, turn in enumerate(generation["rounds"]):
+                check.keys(f"{where}/rounds/{k}", turn, {"step_ns": list})
+                check.numbers(f"{where}/rounds/{k}/step_ns", turn["step_ns"])
+
+
+class Check:
+    """Checks of one file; every failure is a ReportError with the place inside the file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def error(self, at, expected, found):
+        """The error for the place `at`, a JSON pointer."""
+        return ReportError(
+            f"{self.path}: expected {expected} at {at or 'the top'}, found {describe(found)}; "
+            "run the comparison again"
+        )
+
+    def keys(self, at, value, required, optional=None):
+        """Checks an object's keys; missing optional ones become empty or null."""
+        if not isinstance(value, dict):
+            raise self.error(at, "an object", value)
+        for key, kind in required.items():
+            if key not in value:
+                raise self.error(f"{at}/{key}", words(kind), None)
+            self.kind(f"{at}/{key}", value[key], kind)
+        for key, kind in (optional or {}).items():
+            if value.get(key) is None:
+                value[key] = None if kind is NUMBER else kind()
+            self.kind(f"{at}/{key}", value[key], kind)
+
+    def kind(self, at, value, kind):
+        """Checks a type; true and false are no numbers."""
+        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+            raise self.error(at, words(kind), value)
+
+    def number(self, at, value):
+        """Checks a number or null."""
+        self.kind(at, value, NUMBER)
+
+    def numbers(self, at, values):
+        """Checks a list of numbers and nulls."""
+        self.kind(at, values, list)
+        for i, value in enumerate(values):
+            self.number(f"{at}/{i}", value)
+
+    def interval(self, at, parent):
+        """Checks an interval; what is missing becomes null."""
+        value = parent[at.rsplit("/", 1)[1]]
+        for key in INTERVAL:
+            self.number(f"{at}/{key}", value.setdefault(key, None))
+
+
+def words(kind):
+    """A type in words."""
+    names = {
+        str: "text",
+        bool: "true or false",
+        dict: "an object",
+        list: "a list",
+        int: "an integer",
+    }
+    return names.get(kind, "a number or null" if kind is NUMBER else "a number")
+
+
+def describe(value):
+    """A found value in a few words."""
+    if value is None:
+        return "nothing"
+    if isinstance(value, (dict, list)):
+        return "an object" if isinstance(value, dict) else "a list"
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 40 else text[:37] + "..."

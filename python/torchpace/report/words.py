@@ -1,0 +1,180 @@
+"""Numbers and findings in words. A number never shows a digit that its interval does not support."""
+
+import math
+
+NOT_KNOWN = "n/a"
+TIMES = ((1e9, "s"), (1e6, "ms"), (1e3, "µs"), (1, "ns"))
+SIZES = ((2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"), (1, "B"))
+RATES = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1, ""))
+# A value alone, with no interval to tell how many digits hold.
+DIGITS_ALONE = 2
+DIGITS_AT_MOST = 4
+
+
+def last_place(interval):
+    """Exponent of ten of the last digit that the interval supports.
+
+    That is the leading digit of the smaller distance from the median to a bound: at most four digits
+    of the median, and two where there is no interval.
+    """
+    median, low, high = interval["median"], interval["low"], interval["high"]
+    leading = math.floor(math.log10(abs(median))) if median else 0
+    if low is None or high is None:
+        return leading - DIGITS_ALONE + 1
+    distances = [d for d in (median - low, high - median) if d > 0]
+    least = leading - DIGITS_AT_MOST + 1
+    return max(least, math.floor(math.log10(min(distances)))) if distances else least
+
+
+def rounded(value, place):
+    """`value` as text, its last digit at 10**place."""
+    return f"{round(value / 10.0**place) * 10.0**place:.{max(0, -place)}f}"
+
+
+def of_unit(value, units):
+    """The largest unit that is not above the value: (scale, name)."""
+    return next((unit for unit in units if abs(value) >= unit[0]), units[-1])
+
+
+def with_interval(interval, units):
+    """`11.52 ms [11.44, 11.57]`; without bounds `12 ms`; `n/a` without a median."""
+    median = interval["median"]
+    if median is None:
+        return NOT_KNOWN
+    scale, name = of_unit(median, units)
+    shown = {k: None if interval[k] is None else interval[k] / scale for k in interval}
+    place = last_place(shown)
+    text = f"{rounded(shown['median'], place)} {name}".rstrip()
+    if shown["low"] is None or shown["high"] is None:
+        return text
+    return f"{text} [{rounded(shown['low'], place)}, {rounded(shown['high'], place)}]"
+
+
+def duration(interval):
+    """An interval in ns."""
+    return with_interval({k: interval[k] for k in ("median", "low", "high")}, TIMES)
+
+
+def rate(amount, interval, unit):
+    """Amount per second from an interval in ns per step; `n/a` where the amount is unknown."""
+    if not amount or interval["median"] is None:
+        return NOT_KNOWN
+    inverse = {"median": "median", "low": "high", "high": "low"}
+    per_second = {k: interval[v] and amount * 1e9 / interval[v] for k, v in inverse.items()}
+    return with_interval(per_second, [(scale, prefix + unit) for scale, prefix in RATES])
+
+
+def side_of_one(value, place):
+    """A ratio at `place`, with more digits where rounding would put it on 1 and it is not there."""
+    text = rounded(value, place)
+    while float(text) == 1 and value != 1 and place > -DIGITS_AT_MOST:
+        place -= 1
+        text = rounded(value, place)
+    return text
+
+
+def ratio(interval):
+    """`1.33× [1.31, 1.36]`. A bound just beside 1 keeps the digits that tell its side."""
+    median, low, high = interval["median"], interval["low"], interval["high"]
+    if median is None:
+        return NOT_KNOWN
+    place = min(0, last_place(interval))
+    if low is None or high is None:
+        return f"{rounded(median, place)}×"
+    return f"{rounded(median, place)}× [{side_of_one(low, place)}, {side_of_one(high, place)}]"
+
+
+def size(count):
+    """Bytes with three digits: `412 MiB`."""
+    if count is None:
+        return NOT_KNOWN
+    scale, name = of_unit(count, SIZES)
+    return f"{plain(count / scale, 3)} {name}"
+
+
+def plain(value, digits=DIGITS_ALONE):
+    """A number with so many significant digits, never in exponent form; whole digits are kept."""
+    if value is None:
+        return NOT_KNOWN
+    if value == 0:
+        return "0"
+    leading = math.floor(math.log10(abs(value)))
+    return rounded(value, min(0, leading - digits + 1))
+
+
+def seconds(value):
+    """One observed time, two digits: `3.3 s`, `440 ms`; whole seconds and minutes from 100 s on."""
+    if value is None:
+        return NOT_KNOWN
+    if value >= 100:
+        return f"{int(value) // 60} min {int(value) % 60} s"
+    if value <= 0:
+        return "0 s"
+    scale, name = of_unit(value * 1e9, TIMES)
+    shown = value * 1e9 / scale
+    return f"{rounded(shown, math.floor(math.log10(shown)) - DIGITS_ALONE + 1)} {name}"
+
+
+def error_of(value):
+    """A parity error or a tolerance: `2.4e-07`."""
+    if value is None:
+        return NOT_KNOWN
+    return "0" if value == 0 else f"{value:.1e}"
+
+
+def finding(case, delta):
+    """What a case shows, in plain words: (runtime that leads or None, sentence)."""
+    reference = case["reference"]
+    rows = [r for r in case["runtimes"] if r["status"] == "ok" and not r.get("copy_of")]
+    others = [r for r in rows if r["runtime"] != reference and r["speedup"]["median"] is not None]
+    by_verdict = {}
+    for row in sorted(others, key=lambda r: -r["speedup"]["median"]):
+        by_verdict.setdefault(row["speedup"]["verdict"], []).append(row)
+    named = {verdict: listed(rows) for verdict, rows in by_verdict.items()}
+    if not others:
+        return None, "Nothing to compare: " + (not_measured(case) or "only the reference ran.")
+    sentences = []
+    leader = None
+    if faster := by_verdict.get("FASTER"):
+        leader = faster[0]["runtime"]
+        best = faster[0]["speedup"]
+        sentences.append(f"is fastest: {ratio(best)} the speed of {reference}.")
+        near = [r for r in faster[1:] if overlap(r["speedup"], best)]
+        if near:
+            sentences.append(f"Not told apart from {listed(near)}: the intervals overlap.")
+        if rest := [r for r in faster[1:] if r not in near]:
+            sentences.append(f"Also faster: {listed(rest)}.")
+        if "SLOWER" in named:
+            sentences.append(f"Slower: {named['SLOWER']}.")
+    elif set(by_verdict) == {"SLOWER"}:
+        leader = reference
+        sentences.append(f"(the reference) is fastest. Slower: {named['SLOWER']}.")
+    elif "SLOWER" in named:
+        sentences.append(f"Slower than {reference}: {named['SLOWER']}.")
+    if "SAME" in named:
+        sentences.append(f"The same as {reference} within {100 * delta:g} %: {named['SAME']}.")
+    if "UNSURE" in named:
+        sentences.append(f"Undecided: {named['UNSURE']}.")
+    if "NONE" in named:
+        sentences.append(f"No verdict: {named['NONE']}.")
+    return leader, " ".join(sentences)
+
+
+def listed(rows):
+    """`cpp-eager 1.33× [1.31, 1.36] and py-aot 1.1× [1.0, 1.2]`."""
+    parts = [f"{row['runtime']} {ratio(row['speedup'])}" for row in rows]
+    return " and ".join([", ".join(parts[:-1]), parts[-1]]) if len(parts) > 1 else parts[0]
+
+
+def overlap(a, b):
+    """True unless both intervals are known and apart."""
+    bounds = (a["low"], a["high"], b["low"], b["high"])
+    return None in bounds or (a["low"] <= b["high"] and b["low"] <= a["high"])
+
+
+def not_measured(case):
+    """`cpp-cuda-graph skipped (no CUDA device)` for each row that was not measured."""
+    rows = [r for r in case["runtimes"] if r["status"] != "ok"]
+    return ", ".join(
+        f"{r['runtime']} {r['status']}" + (f" ({r['reason']})" if r["reason"] else "") for r in rows
+    )
