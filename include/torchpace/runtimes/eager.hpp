@@ -3,15 +3,14 @@
 
 #include <torch/torch.h>
 
+#include <functional>
 #include <memory>
-#include <optional>
-#include <set>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "torchpace/data/text.hpp"
-#include "torchpace/device.hpp"
+#include "torchpace/io/state.hpp"
 #include "torchpace/workload.hpp"
 
 namespace torchpace {
@@ -19,105 +18,15 @@ namespace torchpace {
 /// Steps that parity compares in training.
 inline constexpr int64_t kParitySteps = 10;
 
-/// The inputs and targets of a case, one entry a batch, on the case's device.
-struct Batches {
-  std::vector<torch::Tensor> inputs;
-  std::vector<torch::Tensor> targets;
-};
-
-/// Copies `prefix<name>` of the dictionary into the module's parameters and buffers by name. Throws c10::Error on a missing, an
-/// extra or a wrong-shaped one; `source` names the dictionary in the message.
-inline void load_parameters(torch::nn::Module& module, const TensorDict& state, const std::string& source,
-                            const std::string& prefix = "parameter.") {
-  torch::NoGradGuard no_grad;
-  std::set<std::string> used;
-  const auto copy = [&](const std::string& name, torch::Tensor tensor, const std::string& kind) {
-    const auto found = state.find(kind + name);
-    TORCH_CHECK(found != state.end(), source, ": expected ", kind, name, " ", tensor.sizes(),
-                ", found none; export the case again");
-    TORCH_CHECK(found->second.sizes() == tensor.sizes(), source, ": ", kind, name, ": expected shape ", tensor.sizes(),
-                ", found ", found->second.sizes(), "; export the case again");
-    tensor.copy_(found->second);
-    used.insert(kind + name);
-  };
-  for (const auto& p : module.named_parameters()) copy(p.key(), p.value(), prefix);
-  for (const auto& b : module.named_buffers()) copy(b.key(), b.value(), "buffer.");
-  for (const auto& [key, tensor] : state) {
-    TORCH_CHECK(!(key.starts_with(prefix) || key.starts_with("buffer.")) || used.contains(key), source,
-                ": the model has no ", key, "; export the case again");
-  }
-}
-
-/// Exchanges two parameters: `swap=NAME,NAME` of the settings, with which tests see parity fail.
-inline void swap_parameters(torch::nn::Module& module, const std::string& names) {
-  if (names.empty()) return;
-  const auto comma = names.find(',');
-  auto parameters = module.named_parameters();
-  auto* a = parameters.find(names.substr(0, comma));
-  auto* b = comma == std::string::npos ? nullptr : parameters.find(names.substr(comma + 1));
-  TORCH_CHECK(a != nullptr && b != nullptr && a->sizes() == b->sizes(),
-              "swap: expected two parameters of one shape, got '", names, "'");
-  torch::NoGradGuard no_grad;
-  const auto copy = a->clone();
-  a->copy_(*b);
-  b->copy_(copy);
-}
-
-inline torch::ScalarType dtype_of(const Settings& s) {
-  const auto name = s.get("dtype", "float32");
-  if (name == "float32") return torch::kFloat32;
-  TORCH_CHECK(name == "bfloat16", "dtype: expected float32 or bfloat16, got '", name, "'");
-  return torch::kBFloat16;
-}
+/// Input and target of step i, on the CPU or the device.
+using BatchSource = std::function<std::pair<torch::Tensor, torch::Tensor>(int64_t)>;
 
 namespace detail {
 
-/// Everything that the lambdas of an eager workload share.
-struct Eager {
-  Eager(const Settings& s, const Model& m)
-      : model(m), device(choose_device(s.get("device", "cpu"))), dtype(dtype_of(s)) {
-    const auto path = s.require<std::string>("state");
-    const auto state = read_tensors(path);
-    load_parameters(*model.module, state, path);
-    swap_parameters(*model.module, s.get("swap", ""));
-    model.module->to(device, dtype);
-    load_batches(state, path);
-  }
-
-  void load_batches(const TensorDict& state, const std::string& path) {
-    for (const auto& [key, list] : {std::pair{"input", &batches.inputs}, std::pair{"target", &batches.targets}}) {
-      const auto found = state.find(key);
-      TORCH_CHECK(found != state.end() && found->second.dim() > 0, path, ": expected ", key,
-                  " [N, ...], found none; export the case again");
-      for (const auto& batch : found->second.unbind()) list->push_back(to_device(batch));
-    }
-    TORCH_CHECK(batches.inputs.size() == batches.targets.size(), path, ": expected as many targets as inputs, found ",
-                batches.targets.size(), " and ", batches.inputs.size());
-  }
-
-  torch::Tensor to_device(const torch::Tensor& x) const {
-    return x.is_floating_point() ? x.to(device, dtype).contiguous() : x.to(device).contiguous();
-  }
-
-  const torch::Tensor& input(int64_t index) const {
-    return batches.inputs[static_cast<std::size_t>(index) % batches.inputs.size()];
-  }
-  const torch::Tensor& target(int64_t index) const {
-    return batches.targets[static_cast<std::size_t>(index) % batches.targets.size()];
-  }
-
-  Model model;
-  torch::Device device;
-  torch::ScalarType dtype;
-  Batches batches;
-  int64_t step = 0;  // of this turn
-};
-
-struct EagerTraining : Eager {
-  EagerTraining(const Settings& s, const Model& m)
-      : Eager(s, m),
-        optimizer(model.module->parameters(),
-                  torch::optim::AdamOptions(s.get<double>("lr", 2e-4)).eps(s.get<double>("eps", 1e-8))) {
+/// What the lambdas of a training workload share.
+struct EagerTraining {
+  EagerTraining(Model m, Batches b, torch::optim::AdamOptions options)
+      : model(std::move(m)), batches(std::move(b)), optimizer(model.module->parameters(), std::move(options)) {
     model.module->train();
     torch::NoGradGuard no_grad;
     for (const auto& p : model.module->parameters()) initial.emplace_back(p, p.clone());
@@ -129,7 +38,7 @@ struct EagerTraining : Eager {
     auto loss = model.loss(model.forward(x), y);
     loss.backward();
     optimizer.step();
-    return loss;
+    return loss.detach();
   }
 
   /// In place, so that a turn begins with the same numbers in the same memory.
@@ -150,93 +59,116 @@ struct EagerTraining : Eager {
     std::vector<torch::Tensor> losses;
     restore();
     for (int64_t i = 0; i < kParitySteps; ++i) {
-      losses.push_back(train(input(i), target(i)).detach());
+      losses.push_back(train(batches.input(i), batches.target(i)));
       if (i > 0) continue;
       for (const auto& p : model.module->named_parameters()) {
-        result["gradient." + p.key()] = p.value().grad().defined() ? p.value().grad().clone() : torch::zeros_like(p.value());
+        const auto& gradient = p.value().grad();
+        result["gradient." + p.key()] = gradient.defined() ? gradient.clone() : torch::zeros_like(p.value());
       }
     }
     result["losses"] = torch::stack(losses);
-    for (const auto& p : model.module->named_parameters()) result["parameter." + p.key()] = p.value().detach().clone();
+    for (const auto& p : model.module->named_parameters()) {
+      result["parameter." + p.key()] = p.value().detach().clone();
+    }
     restore();
     return result;
   }
 
+  std::vector<double> losses(const BatchSource& source, int64_t steps) {
+    restore();
+    const auto device = batches.inputs[0].device();
+    std::vector<torch::Tensor> losses;
+    for (int64_t i = 0; i < steps; ++i) {
+      const auto [x, y] = source ? source(i) : std::pair(batches.input(i), batches.target(i));
+      losses.push_back(train(x.to(device), y.to(device)));
+    }
+    restore();
+    const auto all = torch::stack(losses).to(torch::kCPU, torch::kFloat64);
+    return {all.data_ptr<double>(), all.data_ptr<double>() + all.numel()};
+  }
+
+  Model model;
+  Batches batches;
   torch::optim::Adam optimizer;
   std::vector<std::pair<torch::Tensor, torch::Tensor>> initial;
+  int64_t step = 0;  // of this turn
 };
 
-inline Workload eager_training(const Settings& s, const Model& model) {
-  auto state = std::make_shared<EagerTraining>(s, model);
-  return {.step = [state] {
-            state->train(state->input(state->step), state->target(state->step));
-            ++state->step;
-          },
-          .restore = [state] { state->restore(); },
-          .values = [state] { return state->values(); },
-          .losses =
-              [state, s](int64_t steps) {
-                std::optional<TextBatches> text;
-                if (s.has("tokens") && !s.get("tokens", "").empty()) {
-                  text.emplace(read_tokens(s.get("tokens", "")), s.require<int64_t>("batch"),
-                               s.require<int64_t>("context"), s.get<int64_t>("seed", 0));
-                }
-                state->restore();
-                std::vector<torch::Tensor> losses;
-                for (int64_t i = 0; i < steps; ++i) {
-                  const auto [x, y] = text ? (*text)(i) : std::pair(state->input(i), state->target(i));
-                  losses.push_back(state->train(state->to_device(x), state->to_device(y)).detach());
-                }
-                const auto all = torch::stack(losses).to(torch::kCPU, torch::kFloat64).contiguous();
-                state->restore();
-                return std::vector<double>(all.data_ptr<double>(), all.data_ptr<double>() + all.numel());
-              },
-          .device = state->device,
-          .dtype = state->dtype,
-          .optimizer = "adam per-tensor",
-          .flops = model.cost.training_flops,
-          .items = model.cost.items,
-          .item = model.cost.item,
-          .parameter_bytes = model.cost.parameter_bytes,
-          .minimum_bytes = model.cost.training_minimum_bytes};
-}
-
-inline Workload eager_inference(const Settings& s, const Model& model, Phase phase) {
-  auto state = std::make_shared<Eager>(s, model);
-  state->model.module->eval();
-  return {.step =
-              [state] {
-                c10::InferenceMode inference;
-                state->model.forward(state->input(state->step++));
-              },
-          .restore = [state] { state->step = 0; },
-          .values =
-              [state] {
-                c10::InferenceMode inference;
-                return TensorDict{{"output", state->model.forward(state->input(0))}};
-              },
-          .device = state->device,
-          .dtype = state->dtype,
-          .phase = phase,
-          .flops = model.cost.forward_flops,
-          .items = model.cost.items,
-          .item = model.cost.item,
-          .parameter_bytes = model.cost.parameter_bytes,
-          .minimum_bytes = model.cost.forward_minimum_bytes};
+/// Bytes of a cost, counted at 4 a number, at the width of the dtype.
+inline double bytes_at(double bytes, torch::ScalarType dtype) {
+  return bytes * static_cast<double>(torch::elementSize(dtype)) / 4;
 }
 
 }  // namespace detail
 
+/// Training steps of `model` on its batches with per-tensor Adam: zero_grad, forward, loss, backward, step.
+/// `fresh` feeds `losses`; without it they use the batches in turn.
+inline Workload eager_training(const Model& model, Batches batches, torch::optim::AdamOptions options = {2e-4},
+                               BatchSource fresh = nullptr) {
+  const auto device = batches.inputs.at(0).device();
+  const auto dtype = model.module->parameters().at(0).scalar_type();
+  auto shared = std::make_shared<detail::EagerTraining>(model, std::move(batches), std::move(options));
+  return {.step =
+              [shared] {
+                shared->train(shared->batches.input(shared->step), shared->batches.target(shared->step));
+                ++shared->step;
+              },
+          .restore = [shared] { shared->restore(); },
+          .values = [shared] { return shared->values(); },
+          .losses = [shared, fresh](int64_t steps) { return shared->losses(fresh, steps); },
+          .device = device,
+          .dtype = dtype,
+          .optimizer = "adam per-tensor",
+          .flops = model.cost.training_flops,
+          .items = model.cost.items,
+          .item = model.cost.item,
+          .parameter_bytes = detail::bytes_at(model.cost.parameter_bytes, dtype),
+          .minimum_bytes = detail::bytes_at(model.cost.training_minimum_bytes, dtype)};
+}
+
+/// Forward passes of `model` in eval mode and InferenceMode, its batches in turn.
+inline Workload eager_inference(const Model& model, Batches batches, Phase phase = Phase::kThroughput) {
+  const auto device = batches.inputs.at(0).device();
+  const auto dtype = model.module->parameters().at(0).scalar_type();
+  auto shared = std::make_shared<const Batches>(std::move(batches));
+  auto next = std::make_shared<int64_t>(0);
+  model.module->eval();
+  return {.step =
+              [model, shared, next] {
+                c10::InferenceMode inference;
+                model.forward(shared->input((*next)++));
+              },
+          .restore = [next] { *next = 0; },
+          .values =
+              [model, shared] {
+                c10::InferenceMode inference;
+                return TensorDict{{"output", model.forward(shared->input(0))}};
+              },
+          .device = device,
+          .dtype = dtype,
+          .phase = phase,
+          .flops = model.cost.forward_flops,
+          .items = model.cost.items,
+          .item = model.cost.item,
+          .parameter_bytes = detail::bytes_at(model.cost.parameter_bytes, dtype),
+          .minimum_bytes = detail::bytes_at(model.cost.forward_minimum_bytes, dtype)};
+}
+
 inline std::vector<Runtime> eager_runtimes() {
-  return {{.name = "cpp-eager",
-           .description = "LibTorch modules in C++, operator by operator",
-           .load = [](const Settings& s, const Model& model) {
-             const auto phase = s.require<std::string>("phase");
-             if (phase == "train") return detail::eager_training(s, model);
-             TORCH_CHECK(phase == "inference" || phase == "latency",
-                         "phase: expected train, inference or latency, got '", phase, "'");
-             return detail::eager_inference(s, model, phase == "latency" ? Phase::kLatency : Phase::kThroughput);
-           }}};
+  const auto load = [](const Settings& s, const Model& model) {
+    auto batches = load_state(s, model);
+    const auto phase = s.require<std::string>("phase");
+    if (phase == "inference") return eager_inference(model, std::move(batches), Phase::kThroughput);
+    if (phase == "latency") return eager_inference(model, std::move(batches), Phase::kLatency);
+    TORCH_CHECK(phase == "train", "phase: expected train, inference or latency, got '", phase, "'");
+    const auto options = torch::optim::AdamOptions(s.get<double>("lr", 2e-4)).eps(s.get<double>("eps", 1e-8));
+    const auto tokens = s.get("tokens", "");
+    if (tokens.empty()) return eager_training(model, std::move(batches), options);
+    return eager_training(model, std::move(batches), options,
+                          TextBatches(read_tokens(tokens), s.require<int64_t>("batch"), s.require<int64_t>("context"),
+                                      s.get<int64_t>("seed", 0)));
+  };
+  return {{.name = "cpp-eager", .description = "LibTorch modules in C++, operator by operator", .load = load}};
 }
 
 }  // namespace torchpace

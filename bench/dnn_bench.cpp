@@ -1,0 +1,54 @@
+// Deep and wide DNN as Google Benchmark cases: dnn_train/layers:64/width:64/batch:32.
+#include <torchpace/google_benchmark.hpp>
+#include <torchpace/models/dnn.hpp>
+#include <torchpace/runtimes/eager.hpp>
+
+namespace {
+
+using torchpace::Workload;
+
+torchpace::Model dnn(int64_t layers, int64_t width, int64_t batch) {
+  torch::manual_seed(0);
+  auto model = torchpace::make_dnn({{"layers", std::to_string(layers)},
+                                    {"width", std::to_string(width)},
+                                    {"batch", std::to_string(batch)}});
+  model.module->to(torchpace::benchmark_device());
+  return model;
+}
+
+torchpace::Batches random_samples(int64_t width, int64_t batch) {
+  const auto device = torchpace::benchmark_device();
+  return {.inputs = {torch::randn({batch, width}, device)},
+          .targets = {torch::randint(width, {batch}, torch::TensorOptions(torch::kInt64).device(device))}};
+}
+
+Workload dnn_train(int64_t layers, int64_t width, int64_t batch) {
+  return torchpace::eager_training(dnn(layers, width, batch), random_samples(width, batch));
+}
+
+Workload dnn_inference(int64_t layers, int64_t width, int64_t batch) {
+  return torchpace::eager_inference(dnn(layers, width, batch), random_samples(width, batch));
+}
+
+Workload dnn_latency(int64_t layers, int64_t width) {
+  return torchpace::eager_inference(dnn(layers, width, 1), random_samples(width, 1), torchpace::Phase::kLatency);
+}
+
+// Deep and wide, each in smoke, quick and paper size.
+void sizes(benchmark::internal::Benchmark* b) {
+  b->ArgNames({"layers", "width", "batch"});
+  b->Args({8, 32, 4})->Args({64, 64, 32})->Args({2048, 256, 2048});
+  b->Args({2, 64, 4})->Args({3, 1024, 256})->Args({3, 8192, 2048});
+}
+
+}  // namespace
+
+TORCHPACE_BENCHMARK(dnn_train)->Apply(sizes);
+TORCHPACE_BENCHMARK(dnn_inference)->Apply(sizes);
+TORCHPACE_BENCHMARK(dnn_latency)
+    ->ArgNames({"layers", "width"})
+    ->Args({8, 32})
+    ->Args({64, 64})
+    ->Args({2, 64})
+    ->Args({3, 1024});
+TORCHPACE_BENCHMARK_MAIN()
