@@ -161,6 +161,7 @@ bool Process::ended_without_reaping() const {
 }
 
 void Process::stop() {
+  if (reaped_) return;
   ::kill(-pid_, SIGSTOP);
   const auto deadline = in_seconds(1);
   siginfo_t info{};
@@ -171,7 +172,9 @@ void Process::stop() {
   }
 }
 
-void Process::resume() { ::kill(-pid_, SIGCONT); }
+void Process::resume() {
+  if (!reaped_) ::kill(-pid_, SIGCONT);
+}
 
 void Process::close_input() { close_fd(in_); }
 

@@ -4,6 +4,8 @@
 
 #include <algorithm>
 
+#include "torchpace/settings.hpp"
+
 namespace torchpace::cli {
 namespace {
 
@@ -184,11 +186,12 @@ Round WorkerClient::run(int samples, int warmup, int steps_per_sample, double st
 }
 
 void WorkerClient::write(const std::string& path, double step_s) {
-  ask("write " + path, limit_for(kParitySteps, step_s) * kStartFactor);
+  ask("write " + Settings::encode(path), limit_for(kParitySteps, step_s) * kStartFactor);
 }
 
 Parity WorkerClient::check(const std::string& reference, const std::string& truth, double step_s) {
-  const auto command = truth.empty() ? "check " + reference : "check " + reference + " " + truth;
+  auto command = "check " + Settings::encode(reference);
+  if (!truth.empty()) command += " " + Settings::encode(truth);
   const auto json = ask(command, limit_for(kParitySteps, step_s) * kStartFactor);
   const Answer answer(json, "check");
   Parity parity;

@@ -1,0 +1,231 @@
+#include "discovery.hpp"
+
+#include <fmt/format.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <sstream>
+
+#include "error.hpp"
+#include "words.hpp"
+
+namespace torchpace::cli {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr double kListLimit_s = 120;  // Python from a cold disk is slow to start
+
+std::string variable(const char* name) {
+  const char* value = std::getenv(name);
+  return value == nullptr ? "" : value;
+}
+
+bool is_file(const fs::path& path) {
+  std::error_code ignored;
+  return fs::is_regular_file(path, ignored);
+}
+
+fs::path program_folder() {
+  std::error_code ignored;
+  return fs::read_symlink("/proc/self/exe", ignored).parent_path();
+}
+
+/// The nearest folder above the program that is a source tree of torchpace; empty if there is none.
+fs::path source_tree() {
+  for (auto folder = program_folder(); !folder.empty(); folder = folder.parent_path()) {
+    if (is_file(folder / "python/torchpace/worker.py")) return folder;
+    if (folder == folder.root_path()) break;
+  }
+#ifdef TORCHPACE_SOURCE_DIR
+  if (is_file(fs::path(TORCHPACE_SOURCE_DIR) / "python/torchpace/worker.py")) {
+    return TORCHPACE_SOURCE_DIR;
+  }
+#endif
+  return {};
+}
+
+fs::path find_package(const fs::path& tree) {
+  if (const auto named = variable("TORCHPACE_PYTHON_PATH"); !named.empty()) {
+    if (is_file(fs::path(named) / "torchpace/worker.py")) return fs::absolute(named);
+    throw Error(fmt::format("TORCHPACE_PYTHON_PATH: expected a folder with torchpace/worker.py, found '{}'", named));
+  }
+  if (!tree.empty()) return tree / "python";
+  const auto installed = program_folder() / "../share/torchpace/python";
+  return is_file(installed / "torchpace/worker.py") ? fs::canonical(installed) : fs::path();
+}
+
+std::string find_python(const std::string& option, const fs::path& tree) {
+  if (!option.empty()) return option;
+  if (const auto named = variable("TORCHPACE_PYTHON"); !named.empty()) return named;
+  if (const auto own = tree / ".venv/bin/python"; !tree.empty() && is_file(own)) return own;
+#ifdef TORCHPACE_DEFAULT_PYTHON
+  if (is_file(TORCHPACE_DEFAULT_PYTHON)) return TORCHPACE_DEFAULT_PYTHON;
+#endif
+  return "python3";
+}
+
+/// torch/lib of an interpreter, found without importing torch, which takes seconds.
+fs::path find_torch_libs(const std::string& python) {
+  const std::string code =
+      "import importlib.util as u\n"
+      "s = u.find_spec('torch')\n"
+      "print(list(s.submodule_search_locations)[0] if s else '')";
+  const auto words = split_list(run_to_end({{python, "-c", code}, {}}, kListLimit_s), '\n');
+  return words.empty() ? fs::path() : fs::path(words.back()) / "lib";
+}
+
+/// Asks a worker program for its runtimes: {"runtimes": [{"name", "description"}]}, or a line each.
+void list_runtimes(const Command& program, std::vector<WorkerSpec>& found) {
+  auto list = program;
+  list.words.push_back("--list");
+  std::istringstream lines(run_to_end(list, kListLimit_s));
+  for (std::string line; std::getline(lines, line);) {
+    const auto json = Json::parse(line, nullptr, false);
+    if (!json.is_object()) continue;
+    for (const auto& entry : json.value("runtimes", Json::array({json}))) {
+      WorkerSpec spec;
+      spec.runtime = entry.value("name", entry.value("runtime", ""));
+      spec.description = entry.value("description", "");
+      spec.command = program;
+      spec.command.words.insert(spec.command.words.end(), {"--runtime", spec.runtime});
+      if (!spec.runtime.empty()) found.push_back(spec);
+    }
+  }
+}
+
+std::string prepended(const std::string& first, const char* name) {
+  const auto rest = variable(name);
+  return rest.empty() ? first : first + ":" + rest;
+}
+
+std::vector<std::string> names_of(const std::vector<WorkerSpec>& specs) {
+  std::vector<std::string> names;
+  for (const auto& spec : specs) names.push_back(spec.runtime);
+  return names;
+}
+
+std::string find_jemalloc() {
+  std::vector<std::string> folders = split_list(variable("LD_LIBRARY_PATH"), ':');
+  for (const char* folder : {"/usr/local/lib", "/usr/lib/x86_64-linux-gnu", "/usr/lib/aarch64-linux-gnu",
+                             "/usr/lib64", "/usr/lib"}) {
+    folders.emplace_back(folder);
+  }
+  for (const auto& folder : folders) {
+    if (const auto path = fs::path(folder) / "libjemalloc.so.2"; is_file(path)) return path;
+  }
+  throw Error("--allocator jemalloc: expected libjemalloc.so.2 in the usual folders or "
+              "LD_LIBRARY_PATH, found none; install libjemalloc2");
+}
+
+}  // namespace
+
+Installation find_installation(const std::string& python_option) {
+  const auto tree = source_tree();
+  Installation found;
+  found.package = find_package(tree);
+  found.python = find_python(python_option, tree);
+  if (const auto worker = program_folder() / "torchpace_worker"; is_file(worker)) found.worker = worker;
+  try {
+    found.torch_libs = find_torch_libs(found.python);
+  } catch (const ProcessError& error) {
+    if (!python_option.empty()) throw Error(fmt::format("--python: {}", error.what()));
+  }
+  return found;
+}
+
+Command python_command(const Installation& installation, const std::string& module,
+                       const std::vector<std::string>& arguments) {
+  Command command{{installation.python, "-m", module}, {}};
+  command.words.insert(command.words.end(), arguments.begin(), arguments.end());
+  if (!installation.package.empty()) {
+    command.environment["PYTHONPATH"] = prepended(installation.package, "PYTHONPATH");
+  }
+  return command;
+}
+
+std::vector<WorkerSpec> discover_runtimes(const Installation& installation,
+                                          std::vector<std::string>& problems) {
+  std::vector<WorkerSpec> found;
+  if (installation.worker.empty()) {
+    problems.push_back("no C++ runtimes: torchpace_worker is not beside this program, build it");
+  } else {
+    Command program{{installation.worker}, {}};
+    // A worker that was built elsewhere finds LibTorch in whatever Python holds it.
+    if (!installation.torch_libs.empty()) {
+      program.environment["LD_LIBRARY_PATH"] = prepended(installation.torch_libs, "LD_LIBRARY_PATH");
+    }
+    try {
+      list_runtimes(program, found);
+    } catch (const ProcessError& error) {
+      problems.push_back(fmt::format("no C++ runtimes: {}", error.what()));
+    }
+  }
+  if (installation.package.empty()) {
+    problems.push_back("no Python runtimes: expected the folder of torchpace/worker.py, set TORCHPACE_PYTHON_PATH");
+  } else {
+    try {
+      list_runtimes(python_command(installation, "torchpace.worker", {}), found);
+    } catch (const ProcessError& error) {
+      problems.push_back(fmt::format("no Python runtimes: {}", error.what()));
+    }
+  }
+  return found;
+}
+
+WorkerSpec own_worker(const std::string& text) {
+  const auto equals = text.find('=');
+  const auto name = text.substr(0, equals);
+  if (equals == std::string::npos || name.empty() || name.find_first_of("#,* ") != std::string::npos) {
+    throw Error(fmt::format("--worker: expected NAME=COMMAND, found '{}'", text));
+  }
+  const auto words = split_words(text.substr(equals + 1));
+  if (words.empty()) throw Error(fmt::format("--worker: expected a command after '{}='", name));
+  return {.runtime = name, .command = {words, {}}, .description = text.substr(equals + 1), .own = true};
+}
+
+std::vector<WorkerSpec> choose_runtimes(const std::vector<WorkerSpec>& known,
+                                        const std::vector<std::string>& patterns,
+                                        const std::vector<std::string>& problems) {
+  const auto names = names_of(known);
+  const auto why = problems.empty() ? "" : fmt::format(" ({})", fmt::join(problems, "; "));
+  std::vector<WorkerSpec> chosen;
+  for (const auto& pattern : patterns) {
+    bool matched = false;
+    for (const auto& spec : known) {
+      if (pattern != "all" && !matches(pattern, spec.runtime)) continue;
+      matched = true;
+      const auto same = [&](const WorkerSpec& s) { return s.runtime == spec.runtime; };
+      if (std::none_of(chosen.begin(), chosen.end(), same)) chosen.push_back(spec);
+    }
+    if (matched) continue;
+    if (pattern == "all" || !is_pattern(pattern)) {
+      throw Error(fmt::format("--runtimes: unknown runtime '{}'{}{}", pattern, did_you_mean(pattern, names), why));
+    }
+    throw Error(fmt::format("--runtimes: '{}' matches nothing; there are {}{}", pattern,
+                            fmt::join(names, ", "), why),
+                kNothingMatched);
+  }
+  return chosen;
+}
+
+std::map<std::string, std::string> common_environment(const EnvironmentOptions& options,
+                                                      const Installation& installation) {
+  const auto threads = std::to_string(options.threads);
+  std::map<std::string, std::string> result = {
+      {"OMP_NUM_THREADS", threads}, {"MKL_NUM_THREADS", threads}, {"PYTHONHASHSEED", "0"}};
+  if (!installation.package.empty()) {
+    result["PYTHONPATH"] = prepended(installation.package, "PYTHONPATH");
+  }
+  if (options.allocator == "tuned") {
+    // The largest threshold that glibc accepts: tensors come from the heap, and freed heap stays.
+    result["MALLOC_MMAP_THRESHOLD_"] = "33554432";
+    result["MALLOC_TRIM_THRESHOLD_"] = "1073741824";
+  } else if (options.allocator == "jemalloc") {
+    result["LD_PRELOAD"] = prepended(find_jemalloc(), "LD_PRELOAD");
+  }
+  return result;
+}
+
+}  // namespace torchpace::cli

@@ -1,0 +1,49 @@
+// What can be run here: the C++ worker beside this program, the Python package, the user's own.
+#pragma once
+
+#include <filesystem>
+#include <string>
+#include <vector>
+
+#include "worker_client.hpp"
+
+namespace torchpace::cli {
+
+struct Installation {
+  std::filesystem::path worker;      // torchpace_worker; empty if it is not beside this program
+  std::filesystem::path package;     // the folder that holds torchpace/worker.py; empty if not found
+  std::string python;                // interpreter
+  std::filesystem::path torch_libs;  // torch/lib of that interpreter; empty without torch
+};
+
+/// `python_option`: --python; else TORCHPACE_PYTHON, the tree's .venv, the one of the build, python3.
+/// TORCHPACE_PYTHON_PATH names the package's folder. Throws Error when a named one does not exist.
+Installation find_installation(const std::string& python_option);
+
+/// A Python program of the package: `python -m module arguments`.
+Command python_command(const Installation& installation, const std::string& module,
+                       const std::vector<std::string>& arguments);
+
+/// torchpace's runtimes: `cpp-*` and `py-*`. A side that cannot be asked says why in `problems`.
+std::vector<WorkerSpec> discover_runtimes(const Installation& installation,
+                                          std::vector<std::string>& problems);
+
+/// NAME=COMMAND of --worker. Throws Error.
+WorkerSpec own_worker(const std::string& text);
+
+/// The runtimes that patterns choose, `all` being every one. Throws Error: exit code 2 for an
+/// unknown name, 4 for a pattern that matches nothing.
+std::vector<WorkerSpec> choose_runtimes(const std::vector<WorkerSpec>& known,
+                                        const std::vector<std::string>& patterns,
+                                        const std::vector<std::string>& problems);
+
+struct EnvironmentOptions {
+  int threads = 1;
+  std::string allocator = "system";  // system, tuned, jemalloc
+};
+
+/// Variables that all workers get alike. Throws Error when jemalloc is not found.
+std::map<std::string, std::string> common_environment(const EnvironmentOptions& options,
+                                                      const Installation& installation);
+
+}  // namespace torchpace::cli

@@ -1,0 +1,165 @@
+// report.md: the results as Markdown tables.
+#include <fcntl.h>
+#include <fmt/format.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cmath>
+#include <cstring>
+#include <fstream>
+
+#include "error.hpp"
+#include "numbers.hpp"
+#include "report.hpp"
+
+namespace torchpace::cli {
+namespace {
+
+/// Text in a cell: a bar would end the cell, a line break the table.
+std::string cell(const std::string& text) {
+  std::string result;
+  for (const char c : text) {
+    if (c == '|' || c == '\\' || c == '`' || c == '*' || c == '_' || c == '<') result += '\\';
+    result += c == '\n' || c == '\r' ? ' ' : c;
+  }
+  return result;
+}
+
+std::string line(const std::vector<std::string>& cells) {
+  return fmt::format("| {} |\n", fmt::join(cells, " | "));
+}
+
+std::string parity_of(const RuntimeResult& row) {
+  if (!row.parity) return "n/a";
+  return fmt::format("{} of {}", show_error(row.parity->max_abs_error),
+                     show_error(row.parity->tolerance));
+}
+
+std::string total_of(const std::map<std::string, double>& seconds) {
+  double total = 0;
+  for (const auto& [stage, value] : seconds) total += value;
+  return seconds.empty() ? "n/a" : show_seconds(total);
+}
+
+std::string peak_of(const RuntimeResult& row) {
+  const auto resident = row.peak_bytes.find("resident");
+  return resident == row.peak_bytes.end() ? "n/a" : show_bytes(resident->second);
+}
+
+std::string percentile_of(const RuntimeResult& row, const char* name) {
+  const auto found = row.percentiles_ns.find(name);
+  return found == row.percentiles_ns.end() ? "n/a" : show_seconds(found->second / 1e9);
+}
+
+std::string verdict_of(const CaseResult& result, const RuntimeResult& row) {
+  if (row.status != Status::ok) return to_string(row.status);
+  if (row.is_copy()) return "A/A copy";
+  if (row.runtime == result.reference) return "reference";
+  return fmt::format("**{}**", row.speedup.verdict);
+}
+
+std::string case_table(const CaseResult& result) {
+  auto text = fmt::format("## {}\n\nnoise (A/A) {}", cell(result.name),
+                          show_ratio(result.noise_floor).both());
+  if (result.flops > 0) text += fmt::format("; {} a step", show_amount(result.flops, "FLOP"));
+  if (result.items > 0) {
+    text += fmt::format("; {} {} a step", show_number(result.items, 6), result.item);
+  }
+  text += "\n\n";
+  text += line({"runtime", "verdict", "speedup", "step", "p90", "p99", "items/s", "FLOP/s",
+                "error of allowed", "faults a step", "samples", "cold start", "peak memory"});
+  text += line({"---", "---", "---", "---", "---", "---", "---", "---", "---", "---", "---", "---",
+                "---"});
+  for (const auto& row : result.runtimes) {
+    const bool measured = row.status == Status::ok;
+    const bool is_reference = row.runtime == result.reference;
+    text += line({cell(row.runtime), verdict_of(result, row),
+                  measured && is_reference ? "1" : show_ratio(row.speedup.ratio).both(),
+                  show_duration(row.step_ns).both(), percentile_of(row, "p90"),
+                  percentile_of(row, "p99"), show_rate(result.items, row.step_ns).both(),
+                  show_rate(result.flops, row.step_ns, "FLOP/s").both(), parity_of(row),
+                  show_number(row.page_faults_per_step),
+                  row.samples > 0 ? std::to_string(row.samples) : "n/a", total_of(row.cold_s),
+                  peak_of(row)});
+  }
+  for (const auto& row : result.runtimes) {
+    if (row.status != Status::ok) {
+      text += fmt::format("\n- {} {}: {}", cell(row.runtime), to_string(row.status),
+                          cell(row.reason));
+    } else if (!row.speedup.advice.empty()) {
+      text += fmt::format("\n- {}: to settle it: {}", cell(row.runtime), cell(row.speedup.advice));
+    }
+  }
+  return text + "\n\n";
+}
+
+/// A value of the environment on one line; null is n/a.
+std::string shown(const Json& value) {
+  if (value.is_null()) return "n/a";
+  return value.is_string() ? value.get<std::string>()
+                           : value.dump(-1, ' ', false, Json::error_handler_t::replace);
+}
+
+/// The arguments as a shell takes them.
+std::string command_of(const std::vector<std::string>& arguments) {
+  std::string text = "torchpace compare";
+  for (const auto& argument : arguments) {
+    const bool plain = !argument.empty() && argument.find_first_not_of(
+        "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789@%_-+=:,./") ==
+                                                std::string::npos;
+    text += ' ';
+    if (plain) {
+      text += argument;
+      continue;
+    }
+    text += '\'';
+    for (const char c : argument) text += c == '\'' ? std::string("'\"'\"'") : std::string(1, c);
+    text += '\'';
+  }
+  return text;
+}
+
+}  // namespace
+
+std::string markdown_report(const Results& results) {
+  const auto& plan = results.plan;
+  std::string text = "# torchpace report\n\n";
+  if (!results.complete) {
+    text += "**Incomplete**: the run was stopped before its end; what is here was measured, the rest "
+            "was not. `--resume` continues it.\n\n";
+  }
+  text += fmt::format(
+      "{}; {}, {}, {} threads, {} allocator; {} generations; reference {}. Medians, in brackets their "
+      "intervals; speedup = reference time / runtime time.\n\n",
+      results.created, plan.device, plan.dtype, plan.threads, plan.allocator, plan.generations,
+      cell(plan.reference));
+  for (const auto& result : results.cases) text += case_table(result);
+  if (!results.warnings.empty()) {
+    text += "## Warnings\n\n";
+    for (const auto& warning : results.warnings) {
+      text += fmt::format("- **{}** {}", warning.severity, cell(warning.text));
+      if (!warning.case_name.empty()) text += fmt::format(" ({})", cell(warning.case_name));
+      text += "\n";
+    }
+    text += "\n";
+  }
+  text += "## Environment\n\n" + line({"", ""}) + line({"---", "---"});
+  for (const auto& [key, value] : results.environment.items()) {
+    text += line({cell(key), cell(shown(value))});
+  }
+  return text + fmt::format("\n## Again\n\n```\n{}\n```\n", command_of(plan.arguments));
+}
+
+void write_markdown(const Results& results, const std::filesystem::path& path) {
+  const auto temporary = path.string() + ".tmp";
+  std::ofstream file(temporary, std::ios::binary | std::ios::trunc);
+  file << markdown_report(results);
+  file.close();
+  if (file && std::rename(temporary.c_str(), path.c_str()) == 0) return;
+  const int error = errno;
+  unlink(temporary.c_str());
+  throw Error(fmt::format("{}: cannot be written: {}; free some space or choose another --output",
+                          path.string(), strerror(error)));
+}
+
+}  // namespace torchpace::cli

@@ -1,0 +1,390 @@
+#include "report.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <string_view>
+
+#include "error.hpp"
+#include "numbers.hpp"
+#include "process.hpp"
+
+namespace torchpace::cli {
+namespace {
+
+constexpr size_t kWidth = 100;
+constexpr double kHtmlLimitSeconds = 300;
+
+/// Escape sequences, or nothing where the terminal has no colour.
+struct Style {
+  bool colour;
+
+  std::string paint(const char* code, const std::string& text) const {
+    return colour && !text.empty() ? fmt::format("\033[{}m{}\033[0m", code, text) : text;
+  }
+  std::string bold(const std::string& text) const { return paint("1", text); }
+  std::string dim(const std::string& text) const { return paint("2", text); }
+
+  /// Blue and orange are apart for every eye; the word says the same.
+  std::string verdict(const std::string& word, const std::string& text) const {
+    if (word == "FASTER") return paint("1;36", text);
+    if (word == "SLOWER" || word == "INVALID") return paint("1;33", text);
+    return text;
+  }
+};
+
+std::string padded(const std::string& text, size_t width) {
+  const auto taken = columns(text);
+  return taken >= width ? text : text + std::string(width - taken, ' ');
+}
+
+/// The words of `text` in lines of kWidth columns; `first` opens the first line, and as many blanks
+/// as `indent` the others.
+std::string wrapped(const std::string& first, const std::string& text, size_t indent) {
+  std::string line = first;
+  std::string result;
+  bool at_start = true;
+  size_t begin = 0;
+  while (begin < text.size()) {
+    const auto end = std::min(text.find_first_of(" \n", begin), text.size());
+    const auto word = text.substr(begin, end - begin);
+    begin = end + 1;
+    if (word.empty()) continue;
+    if (!at_start && columns(line) + 1 + columns(word) > kWidth) {
+      result += line + "\n";
+      line = std::string(indent, ' ');
+      at_start = true;
+    }
+    if (!at_start) line += ' ';
+    line += word;
+    at_start = false;
+  }
+  return result + line + "\n";
+}
+
+/// What stands in the columns of a row that was measured.
+struct Cells {
+  std::string step, speedup, verdict, items, parity, faults;
+};
+
+constexpr std::array<std::string Cells::*, 6> kColumns = {
+    &Cells::step, &Cells::speedup, &Cells::verdict, &Cells::items, &Cells::parity, &Cells::faults};
+
+Cells heading(const CaseResult& result) {
+  return {"step", "speedup", "verdict", (result.item.empty() ? "items" : result.item) + "/s",
+          "error", "faults"};
+}
+
+Cells cells(const CaseResult& result, const RuntimeResult& row) {
+  const bool is_reference = row.runtime == result.reference;
+  return {.step = show_duration(row.step_ns).both(),
+          .speedup = is_reference ? "1" : show_ratio(row.speedup.ratio).both(),
+          .verdict = row.is_copy() ? "A/A" : is_reference ? "reference" : row.speedup.verdict,
+          .items = show_rate(result.items, row.step_ns).median,
+          .parity = row.parity ? show_error(row.parity->max_abs_error) : "n/a",
+          .faults = show_number(row.page_faults_per_step)};
+}
+
+class CaseTable {
+ public:
+  CaseTable(const CaseResult& result, std::ostream& out, Style style)
+      : result_(result), out_(out), style_(style) {
+    measure(heading(result));
+    for (const auto& row : result.runtimes) {
+      if (row.status == Status::ok) measure(cells(result, row));
+    }
+    size_t taken = 2;
+    for (const auto width : widths_) taken += 2 + width;
+    const size_t room = kWidth > taken + 8 ? kWidth - taken : 8;
+    for (const auto& row : result.runtimes) {
+      if (columns(row.runtime) <= room) name_ = std::max(name_, columns(row.runtime));
+    }
+  }
+
+  void print() {
+    out_ << style_.bold(result_.name) << "\n";
+    std::string about = "noise (A/A) " + show_ratio(result_.noise_floor).both();
+    if (result_.flops > 0) about += "; " + show_amount(result_.flops, "FLOP") + " a step";
+    if (result_.items > 0) {
+      about += fmt::format("; {} {} a step", show_number(result_.items, 6), result_.item);
+    }
+    out_ << wrapped("  ", about, 2);
+    const auto head = line("runtime", heading(result_));
+    out_ << style_.dim(head) << "\n";
+    for (const auto& row : result_.runtimes) print(row);
+  }
+
+ private:
+  void measure(const Cells& row) {
+    for (size_t i = 0; i < kColumns.size(); ++i) {
+      widths_[i] = std::max(widths_[i], columns(row.*kColumns[i]));
+    }
+  }
+
+  /// A line of the table; a verdict is painted after it is padded.
+  std::string line(const std::string& name, const Cells& row) const {
+    std::string text = "  " + padded(name, name_);
+    for (size_t i = 0; i < kColumns.size(); ++i) {
+      const auto& cell = row.*kColumns[i];
+      const auto cell_text = padded(cell, widths_[i]);
+      text += "  " + (kColumns[i] == &Cells::verdict ? style_.verdict(cell, cell_text) : cell_text);
+    }
+    text.erase(text.find_last_not_of(' ') + 1);
+    return text;
+  }
+
+  void print(const RuntimeResult& row) {
+    if (row.status != Status::ok) {
+      const auto start = "  " + padded(row.runtime, name_) + "  ";
+      const bool has_room = columns(start) + 20 < kWidth;
+      if (!has_room) out_ << "  " << row.runtime << "\n";
+      const auto reason = row.reason.empty() ? "no reason given" : row.reason;
+      out_ << wrapped(has_room ? start : "    ", fmt::format("{}: {}", to_string(row.status), reason),
+                      has_room ? name_ + 4 : 4);
+      return;
+    }
+    auto name = row.runtime;
+    if (columns(name) > name_) {
+      out_ << "  " << name << "\n";
+      name.clear();
+    }
+    const auto text = line(name, cells(result_, row));
+    out_ << (row.is_copy() ? style_.dim(text) : text) << "\n";
+    if (!row.speedup.advice.empty()) {
+      out_ << wrapped(std::string(name_ + 4, ' '), "to settle it: " + row.speedup.advice, name_ + 4);
+    }
+  }
+
+  const CaseResult& result_;
+  std::ostream& out_;
+  Style style_;
+  size_t name_ = columns("runtime");
+  std::array<size_t, kColumns.size()> widths_{};
+};
+
+std::string text_of(const Json& environment, const char* key) {
+  const auto found = environment.find(key);
+  return found != environment.end() && found->is_string() ? found->get<std::string>() : "";
+}
+
+/// `1 case`, `2 cases`.
+std::string counted(size_t count, const std::string& noun) {
+  return fmt::format("{} {}{}", count, noun, count == 1 ? "" : "s");
+}
+
+void print_heading(const Results& results, std::ostream& out, const Style& style) {
+  const auto& plan = results.plan;
+  std::vector<std::string> parts;
+  if (const auto cpu = text_of(results.environment, "cpu"); !cpu.empty()) parts.push_back(cpu);
+  parts.push_back(fmt::format("{}, {}", plan.device, plan.dtype));
+  parts.push_back(counted(static_cast<size_t>(plan.threads), "thread"));
+  parts.push_back(plan.allocator + " allocator");
+  parts.push_back(counted(static_cast<size_t>(plan.generations), "generation"));
+  parts.push_back("reference " + plan.reference);
+  out << style.bold("torchpace " + results.torchpace) << ", " << results.created << "\n"
+      << wrapped("", fmt::format("{}", fmt::join(parts, "; ")), 2);
+  if (!results.complete) {
+    out << wrapped("", "INCOMPLETE: the run was stopped before its end; what is here was measured, the "
+                       "rest was not. --resume continues it.", 2);
+  }
+}
+
+void print_warnings(const Results& results, std::ostream& out, const Style& style) {
+  for (const char* severity : {"error", "warning", "info"}) {
+    for (const auto& warning : results.warnings) {
+      if (warning.severity != severity) continue;
+      auto text = warning.text;
+      if (!warning.case_name.empty()) text += " (" + warning.case_name + ")";
+      const auto label = std::string(severity == std::string_view("info") ? "note" : severity) + ": ";
+      const auto lines = wrapped(label, text, 2);
+      out << style.paint(warning.severity == "info" ? "2" : "33", lines.substr(0, label.size()))
+          << lines.substr(label.size());
+    }
+  }
+}
+
+/// How often each verdict fell: `FASTER 3, SLOWER 1`.
+std::string tally(const Results& results) {
+  std::vector<std::string> parts;
+  for (const char* word : {"FASTER", "SLOWER", "SAME", "UNSURE", "INVALID"}) {
+    size_t count = 0;
+    for (const auto& result : results.cases) {
+      count += static_cast<size_t>(
+          std::count_if(result.runtimes.begin(), result.runtimes.end(), [&](const auto& row) {
+            return row.speedup.verdict == word && !row.is_copy();
+          }));
+    }
+    if (count > 0) parts.push_back(fmt::format("{} {}", word, count));
+  }
+  return parts.empty() ? "no verdict" : fmt::format("{}", fmt::join(parts, ", "));
+}
+
+/// Names of all runtimes but the reference and its copies, in the order in which they come.
+std::vector<std::string> compared(const Results& results) {
+  std::vector<std::string> names;
+  for (const auto& result : results.cases) {
+    for (const auto& row : result.runtimes) {
+      const bool known = std::find(names.begin(), names.end(), row.runtime) != names.end();
+      if (!known && !row.is_copy() && row.runtime != result.reference) names.push_back(row.runtime);
+    }
+  }
+  return names;
+}
+
+/// Geometric mean of a runtime's speedups, in a line; only if it was measured on every case.
+std::string mean_line(const Results& results, const std::string& runtime) {
+  double logs = 0;
+  std::vector<std::string> missing;
+  for (const auto& result : results.cases) {
+    const auto* row = result.find(runtime);
+    if (row == nullptr || row->status != Status::ok || std::isnan(row->speedup.ratio.median)) {
+      missing.push_back(result.name);
+    } else {
+      logs += std::log(row->speedup.ratio.median);
+    }
+  }
+  if (!missing.empty()) {
+    return fmt::format("{}: no geometric mean, not measured on {}", runtime,
+                       fmt::join(missing, ", "));
+  }
+  const double mean = std::exp(logs / static_cast<double>(results.cases.size()));
+  return fmt::format("{}: geometric mean of {} speedups {}", runtime, results.cases.size(),
+                     show_ratio(Interval{.median = mean}).median);
+}
+
+void print_summary(const Results& results, std::ostream& out, const Style& style) {
+  out << style.bold("summary") << "\n"
+      << wrapped("  ", fmt::format("{}: {}", counted(results.cases.size(), "case"), tally(results)),
+                 4);
+  if (results.cases.size() < 2) return;
+  for (const auto& runtime : compared(results)) out << wrapped("  ", mean_line(results, runtime), 4);
+}
+
+std::string speedup_cell(const Results& results, const std::string& name,
+                         const std::string& runtime) {
+  for (const auto& result : results.cases) {
+    if (result.name != name) continue;
+    const auto* row = result.find(runtime);
+    if (row == nullptr) return "-";
+    if (row->status != Status::ok) return to_string(row->status);
+    return show_ratio(row->speedup.ratio).both() + " " + row->speedup.verdict;
+  }
+  return "-";
+}
+
+/// A, B, ..., Z, AA, ...
+std::string letter(size_t i) {
+  const std::string last(1, static_cast<char>('A' + i % 26));
+  return i < 26 ? last : letter(i / 26 - 1) + last;
+}
+
+/// Rows of the table side by side: case, then a runtime per line.
+std::vector<std::pair<std::string, std::string>> union_of_rows(
+    const std::vector<NamedResults>& files) {
+  std::vector<std::pair<std::string, std::string>> rows;
+  for (const auto& file : files) {
+    for (const auto& result : file.results.cases) {
+      for (const auto& row : result.runtimes) {
+        const std::pair key{result.name, row.runtime};
+        if (row.is_copy() || row.runtime == result.reference) continue;
+        if (std::find(rows.begin(), rows.end(), key) != rows.end()) continue;
+        // Beside the case's other rows, so that each case is named once.
+        const auto last = std::find_if(rows.rbegin(), rows.rend(),
+                                       [&](const auto& other) { return other.first == key.first; });
+        rows.insert(last == rows.rend() ? rows.end() : last.base(), key);
+      }
+    }
+  }
+  return rows;
+}
+
+}  // namespace
+
+void print_report(const Results& results, std::ostream& out, bool colour) {
+  const Style style{colour};
+  print_heading(results, out, style);
+  for (const auto& result : results.cases) {
+    out << "\n";
+    CaseTable(result, out, style).print();
+  }
+  out << "\n";
+  if (!results.warnings.empty()) {
+    print_warnings(results, out, style);
+    out << "\n";
+  }
+  print_summary(results, out, style);
+}
+
+void print_side_by_side(const std::vector<NamedResults>& files, std::ostream& out, bool colour) {
+  const Style style{colour};
+  out << style.bold("side by side: speedup over the reference of each file") << "\n";
+  for (size_t i = 0; i < files.size(); ++i) {
+    const auto& plan = files[i].results.plan;
+    out << wrapped(fmt::format("  {}  ", letter(i)),
+                   fmt::format("{}: {}; {}, {}, {}; reference {}", files[i].name,
+                               text_of(files[i].results.environment, "cpu"), plan.device, plan.dtype,
+                               counted(static_cast<size_t>(plan.threads), "thread"), plan.reference),
+                   5);
+  }
+  const auto rows = union_of_rows(files);
+  size_t name_width = columns("runtime");
+  for (const auto& [name, runtime] : rows) {
+    name_width = std::max(name_width, std::min<size_t>(24, columns(runtime)));
+  }
+  std::vector<size_t> widths;
+  for (size_t i = 0; i < files.size(); ++i) {
+    widths.push_back(1);
+    for (const auto& [name, runtime] : rows) {
+      widths[i] = std::max(widths[i], columns(speedup_cell(files[i].results, name, runtime)));
+    }
+  }
+  for (size_t first = 0; first < files.size();) {
+    size_t end = first;
+    for (size_t taken = name_width + 2; end < files.size(); ++end) {
+      taken += widths[end] + 2;
+      if (taken > kWidth && end > first) break;
+    }
+    auto head = "  " + padded("runtime", name_width);
+    for (size_t i = first; i < end; ++i) head += "  " + padded(letter(i), widths[i]);
+    head.erase(head.find_last_not_of(' ') + 1);
+    out << "\n" << style.dim(head) << "\n";
+    std::string last_case;
+    for (const auto& [name, runtime] : rows) {
+      if (name != last_case) out << style.bold(name) << "\n";
+      last_case = name;
+      auto text = "  " + padded(runtime, name_width);
+      if (columns(runtime) > name_width) {
+        out << "  " << runtime << "\n";
+        text = std::string(name_width + 2, ' ');
+      }
+      for (size_t i = first; i < end; ++i) {
+        text += "  " + padded(speedup_cell(files[i].results, name, runtime), widths[i]);
+      }
+      text.erase(text.find_last_not_of(' ') + 1);
+      out << text << "\n";
+    }
+    first = end;
+  }
+}
+
+HtmlPage make_html(const Installation& installation, const std::filesystem::path& results_json,
+                   const std::filesystem::path& folder) {
+  using Outcome = HtmlPage::Outcome;
+  const int skipped = kSkipped << 8;  // as wait() would tell it
+  try {
+    Process process(python_command(installation, "torchpace.report",
+                                   {results_json.string(), "--output", folder.string()}));
+    process.close_input();
+    const auto ending = process.wait(in_seconds(kHtmlLimitSeconds));
+    if (ending.empty()) return {Outcome::written, (folder / "report.html").string()};
+    const auto said = process.stderr_tail();
+    if (ending == describe_status(skipped)) return {Outcome::skipped, said};
+    return {Outcome::failed, said.empty() ? ending : ending + ": " + said};
+  } catch (const ProcessError& error) {
+    return {Outcome::failed, error.what()};
+  }
+}
+
+}  // namespace torchpace::cli

@@ -1,0 +1,219 @@
+#include "team.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "interrupt.hpp"
+#include "latin_square.hpp"
+#include "torchpace/statistics.hpp"
+
+namespace torchpace::cli {
+namespace {
+
+constexpr double kBlock_s = 0.045;
+constexpr double kShortestSample_s = 50e-6;  // below, one step is too close to the clock's own cost
+constexpr int kMostSamples = 250;            // of a block: bounds the size of results.json
+constexpr double kWarmupShare = 0.15;        // of a block's steps
+constexpr double kSlowStep_s = 2;            // steps so slow are their own pilot
+constexpr double kFastStep_s = 1e-3;         // three steps so fast tell little
+
+/// Lets a stopped worker run for a scope.
+class Awake {
+ public:
+  explicit Awake(WorkerClient& client) : client_(client) { client_.resume(); }
+  ~Awake() { client_.stop(); }
+  Awake(const Awake&) = delete;
+  Awake& operator=(const Awake&) = delete;
+
+ private:
+  WorkerClient& client_;
+};
+
+double pilot_step_s(WorkerClient& client, double first_step_s) {
+  const auto step_s = [&](int samples, int warmup, double expected_s) {
+    return median(client.run(samples, warmup, 1, expected_s).step_ns) * 1e-9;
+  };
+  if (first_step_s > kSlowStep_s) return step_s(1, 0, first_step_s);
+  const double rough_s = step_s(3, 1, first_step_s);
+  return rough_s < kFastStep_s ? step_s(50, 10, rough_s) : rough_s;
+}
+
+/// The entries of `now` that are not so in `before`.
+Json differences(const Json& before, const Json& now) {
+  Json result = Json::object();
+  for (const auto& [key, value] : now.items()) {
+    if (!before.contains(key) || before.at(key) != value) result[key] = value;
+  }
+  return result;
+}
+
+double first_step_s(const RuntimeResult& row) {
+  const auto found = row.cold_s.find("first_step");
+  return found == row.cold_s.end() ? 1 : found->second;
+}
+
+double seconds_since(Clock::time_point start) {
+  return std::chrono::duration<double>(Clock::now() - start).count();
+}
+
+}  // namespace
+
+BlockSize choose_block(const std::vector<double>& step_s) {
+  double logs = 0;
+  for (const double s : step_s) logs += std::log(s);
+  const double middle_s = std::exp(logs / static_cast<double>(step_s.size()));
+  const double fastest_s = *std::min_element(step_s.begin(), step_s.end());
+  BlockSize block;
+  block.steps_per_sample = static_cast<int>(std::ceil(kShortestSample_s / fastest_s));
+  block.samples = std::clamp(
+      static_cast<int>(std::round(kBlock_s / middle_s / block.steps_per_sample)), 1, kMostSamples);
+  const double steps = 1.0 * block.samples * block.steps_per_sample;
+  block.warmup = std::max(1, static_cast<int>(std::round(kWarmupShare * steps)));
+  return block;
+}
+
+Team::Team(const std::vector<WorkerSpec>& workers, double patience_s) {
+  const auto died = [](Member& member, const WorkerFailure& failure) {
+    member.client.reset();
+    member.death = failure.what();
+  };
+  for (const auto& spec : workers) {
+    auto& member = members_.emplace_back();
+    member.runtime = spec.runtime;
+    try {
+      member.client = std::make_unique<WorkerClient>(spec, patience_s);
+    } catch (const WorkerFailure& failure) {
+      died(member, failure);
+    }
+  }
+  for (auto& member : members_) {
+    if (!member.client) continue;
+    try {
+      member.client->await_greeting();
+      member.client->stop();
+    } catch (const WorkerFailure& failure) {
+      died(member, failure);
+    }
+  }
+}
+
+Team::~Team() {
+  for (auto& member : members_) {
+    if (!member.client) continue;
+    member.client->resume();
+    try {
+      member.client->quit();
+    } catch (const Interrupted&) {
+      member.client.reset();  // killed: the next wait of the caller notices the interrupt
+    }
+  }
+}
+
+void Team::fail(Member& member, RuntimeResult& row, const WorkerFailure& failure, int generation) {
+  row.status = failure.status;
+  row.reason = fmt::format("generation {}: {}", generation, failure.what());
+  if (failure.alive) return;
+  member.client.reset();
+  member.death_told = true;
+}
+
+std::vector<Team::Player> Team::prepare(CaseResult& result, const Settings& settings,
+                                        int generation) {
+  std::vector<Player> players;
+  for (auto& member : members_) {
+    auto* row = result.find(member.runtime);
+    if (row == nullptr || row->status != Status::ok) continue;
+    if (!member.client) {
+      if (!std::exchange(member.death_told, true)) {
+        fail(member, *row, {member.death, Status::failed, false}, generation);
+      }
+      continue;
+    }
+    try {
+      const Awake awake(*member.client);
+      member.client->load(settings.line());
+      Generation fresh{.generation = generation,
+                       .environment = differences(row->environment, member.client->environment()),
+                       .rounds = {}};
+      const double step_s = pilot_step_s(*member.client, first_step_s(*row));
+      players.push_back({&member, row, std::move(fresh), step_s});
+    } catch (const WorkerFailure& failure) {
+      fail(member, *row, failure, generation);
+    }
+  }
+  return players;
+}
+
+bool Team::plays(const std::vector<Player>& players, const std::string& runtime) const {
+  return std::any_of(players.begin(), players.end(), [&](const Player& player) {
+    return player.row->runtime == runtime && player.row->status == Status::ok;
+  });
+}
+
+void Team::play_round(std::vector<Player>& players, const std::vector<size_t>& order,
+                      const BlockSize& block, int number) {
+  std::vector<std::pair<Player*, Round>> played;
+  for (size_t place = 0; place < order.size(); ++place) {
+    auto& player = players[order[place]];
+    if (player.row->status != Status::ok) continue;
+    try {
+      const Awake awake(*player.member->client);
+      auto round = player.member->client->run(block.samples, block.warmup, block.steps_per_sample,
+                                              player.step_s);
+      round.round = number;
+      round.position = static_cast<int>(place) + 1;
+      played.emplace_back(&player, std::move(round));
+    } catch (const WorkerFailure& failure) {
+      fail(*player.member, *player.row, failure, player.generation.generation);
+    }
+  }
+  // Only here: a round that Ctrl-C cuts short is in no row.
+  for (auto& [player, round] : played) player->generation.rounds.push_back(std::move(round));
+}
+
+void Team::measure(CaseResult& result, const Settings& settings, int generation,
+                   const RoundRule& rule, std::mt19937_64& random,
+                   const std::function<void(int)>& after_round) {
+  const auto begin = Clock::now();
+  auto players = prepare(result, settings, generation);
+  if (!plays(players, result.reference)) return;
+  std::vector<double> step_s;
+  for (const auto& player : players) step_s.push_back(player.step_s);
+  const auto block = choose_block(step_s);
+
+  int done = 0;
+  const auto keep = [&] {
+    for (auto& player : players) {
+      if (done < kFewestRounds && rule.rounds == 0) continue;
+      // Pairs add to what the reference measured in this generation before.
+      auto& all = player.row->generations;
+      if (!all.empty() && all.back().generation == generation) {
+        auto& rounds = all.back().rounds;
+        rounds.insert(rounds.end(), player.generation.rounds.begin(), player.generation.rounds.end());
+      } else if (!player.generation.rounds.empty()) {
+        all.push_back(player.generation);
+      }
+    }
+  };
+  try {
+    const auto rounds_begin = Clock::now();
+    std::vector<std::vector<size_t>> square;
+    while (plays(players, result.reference)) {
+      const double round_s = done == 0 ? 0 : seconds_since(rounds_begin) / done;
+      const bool in_time = done < kFewestRounds || seconds_since(begin) + round_s < rule.budget_s;
+      if (rule.rounds > 0 ? done == rule.rounds : !in_time) break;
+      const auto row = static_cast<size_t>(done) % players.size();
+      if (row == 0) square = latin_square(players.size(), random);
+      play_round(players, square[row], block, rule.first_round + done);
+      after_round(++done);
+    }
+  } catch (const Interrupted&) {
+    keep();
+    throw;
+  }
+  keep();
+}
+
+}  // namespace torchpace::cli

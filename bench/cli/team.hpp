@@ -1,0 +1,74 @@
+// The workers of one generation: a fresh process per runtime, of which one runs at a time.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "plan.hpp"
+#include "worker_client.hpp"
+
+namespace torchpace::cli {
+
+/// The size of a block: W unrecorded steps, then K samples of B steps.
+struct BlockSize {
+  int samples = 1;
+  int warmup = 1;
+  int steps_per_sample = 1;
+};
+
+/// One size for all workers, so that all do the same steps from the same state: about 45 ms of the
+/// runtimes' middle step time.
+BlockSize choose_block(const std::vector<double>& step_s);
+
+/// When the rounds of a case end.
+struct RoundRule {
+  int rounds = 0;        // exactly so many; 0: until `budget_s` is spent, at least kFewestRounds
+  double budget_s = 0;   // for loading and all rounds
+  int first_round = 0;   // number of the first
+};
+inline constexpr int kFewestRounds = 3;
+
+class Team {
+ public:
+  /// Starts all workers at once, waits for their greetings and stops them. One that does not start
+  /// is missing from what follows; its first case says why.
+  Team(const std::vector<WorkerSpec>& workers, double patience_s);
+
+  /// Lets them quit.
+  ~Team();
+  Team(const Team&) = delete;
+  Team& operator=(const Team&) = delete;
+
+  /// Loads the case in all workers whose row is ok and takes turns. Adds a generation to each row
+  /// that measured; a worker that fails makes its row failed. Calls `after_round` with the number
+  /// of rounds done. On Ctrl-C keeps the rounds that are whole and throws Interrupted.
+  void measure(CaseResult& result, const Settings& settings, int generation, const RoundRule& rule,
+               std::mt19937_64& random, const std::function<void(int)>& after_round);
+
+ private:
+  struct Member {
+    std::string runtime;
+    std::unique_ptr<WorkerClient> client;  // null once it has died
+    std::string death;                     // why
+    bool death_told = false;
+  };
+  struct Player {
+    Member* member;
+    RuntimeResult* row;
+    Generation generation;
+    double step_s = 0;
+  };
+
+  void fail(Member& member, RuntimeResult& row, const WorkerFailure& failure, int generation);
+  std::vector<Player> prepare(CaseResult& result, const Settings& settings, int generation);
+  void play_round(std::vector<Player>& players, const std::vector<size_t>& order,
+                  const BlockSize& block, int number);
+  bool plays(const std::vector<Player>& players, const std::string& runtime) const;
+
+  std::vector<Member> members_;
+};
+
+}  // namespace torchpace::cli
