@@ -1,0 +1,87 @@
+"""Folders of files that are made once: whole, checked and locked, or not there at all. Free of torch."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from torchpace.errors import InputError
+
+MANIFEST = "manifest.json"
+
+
+class Entry:
+    """What get_or_make found or made. `rebuilt` says what was wrong with an entry that had to be made again."""
+
+    def __init__(self, path: Path, manifest: dict[str, Any], cached: bool, rebuilt: str):
+        self.path, self.manifest, self.cached, self.rebuilt = path, manifest, cached, rebuilt
+
+
+def get_or_make(path: Path, make: Callable[[Path], dict[str, Any]]) -> Entry:
+    """The folder `path`, checked against its manifest, or made by `make(folder)`, which returns facts to keep.
+
+    It is made in a temporary folder beside `path`, under a lock, and renamed: a second process waits and finds it
+    whole. Raises InputError where the cache cannot be written; nothing half-written stays.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _locked(path.with_name(f".{path.name}.lock")):
+            manifest, problem = verify(path)
+            if not problem:
+                return Entry(path, manifest, True, "")
+            broken = problem if path.exists() else ""
+            temporary = path.with_name(f".{path.name}.making")
+            shutil.rmtree(temporary, ignore_errors=True)  # of a process that was killed: we hold the lock
+            try:
+                temporary.mkdir()
+                manifest = {"version": 1, **make(temporary)}
+                manifest["files"] = {file.name: digest(file) for file in sorted(temporary.iterdir())}
+                (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
+                if path.exists():
+                    shutil.rmtree(path)
+                os.rename(temporary, path)
+            finally:
+                shutil.rmtree(temporary, ignore_errors=True)
+            return Entry(path, manifest, False, broken)
+    except OSError as error:
+        reason = error.strerror or error
+        raise InputError(
+            f"cache: cannot write {path}: {reason}; free some space or name another folder with --cache"
+        ) from None
+
+
+def verify(path: Path) -> tuple[dict[str, Any], str]:
+    """The manifest of an entry, and what is wrong with the entry: '' if every size and checksum is right."""
+    try:
+        manifest = json.loads((path / MANIFEST).read_text())
+        files = dict(manifest["files"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}, "its manifest is missing or damaged"
+    for name, expected in files.items():
+        file = path / name
+        if not file.is_file():
+            return {}, f"{name} is missing"
+        if file.stat().st_size != expected["bytes"] or digest(file) != expected:
+            return {}, f"the checksum of {name} is wrong"
+    return manifest, ""
+
+
+def digest(file: Path) -> dict[str, Any]:
+    with open(file, "rb") as stream:
+        sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
+    return {"bytes": file.stat().st_size, "sha256": sha256}
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    # The lock's file stays: were it removed, a waiter and a newcomer could hold two locks of one name.
+    with open(path, "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,154 @@
+"""What a worker answers to each command. Protocol: docs/worker.md. Twin: include/torchpace/worker.hpp."""
+
+from __future__ import annotations
+
+import gc
+import time
+
+import torch
+from torch import Tensor
+
+from torchpace import environment, measure, models, parity, runtimes, tensors
+from torchpace.data import text
+from torchpace.errors import InputError
+from torchpace.settings import Settings, decode
+from torchpace.workload import Workload, dtype_of
+
+class Worker:
+    """Answers commands with one runtime. A command is a method that gets the rest of its line."""
+
+    def __init__(self, runtime: str, slow: float = 0.0):
+        self.name, self.slow = runtime, slow
+        self.runtime = runtimes.find(runtime)
+        self.workload: Workload | None = None
+        self.stepped = False
+        self.tokens: tuple[str, Tensor] | None = None  # the file's path and what it holds
+        self.commands = {
+            "load": self.load,
+            "run": self.run,
+            "first": self.first,
+            "write": self.write,
+            "check": self.check,
+            "losses": self.losses,
+            "memory": self.memory,
+            "environment": self.environment,
+        }
+
+    def answer(self, line: str) -> dict:
+        """Raises InputError on an unknown command or wrong arguments."""
+        command, _, rest = line.strip().partition(" ")
+        if command not in self.commands:
+            known = ", ".join((*self.commands, "quit"))
+            raise InputError(f"command: expected one of {known}, got '{command[:40]}'")
+        return self.commands[command](rest)
+
+    def load(self, rest: str) -> dict:
+        settings = Settings.parse(rest)
+        started = time.perf_counter()
+        self.workload = None
+        gc.unfreeze()  # a measured block froze the workload that is now given up
+        gc.collect()
+        set_threads(settings)
+        model = models.find(settings.text("model"))
+        loaded = self.runtime.load(self.name, settings, model)
+        loaded.synchronize()
+        if self.slow:
+            measure.slow_down(loaded, self.slow)
+        self.workload, self.stepped = loaded, False
+        cost = loaded.cost
+        return {
+            "load_s": time.perf_counter() - started,
+            "flops": cost.flops(loaded.phase),
+            "items": cost.items,
+            "item": cost.item,
+            "parameter_bytes": cost.parameter_bytes,
+            "minimum_bytes": cost.minimum_bytes,
+            "note": loaded.note,
+        }
+
+    def run(self, rest: str) -> dict:
+        workload = self._loaded("run")
+        words = rest.split()
+        if not 2 <= len(words) <= 3:
+            raise InputError(f"run: expected K W [B], got '{rest}'")
+        samples, warmup = _integer("run: K", words[0], 1), _integer("run: W", words[1], 0)
+        steps = _integer("run: B", words[2], 1) if len(words) == 3 else 1
+        self.stepped = True
+        return measure.measure(workload, samples, warmup, steps).json()
+
+    def first(self, rest: str) -> dict:
+        workload = self._loaded("first")
+        if self.stepped:
+            raise InputError("first: expected no step since load, found some; load the case again")
+        self.stepped = True
+        with workload.turn():
+            started = time.perf_counter()
+            workload.step(0)
+            workload.synchronize()
+            return {"first_step_s": time.perf_counter() - started}
+
+    def write(self, rest: str) -> dict:
+        workload = self._loaded("write")
+        (path,) = _paths("write PATH", rest, 1, 1)
+        self.stepped = True
+        values = workload.values()
+        tensors.save(path, values)
+        return {"written": len(values)}
+
+    def check(self, rest: str) -> dict:
+        workload = self._loaded("check")
+        reference, *truth = _paths("check REFERENCE [TRUTH]", rest, 1, 2)
+        expected = tensors.load(reference, "reference")
+        exact = tensors.load(truth[0], "truth") if truth else None
+        self.stepped = True
+        own = {name: tensor.cpu() for name, tensor in workload.values().items()}
+        result = parity.compare(own, expected, exact, dtype_of(workload.settings))
+        notes = [workload.note, result.note]
+        return result.json() | {"note": "; ".join(note for note in notes if note)}
+
+    def losses(self, rest: str) -> dict:
+        workload = self._loaded("losses")
+        steps = _integer("losses: N", rest.strip(), 1)
+        tokens = self._text(workload.settings)
+        self.stepped = True
+        started = time.perf_counter()
+        return {"losses": workload.losses(steps, tokens), "seconds": time.perf_counter() - started}
+
+    def memory(self, rest: str) -> dict:
+        device = self.workload.device if self.workload else torch.device("cpu")
+        return environment.memory(device)
+
+    def environment(self, rest: str) -> dict:
+        return environment.describe(self.workload.settings if self.workload else None)
+
+    def _loaded(self, command: str) -> Workload:
+        if self.workload is None:
+            raise InputError(f"{command}: expected a loaded case, found none; load one first")
+        return self.workload
+
+    def _text(self, settings: Settings) -> Tensor | None:
+        path = settings.text("tokens", "")
+        if not path or settings.text("data", "normal") != "text":
+            return None
+        if self.tokens is None or self.tokens[0] != path:
+            self.tokens = (path, text.load_tokens(path))
+        return self.tokens[1]
+
+
+def set_threads(settings: Settings) -> None:
+    """Threads of one operator. Without `threads` torch's own choice stays. Raises SettingsError on less than one."""
+    if "threads" in settings:
+        torch.set_num_threads(settings.integer("threads", minimum=1))
+
+
+def _integer(name: str, word: str, minimum: int) -> int:
+    if not word.isdecimal() or int(word) < minimum:
+        raise InputError(f"{name}: expected an integer of at least {minimum}, got '{word}'")
+    return int(word)
+
+
+def _paths(usage: str, rest: str, minimum: int, maximum: int) -> list[str]:
+    words = rest.split()
+    if not minimum <= len(words) <= maximum:
+        raise InputError(f"expected {usage}, paths percent-encoded as in a settings line, got '{rest}'")
+    return [decode(word) for word in words]

@@ -1,0 +1,121 @@
+"""What the numbers depend on, read from the running process. Twin: include/torchpace/environment.hpp."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+from pathlib import Path
+
+import torch
+
+import torchpace
+from torchpace.settings import Settings
+
+_ALLOCATORS = ("jemalloc", "tcmalloc", "mimalloc")
+_OPENMP = ("libgomp", "libiomp5", "libomp")
+_BLAS = ("libmkl", "libopenblas", "libblas", "libcublas.so")
+
+
+def describe(settings: Settings | None) -> dict[str, str | int | float | bool]:
+    """A flat object; the keys are those of the C++ worker. `settings` is the loaded case, if there is one."""
+    config = torch.__config__.show()
+    libraries = mapped_libraries()
+    found: dict[str, str | int | float | bool] = {
+        "language": "python",
+        "torchpace": torchpace.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torch_git": str(torch.version.git_version),
+        "compiler": _first(r"(GCC [\d.]+|clang[^\n]*)", config),  # of torch: Python compiles nothing
+        "build_type": _first(r"BUILD_TYPE=(\w+)", config),
+        "threads": torch.get_num_threads(),
+        "interop_threads": torch.get_num_interop_threads(),
+        "affinity": len(os.sched_getaffinity(0)),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "blas": _first(r"BLAS_INFO=(\w+)", config),
+        "blas_library": _library(libraries, _BLAS),
+        "mkldnn": torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled,
+        "openmp": _library(libraries, _OPENMP),
+        "allocator": _allocator(libraries),
+        "malloc_settings": _malloc_settings(),
+        "tf32": _tf32(),
+        "flush_denormal": _flushes_denormals(),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "optimizer": "adam per-tensor",
+        "cuda": str(torch.version.cuda or ""),
+        "cudnn": _cudnn(),
+        "device": "cpu",
+        "dtype": "",
+    }
+    if settings is not None:
+        found["dtype"] = settings.text("dtype", "float32")
+        found["device"] = settings.text("device", "cpu")
+    found["device_name"] = _device_name(str(found["device"]))
+    return found
+
+
+def memory(device: torch.device) -> dict[str, int]:
+    """Bytes: of the process now and at most (VmRSS, VmHWM), and on CUDA of torch's allocator at most."""
+    status = Path("/proc/self/status").read_text()
+    allocated = reserved = 0
+    if device.type == "cuda":
+        allocated = torch.cuda.max_memory_allocated(device)
+        reserved = torch.cuda.max_memory_reserved(device)
+    return {
+        "resident_bytes": 1024 * int(_first(r"VmRSS:\s*(\d+)", status)),
+        "resident_peak_bytes": 1024 * int(_first(r"VmHWM:\s*(\d+)", status)),
+        "device_allocated_peak_bytes": allocated,
+        "device_reserved_peak_bytes": reserved,
+    }
+
+
+def mapped_libraries() -> list[str]:
+    """Paths of the shared libraries that this process has loaded, in order."""
+    paths = re.findall(r"\s(/\S*\.so\S*)$", Path("/proc/self/maps").read_text(), re.MULTILINE)
+    return sorted(set(paths))
+
+
+def _first(pattern: str, text: str) -> str:
+    match = re.search(pattern, text)
+    return match[1] if match else ""
+
+
+def _library(libraries: list[str], stems: tuple[str, ...]) -> str:
+    return " ".join(p for p in libraries if os.path.basename(p).startswith(stems))
+
+
+def _allocator(libraries: list[str]) -> str:
+    for name in _ALLOCATORS:
+        path = next((p for p in libraries if name in os.path.basename(p)), "")
+        if path:
+            return f"{name} {path}"
+    return " ".join(platform.libc_ver())
+
+
+def _malloc_settings() -> str:
+    keys = ("GLIBC_TUNABLES", "LD_PRELOAD", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
+    chosen = {k: v for k, v in os.environ.items() if k in keys or re.match(r"(MALLOC|MIMALLOC)_", k)}
+    return " ".join(f"{key}={value}" for key, value in sorted(chosen.items()))
+
+
+def _tf32() -> str:
+    on = {True: "on", False: "off"}
+    matmul, cudnn = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    return f"matmul {on[matmul]}, cudnn {on[cudnn]}"
+
+
+def _cudnn() -> str:
+    return str(torch.backends.cudnn.version() or "") if torch.cuda.is_available() else ""
+
+
+def _flushes_denormals() -> bool:
+    """torch can set this and not read it: half of the smallest normal number is a denormal, or zero."""
+    return (torch.tensor([1.17549435e-38]) * 0.5).item() == 0.0
+
+
+def _device_name(device: str) -> str:
+    if device.startswith("cuda") and torch.cuda.is_available():
+        return torch.cuda.get_device_name(torch.device(device))
+    cpu = _first(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
+    return cpu or platform.machine()

@@ -1,0 +1,9 @@
+"""What may go wrong through the user's input, said in one line: expected, found, what to do. Free of torch."""
+
+
+class InputError(Exception):
+    """Input that cannot be used: a settings line, a file, an option, a full disk."""
+
+
+class Skipped(Exception):
+    """A case that this machine cannot run, such as one for a device that it lacks. The message is the reason."""

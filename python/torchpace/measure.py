@@ -1,0 +1,148 @@
+"""The timed loop: the one place in Python that reads a clock around a step. Twin: include/torchpace/measure.hpp."""
+
+from __future__ import annotations
+
+import gc
+import resource
+import time
+from dataclasses import asdict, dataclass, field
+
+import torch
+
+from torchpace.workload import Workload
+
+
+@dataclass
+class Block:
+    """The recorded steps of one turn. Times are per step, in ns; counts are of the whole block."""
+
+    step_ns: list[float]
+    device_ns: list[float] = field(default_factory=list)
+    enqueue_ns: list[float] = field(default_factory=list)
+    page_faults: int = 0
+    involuntary_switches: int = 0
+
+    def json(self) -> dict:
+        return asdict(self)
+
+
+def measure(workload: Workload, samples: int, warmup: int, steps: int) -> Block:
+    """Runs one turn: `warmup` unrecorded steps, then `samples` samples of `steps` steps each.
+
+    On the CPU the samples share one chain of clock reads. On CUDA, in phase `latency`, every step is synchronised;
+    in the other phases the device is kept busy and a sample lasts from one completion to the next, by events.
+    """
+    # The collector would run inside a sample, on garbage that another sample made.
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+    try:
+        with workload.turn():
+            for index in range(warmup):
+                workload.step(index)
+            if workload.device.type == "cpu":
+                return _on_cpu(workload, samples, warmup, steps)
+            if workload.phase == "latency":
+                return _synchronised(workload, samples, warmup, steps)
+            return _throughput(workload, samples, warmup, steps)
+    finally:
+        gc.enable()
+
+
+def _on_cpu(workload: Workload, samples: int, index: int, steps: int) -> Block:
+    clock, step = time.perf_counter_ns, workload.step
+    times = [0] * (samples + 1)
+    before = resource.getrusage(resource.RUSAGE_SELF)
+    times[0] = clock()
+    for k in range(1, samples + 1):
+        for _ in range(steps):
+            step(index)
+            index += 1
+        times[k] = clock()
+    block = _counted(before)
+    block.step_ns = [(times[k + 1] - times[k]) / steps for k in range(samples)]
+    return block
+
+
+def _synchronised(workload: Workload, samples: int, index: int, steps: int) -> Block:
+    """step_ns ends with the device's completion, enqueue_ns with step()'s return; device_ns is between events."""
+    clock, step = time.perf_counter_ns, workload.step
+    walls, enqueues, devices = [], [], []
+    with torch.cuda.device(workload.device):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda.synchronize()
+        before = resource.getrusage(resource.RUSAGE_SELF)
+        for _ in range(samples):
+            wall = enqueue = 0
+            device = 0.0
+            for _ in range(steps):
+                started = clock()
+                start.record()
+                step(index)
+                end.record()
+                enqueued = clock()
+                end.synchronize()
+                wall += clock() - started
+                enqueue += enqueued - started
+                device += start.elapsed_time(end) * 1e6
+                index += 1
+            walls.append(wall / steps)
+            enqueues.append(enqueue / steps)
+            devices.append(device / steps)
+        block = _counted(before)
+    block.step_ns, block.enqueue_ns, block.device_ns = walls, enqueues, devices
+    return block
+
+
+def _throughput(workload: Workload, samples: int, index: int, steps: int) -> Block:
+    """step_ns: from the completion of the sample before to this one's, which is wall time, gaps of the device in it.
+
+    device_ns: from a sample's own first event to its last, which leaves out what the host does between samples.
+    The host stays at most one sample ahead, so that enqueue_ns is its own work and not the wait for a full queue.
+    """
+    clock, step = time.perf_counter_ns, workload.step
+    with torch.cuda.device(workload.device):
+        starts, ends = (
+            [torch.cuda.Event(enable_timing=True) for _ in range(samples + 1)] for _ in range(2)
+        )
+        enqueues = [0.0] * samples
+        before = resource.getrusage(resource.RUSAGE_SELF)
+        ends[0].record()  # the warm-up's completion
+        for k in range(samples):
+            if k > 0:
+                ends[k - 1].synchronize()
+            started = clock()
+            starts[k].record()
+            for _ in range(steps):
+                step(index)
+                index += 1
+            ends[k + 1].record()
+            enqueues[k] = (clock() - started) / steps
+        torch.cuda.synchronize()
+        block = _counted(before)
+        block.step_ns = [ends[k].elapsed_time(ends[k + 1]) * 1e6 / steps for k in range(samples)]
+        block.device_ns = [starts[k].elapsed_time(ends[k + 1]) * 1e6 / steps for k in range(samples)]
+    block.enqueue_ns = enqueues
+    return block
+
+
+def _counted(before: resource.struct_rusage) -> Block:
+    after = resource.getrusage(resource.RUSAGE_SELF)
+    faults = after.ru_minflt + after.ru_majflt - before.ru_minflt - before.ru_majflt
+    return Block([], page_faults=faults, involuntary_switches=after.ru_nivcsw - before.ru_nivcsw)
+
+
+def slow_down(workload: Workload, fraction: float) -> None:
+    """Makes every step last (1 + fraction) of its own time: for tests of the controller's verdicts."""
+    clock, original = time.perf_counter_ns, workload.step
+
+    def step(index: int) -> torch.Tensor:
+        started = clock()
+        result = original(index)
+        workload.synchronize()
+        until = clock() + fraction * (clock() - started)
+        while clock() < until:
+            pass
+        return result
+
+    workload.step = step  # type: ignore[method-assign]

@@ -1,0 +1,62 @@
+"""The models, one a file. A file x.py defines, for the registry and the runtimes:
+
+- `XOptions` and the module `X`, whose parameter names equal those of include/torchpace/models/x.hpp;
+- `make(settings) -> nn.Module`, initialised from torch's global generator;
+- `loss(output, target) -> Tensor`, a scalar;
+- `cost(settings) -> Cost`, without building the model;
+- `inputs(settings, generator, tokens) -> (input, target)` for one batch, on the CPU.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from dataclasses import dataclass
+from types import ModuleType
+
+from torchpace.settings import Settings, SettingsError
+
+# Bytes of one element; also the dtypes that a case may name.
+ELEMENT_BYTES = {"float32": 4, "bfloat16": 2}
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one step costs at least. A multiply-add counts as two FLOPs, element-wise work as none."""
+
+    forward_flops: float  # one forward over the batch
+    training_flops: float  # forward and backward; the optimiser is element-wise
+    parameter_bytes: int
+    minimum_bytes: int  # bytes that a step of the case's phase moves at least
+    items: int  # items of one batch
+    item: str  # what an item is: tokens, samples
+
+    def flops(self, phase: str) -> float:
+        return self.training_flops if phase == "train" else self.forward_flops
+
+
+def minimum_bytes(settings: Settings, parameter_bytes: int, input_bytes: int, output_bytes: int,
+                  target_bytes: int) -> int:  # fmt: skip
+    """Bytes that one step moves at least; activations and gradients may stay in caches.
+
+    Inference: every parameter read once, the input read, the output written. Training with Adam: parameters and
+    both moments read once and written once (6 x parameter_bytes), the input and the target read.
+    """
+    if settings.text("phase", "inference") == "train":
+        return 6 * parameter_bytes + input_bytes + target_bytes
+    return parameter_bytes + input_bytes + output_bytes
+
+
+def element_bytes(settings: Settings) -> int:
+    return ELEMENT_BYTES[settings.text("dtype", "float32", tuple(ELEMENT_BYTES))]
+
+
+def names() -> list[str]:
+    return sorted(module.name for module in pkgutil.iter_modules(__path__))
+
+
+def find(name: str) -> ModuleType:
+    """The module of the model `name`. Raises SettingsError naming the known ones."""
+    if name not in names():
+        raise SettingsError(f"settings: model: expected one of {', '.join(names())}, got '{name}'")
+    return importlib.import_module(f"{__name__}.{name}")

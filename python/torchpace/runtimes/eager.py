@@ -1,0 +1,130 @@
+"""py-eager: the model as PyTorch runs it from Python by default. Twin: include/torchpace/runtimes/eager.hpp."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator
+from types import ModuleType
+
+import torch
+from torch import Tensor, nn
+
+from torchpace.errors import InputError
+from torchpace.settings import Settings
+from torchpace.workload import (
+    PARITY_STEPS,
+    State,
+    Workload,
+    build,
+    make_optimizer,
+    seed_of,
+    to_device,
+    without_dropout,
+)
+
+RUNTIMES = {"py-eager": "PyTorch eager mode from Python; Adam with one set of kernels per tensor"}
+
+
+def load(name: str, settings: Settings, model: ModuleType) -> Workload:
+    """Loads a case. Raises InputError on unusable settings or files, Skipped where the device is missing."""
+    phase = settings.text("phase")
+    return EagerTraining(settings, model) if phase == "train" else EagerInference(settings, model)
+
+
+class EagerInference(Workload):
+    """One forward in eval and inference mode."""
+
+    def __init__(self, settings: Settings, model: ModuleType):
+        super().__init__(settings, model)
+        state = State(settings)
+        self.module = build(settings, model, state).eval()
+        self.inputs = list(to_device(state.input, self.device, self.dtype).unbind(0))
+
+    @contextlib.contextmanager
+    def turn(self) -> Iterator[None]:
+        with torch.inference_mode():
+            yield
+
+    def step(self, index: int) -> Tensor:
+        return self.module(self.inputs[index % len(self.inputs)])
+
+    def values(self) -> dict[str, Tensor]:
+        with self.turn():
+            return {"output": self.step(0).clone()}
+
+    def losses(self, steps: int, tokens: Tensor | None) -> list[float]:
+        raise InputError(f"losses: expected a case of phase train, got {self.phase}")
+
+
+class EagerTraining(Workload):
+    """Forward, loss, backward and per-tensor Adam, in train mode."""
+
+    def __init__(self, settings: Settings, model: ModuleType):
+        super().__init__(settings, model)
+        state = State(settings)
+        self.module = build(settings, model, state).train()
+        self.optimizer = make_optimizer(settings, self.module)
+        inputs = to_device(state.input, self.device, self.dtype).unbind(0)
+        targets = to_device(state.target, self.device, self.dtype).unbind(0)
+        self.batches = list(zip(inputs, targets, strict=True))
+        self.initial = [(tensor, tensor.detach().clone()) for tensor in state_of(self.module)]
+        self.seed = seed_of(settings)
+        if any(isinstance(m, nn.Dropout) and m.p > 0 for m in self.module.modules()):
+            self.note = "checked at dropout 0"
+
+    @contextlib.contextmanager
+    def turn(self) -> Iterator[None]:
+        with torch.no_grad():
+            for tensor, initial in self.initial:
+                tensor.copy_(initial)
+            for moments in self.optimizer.state.values():
+                for tensor in moments.values():
+                    tensor.zero_()
+        torch.manual_seed(self.seed)
+        yield
+
+    def step(self, index: int) -> Tensor:
+        return self.train_on(*self.batches[index % len(self.batches)])
+
+    def train_on(self, inputs: Tensor, target: Tensor) -> Tensor:
+        """One training step. Returns its loss, a scalar on the device."""
+        self.optimizer.zero_grad(set_to_none=True)
+        loss = self.model.loss(self.module(inputs), target)
+        loss.backward()
+        self.optimizer.step()
+        return loss
+
+    def values(self) -> dict[str, Tensor]:
+        losses, gradients = [], {}
+        with self.turn(), without_dropout(self.module):
+            for index in range(PARITY_STEPS):
+                losses.append(self.step(index).detach())
+                if index == 0:
+                    gradients = {
+                        f"gradient.{name}": (torch.zeros_like(p) if p.grad is None else p.grad).clone()
+                        for name, p in self.module.named_parameters()
+                    }
+            parameters = {
+                f"parameter.{name}": p.detach().clone() for name, p in self.module.named_parameters()
+            }
+        return {"losses": torch.stack(losses), **gradients, **parameters}
+
+    def losses(self, steps: int, tokens: Tensor | None) -> list[float]:
+        found = []
+        with self.turn():
+            for index in range(steps):
+                batch = self.batches[index % len(self.batches)]
+                if self.settings.text("data", "normal") == "text":
+                    generator = torch.Generator().manual_seed(self.seed + index)
+                    fresh = self.model.inputs(self.settings, generator, tokens)
+                    batch = tuple(to_device(x, self.device, self.dtype) for x in fresh)
+                found.append(self.train_on(*batch).item())
+                if not math.isfinite(found[-1]):
+                    raise InputError(f"losses: expected finite losses, found {found[-1]} at step {index}")
+        return found
+
+
+def state_of(module: nn.Module) -> list[Tensor]:
+    """Parameters and persistent buffers: what a turn restores."""
+    return [tensor for _, tensor in module.state_dict(keep_vars=True).items()]
