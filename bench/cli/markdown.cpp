@@ -63,13 +63,13 @@ std::string case_table(const CaseResult& result) {
                           show_ratio(result.noise_floor).both());
   if (result.flops > 0) text += fmt::format("; {} a step", show_amount(result.flops, "FLOP"));
   if (result.items > 0) {
-    text += fmt::format("; {} {} a step", show_number(result.items, 6), result.item);
+    text += fmt::format("; {:g} {} a step", result.items, result.item);
   }
   text += "\n\n";
   text += line({"runtime", "verdict", "speedup", "step", "p90", "p99", "items/s", "FLOP/s",
                 "error of allowed", "faults a step", "samples", "cold start", "peak memory"});
-  text += line({"---", "---", "---", "---", "---", "---", "---", "---", "---", "---", "---", "---",
-                "---"});
+  text += line(
+      {"---", "---", "---", "---", "---", "---", "---", "---", "---", "---", "---", "---", "---"});
   for (const auto& row : result.runtimes) {
     const bool measured = row.status == Status::ok;
     const bool is_reference = row.runtime == result.reference;
@@ -84,8 +84,8 @@ std::string case_table(const CaseResult& result) {
   }
   for (const auto& row : result.runtimes) {
     if (row.status != Status::ok) {
-      text += fmt::format("\n- {} {}: {}", cell(row.runtime), to_string(row.status),
-                          cell(row.reason));
+      text +=
+          fmt::format("\n- {} {}: {}", cell(row.runtime), to_string(row.status), cell(row.reason));
     } else if (!row.speedup.advice.empty()) {
       text += fmt::format("\n- {}: to settle it: {}", cell(row.runtime), cell(row.speedup.advice));
     }
@@ -104,9 +104,11 @@ std::string shown(const Json& value) {
 std::string command_of(const std::vector<std::string>& arguments) {
   std::string text = "torchpace compare";
   for (const auto& argument : arguments) {
-    const bool plain = !argument.empty() && argument.find_first_not_of(
-        "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789@%_-+=:,./") ==
-                                                std::string::npos;
+    const bool plain =
+        !argument.empty() &&
+        argument.find_first_not_of(
+            "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789@%_-+=:,./") ==
+            std::string::npos;
     text += ' ';
     if (plain) {
       text += argument;
@@ -125,11 +127,13 @@ std::string markdown_report(const Results& results) {
   const auto& plan = results.plan;
   std::string text = "# torchpace report\n\n";
   if (!results.complete) {
-    text += "**Incomplete**: the run was stopped before its end; what is here was measured, the rest "
-            "was not. `--resume` continues it.\n\n";
+    text +=
+        "**Incomplete**: the run was stopped before its end; what is here was measured, the rest "
+        "was not. `--resume` continues it.\n\n";
   }
   text += fmt::format(
-      "{}; {}, {}, {} threads, {} allocator; {} generations; reference {}. Medians, in brackets their "
+      "{}; {}, {}, {} threads, {} allocator; {} generations; reference {}. Medians, in brackets "
+      "their "
       "intervals; speedup = reference time / runtime time.\n\n",
       results.created, plan.device, plan.dtype, plan.threads, plan.allocator, plan.generations,
       cell(plan.reference));

@@ -58,7 +58,8 @@ std::string rounded(double value, int place) {
 /// A bound beside 1, with more digits where rounding would put it on 1.
 std::string side_of_one(double value, int place) {
   auto text = rounded(value, place);
-  while (std::stod(text) == 1 && value != 1 && place > -kDigitsAtMost) text = rounded(value, --place);
+  while (std::stod(text) == 1 && value != 1 && place > -kDigitsAtMost)
+    text = rounded(value, --place);
   return text;
 }
 
@@ -69,7 +70,8 @@ Interval scaled(const Interval& interval, double scale) {
           .confidence = interval.confidence};
 }
 
-Shown show_in_units(const Interval& interval, std::span<const Unit> units, const std::string& unit) {
+Shown show_in_units(const Interval& interval, std::span<const Unit> units,
+                    const std::string& unit) {
   if (std::isnan(interval.median)) return {"n/a", ""};
   const auto& [scale, name] = unit_of(interval.median, units);
   const auto in_unit = scaled(interval, scale);

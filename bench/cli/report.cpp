@@ -73,7 +73,7 @@ constexpr std::array<std::string Cells::*, 6> kColumns = {
     &Cells::step, &Cells::speedup, &Cells::verdict, &Cells::items, &Cells::parity, &Cells::faults};
 
 Cells heading(const CaseResult& result) {
-  return {"step", "speedup", "verdict", (result.item.empty() ? "items" : result.item) + "/s",
+  return {"step",  "speedup", "verdict", (result.item.empty() ? "items" : result.item) + "/s",
           "error", "faults"};
 }
 
@@ -81,7 +81,9 @@ Cells cells(const CaseResult& result, const RuntimeResult& row) {
   const bool is_reference = row.runtime == result.reference;
   return {.step = show_duration(row.step_ns).both(),
           .speedup = is_reference ? "1" : show_ratio(row.speedup.ratio).both(),
-          .verdict = row.is_copy() ? "A/A" : is_reference ? "reference" : row.speedup.verdict,
+          .verdict = row.is_copy()  ? "A/A"
+                     : is_reference ? "reference"
+                                    : row.speedup.verdict,
           .items = show_rate(result.items, row.step_ns).median,
           .parity = row.parity ? show_error(row.parity->max_abs_error) : "n/a",
           .faults = show_number(row.page_faults_per_step)};
@@ -141,7 +143,8 @@ class CaseTable {
       const bool has_room = columns(start) + 20 < kWidth;
       if (!has_room) out_ << "  " << row.runtime << "\n";
       const auto reason = row.reason.empty() ? "no reason given" : row.reason;
-      out_ << wrapped(has_room ? start : "    ", fmt::format("{}: {}", to_string(row.status), reason),
+      out_ << wrapped(has_room ? start : "    ",
+                      fmt::format("{}: {}", to_string(row.status), reason),
                       has_room ? name_ + 4 : 4);
       return;
     }
@@ -153,7 +156,8 @@ class CaseTable {
     const auto text = line(name, cells(result_, row));
     out_ << (row.is_copy() ? style_.dim(text) : text) << "\n";
     if (!row.speedup.advice.empty()) {
-      out_ << wrapped(std::string(name_ + 4, ' '), "to settle it: " + row.speedup.advice, name_ + 4);
+      out_ << wrapped(std::string(name_ + 4, ' '), "to settle it: " + row.speedup.advice,
+                      name_ + 4);
     }
   }
 
@@ -186,8 +190,10 @@ void print_heading(const Results& results, std::ostream& out, const Style& style
   out << style.bold("torchpace " + results.torchpace) << ", " << results.created << "\n"
       << wrapped("", fmt::format("{}", fmt::join(parts, "; ")), 2);
   if (!results.complete) {
-    out << wrapped("", "INCOMPLETE: the run was stopped before its end; what is here was measured, the "
-                       "rest was not. --resume continues it.", 2);
+    out << wrapped("",
+                   "INCOMPLETE: the run was stopped before its end; what is here was measured, the "
+                   "rest was not. --resume continues it.",
+                   2);
   }
 }
 
@@ -197,7 +203,8 @@ void print_warnings(const Results& results, std::ostream& out, const Style& styl
       if (warning.severity != severity) continue;
       auto text = warning.text;
       if (!warning.case_name.empty()) text += " (" + warning.case_name + ")";
-      const auto label = std::string(severity == std::string_view("info") ? "note" : severity) + ": ";
+      const auto label =
+          std::string(severity == std::string_view("info") ? "note" : severity) + ": ";
       const auto lines = wrapped(label, text, 2);
       out << style.paint(warning.severity == "info" ? "2" : "33", lines.substr(0, label.size()))
           << lines.substr(label.size());
@@ -211,10 +218,9 @@ std::string tally(const Results& results) {
   for (const char* word : {"FASTER", "SLOWER", "SAME", "UNSURE", "INVALID"}) {
     size_t count = 0;
     for (const auto& result : results.cases) {
-      count += static_cast<size_t>(
-          std::count_if(result.runtimes.begin(), result.runtimes.end(), [&](const auto& row) {
-            return row.speedup.verdict == word && !row.is_copy();
-          }));
+      count += static_cast<size_t>(std::count_if(
+          result.runtimes.begin(), result.runtimes.end(),
+          [&](const auto& row) { return row.speedup.verdict == word && !row.is_copy(); }));
     }
     if (count > 0) parts.push_back(fmt::format("{} {}", word, count));
   }
@@ -259,7 +265,8 @@ void print_summary(const Results& results, std::ostream& out, const Style& style
       << wrapped("  ", fmt::format("{}: {}", counted(results.cases.size(), "case"), tally(results)),
                  4);
   if (results.cases.size() < 2) return;
-  for (const auto& runtime : compared(results)) out << wrapped("  ", mean_line(results, runtime), 4);
+  for (const auto& runtime : compared(results))
+    out << wrapped("  ", mean_line(results, runtime), 4);
 }
 
 std::string speedup_cell(const Results& results, const std::string& name,
@@ -319,14 +326,15 @@ void print_report(const Results& results, std::ostream& out, bool colour) {
 
 void print_side_by_side(const std::vector<NamedResults>& files, std::ostream& out, bool colour) {
   const Style style{colour};
-  out << style.bold("side by side: speedup over the reference of each file") << "\n";
+  out << "\n" << style.bold("side by side: speedup over the reference of each file") << "\n";
   for (size_t i = 0; i < files.size(); ++i) {
     const auto& plan = files[i].results.plan;
-    out << wrapped(fmt::format("  {}  ", letter(i)),
-                   fmt::format("{}: {}; {}, {}, {}; reference {}", files[i].name,
-                               text_of(files[i].results.environment, "cpu"), plan.device, plan.dtype,
-                               counted(static_cast<size_t>(plan.threads), "thread"), plan.reference),
-                   5);
+    out << wrapped(
+        fmt::format("  {}  ", letter(i)),
+        fmt::format("{}: {}; {}, {}, {}; reference {}", files[i].name,
+                    text_of(files[i].results.environment, "cpu"), plan.device, plan.dtype,
+                    counted(static_cast<size_t>(plan.threads), "thread"), plan.reference),
+        5);
   }
   const auto rows = union_of_rows(files);
   size_t name_width = columns("runtime");
