@@ -4,6 +4,7 @@
 #include <cmath>
 #include <concepts>
 #include <cstdio>
+#include <cstdlib>
 #include <span>
 #include <string>
 #include <string_view>
@@ -34,7 +35,7 @@ inline std::string json_number(double value) {
   char text[32];
   for (const int digits : {6, 9, 12, 15, 17}) {
     std::snprintf(text, sizeof text, "%.*g", digits, value);
-    if (std::stod(text) == value) break;
+    if (std::strtod(text, nullptr) == value) break;
   }
   return text;
 }

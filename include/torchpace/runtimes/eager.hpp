@@ -25,8 +25,8 @@ namespace detail {
 
 /// What the lambdas of a training workload share.
 struct EagerTraining {
-  EagerTraining(Model m, Batches b, torch::optim::AdamOptions options)
-      : model(std::move(m)), batches(std::move(b)), optimizer(model.module->parameters(), std::move(options)) {
+  EagerTraining(Model m, Batches all, torch::optim::AdamOptions options)
+      : model(std::move(m)), batches(std::move(all)), optimizer(model.module->parameters(), std::move(options)) {
     model.module->train();
     torch::NoGradGuard no_grad;
     for (const auto& p : model.module->parameters()) initial.emplace_back(p, p.clone());
