@@ -1,0 +1,114 @@
+#!/usr/bin/env bash
+# What a GPU server without package registries needs, in one command: takes a carried build, or builds with what is there;
+# runs the tests; compares on CUDA. Needs a Python that has torch and numpy.
+#
+#   scripts/gpu_check.sh [--carried DIR] [-- ARGUMENTS OF torchpace compare]
+#   scripts/gpu_check.sh --prepare     on a machine that can build: makes _carry/, to be taken along with the tree
+#
+#   TORCHPACE_PYTHON=PATH   the interpreter (default: the first python3 that has torch)
+#   OUT=DIR                 where the results go (default torchpace-gpu/)
+#   CHECK=tests|compare     only one of the two
+# A build is tied to its version of torch: _carry/torch.txt names it, and another one is refused.
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+limit_mib=64
+
+prepare() {
+  source "$root/scripts/setup.sh" --tests
+  step "carry"
+  rm -rf "$root/_carry"
+  cmake --install "$build" --component carry --strip --prefix "$root/_carry" >/dev/null
+  torch_version "$(torch_folder "$python")" >"$root/_carry/torch.txt"
+  if [[ -d "$TORCHPACE_CACHE/text/shakespeare" ]]; then
+    mkdir -p "$root/_carry/cache/text"
+    cp -r "$TORCHPACE_CACHE/text/shakespeare" "$root/_carry/cache/text/"
+  fi
+  local mib
+  mib="$(du -sm "$root/_carry" | cut -f1)"
+  ((mib <= limit_mib)) || fail "_carry is $mib MiB: expected at most $limit_mib"
+  note "_carry/ ($mib MiB) holds: $(cd "$root/_carry/bin" && echo *)"
+}
+
+# Sets programs and torch. LibTorch is taken from the interpreter, wherever the build had it.
+find_programs() { # carried folder or ""
+  if [[ -n "$1" ]]; then
+    local there
+    [[ -f "$1/torch.txt" ]] || fail "$1 is no carried build: expected torch.txt in it" "Make one: scripts/gpu_check.sh --prepare"
+    there="$(torch_version "$torch")"
+    [[ "$(<"$1/torch.txt")" == "$there" ]] || fail \
+      "the carried build is for torch $(<"$1/torch.txt"), but $python has torch $there" \
+      "Make one for it: TORCHPACE_TORCH=$there scripts/gpu_check.sh --prepare"
+    programs="$1/bin"
+    note "carried build: $programs"
+  else
+    source "$root/scripts/setup.sh" --tests
+    programs="$build/bin"
+  fi
+  local folder
+  export LD_LIBRARY_PATH="$torch/lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
+  for folder in "$torch"/../nvidia/*/lib; do
+    [[ ! -d "$folder" ]] || LD_LIBRARY_PATH="$LD_LIBRARY_PATH:$(cd "$folder" && pwd)"
+  done
+}
+
+run_tests() {
+  local program
+  for program in unit_tests torch_tests; do
+    if [[ -x "$programs/$program" ]]; then
+      step "$program"
+      (cd "$root" && "$programs/$program" --gtest_brief=1 --gtest_output="xml:$out/$program.xml") || status=1
+    else
+      note "no $program in this build"
+    fi
+  done
+  if "$python" -c 'import pytest' 2>/dev/null; then
+    step "pytest"
+    (cd "$root/python" && "$python" -m pytest -p no:cacheprovider) || status=1
+  fi
+}
+
+run_comparison() {
+  step "torchpace compare --device cuda:0 $*"
+  "$programs/torchpace" compare --device cuda:0 --output "$out/report" "$@" || status=$?
+}
+
+carried=""
+[[ ! -d "$root/_carry" ]] || carried="$root/_carry"
+while (($#)); do
+  case "$1" in
+    --prepare)
+      prepare
+      exit
+      ;;
+    --carried)
+      carried="${2:?--carried: expected a folder}"
+      shift 2
+      ;;
+    --)
+      shift
+      break
+      ;;
+    *) fail "unknown argument '$1'" "usage: scripts/gpu_check.sh [--carried DIR] [--prepare] [-- ARGUMENTS OF torchpace compare]" ;;
+  esac
+done
+
+step "LibTorch"
+if [[ -z "${TORCHPACE_PYTHON:-}" && ! -x "$python" ]]; then
+  python="$(command -v python3)" || fail "no python3 here" "TORCHPACE_PYTHON names the interpreter that has torch."
+fi
+torch="$(torch_folder "$python")"
+[[ -n "$torch" ]] || fail "$python has no torch" "TORCHPACE_PYTHON names the interpreter that has it."
+note "torch $(torch_version "$torch") of $python"
+export TORCHPACE_PYTHON="$python"
+out="${OUT:-$root/torchpace-gpu}"
+mkdir -p "$out"
+status=0
+find_programs "$carried"
+if [[ -d "$carried/cache" ]]; then
+  mkdir -p "$TORCHPACE_CACHE"
+  cp -rn "$carried/cache/." "$TORCHPACE_CACHE/"
+fi
+[[ "${CHECK:-tests}" != tests ]] || run_tests
+[[ "${CHECK:-compare}" != compare ]] || run_comparison "$@"
+step "results in $out; exit code $status"
+exit "$status"

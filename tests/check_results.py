@@ -1,0 +1,75 @@
+"""Reads what `torchpace compare` wrote and refuses it unless it is whole and right.
+
+    python tests/check_results.py RESULTS.json [--cases PATTERN,...] [--runtimes NAME,...]
+
+Checks the JSON Schema, that the run was complete, that each wanted case is there, and that in every case each wanted
+runtime was measured, passed its parity and has a verdict.
+"""
+
+import argparse
+import fnmatch
+import json
+import sys
+from pathlib import Path
+
+import jsonschema
+
+SCHEMA = Path(__file__).resolve().parents[1] / "bench" / "results.schema.json"
+FAMILIES = "gptlite_train/*,gptlite_inference/*,dnn_deep_train/*,dnn_deep_inference/*,dnn_wide_train/*,dnn_wide_inference/*"
+
+
+def problems(results: dict, cases: list[str], runtimes: list[str]) -> list[str]:
+    """One line for each thing that is not as it should be."""
+    schema = json.loads(SCHEMA.read_text())
+    found = [
+        f"{'/'.join(map(str, error.absolute_path))}: {error.message[:200]}"
+        for error in jsonschema.Draft202012Validator(schema).iter_errors(results)
+    ]
+    if found:
+        return found
+    if not results["complete"]:
+        found.append("complete: expected true")
+    names = [case["case"] for case in results["cases"]]
+    found += [f"{p}: no such case among {', '.join(names)}" for p in cases if not fnmatch.filter(names, p)]
+    for case in results["cases"]:
+        rows = {row["runtime"]: row for row in case["runtimes"]}
+        for name in runtimes:
+            row = rows.get(name)
+            if row is None:
+                found.append(f"{case['case']}: no row {name}")
+            elif row["status"] != "ok":
+                found.append(f"{case['case']}: {name} is {row['status']}: {row['reason']}")
+            else:
+                found += [f"{case['case']}: {name}: {text}" for text in row_problems(row)]
+    return found
+
+
+def row_problems(row: dict) -> list[str]:
+    found = []
+    if not row.get("parity", {}).get("passed", False):
+        found.append("its outputs were not checked and passed")
+    if row.get("speedup", {}).get("verdict", "NONE") in ("NONE", "INVALID"):
+        found.append("no verdict")
+    steps = [ns for g in row.get("generations", []) for r in g["rounds"] for ns in r["step_ns"]]
+    if not steps or min(steps) <= 0:
+        found.append(f"expected step times above 0, found {len(steps)} samples")
+    return found
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("results", type=Path)
+    parser.add_argument("--cases", default=FAMILIES, help="patterns, each of which must match a case")
+    parser.add_argument("--runtimes", default="cpp-eager,py-eager", help="each must have a good row in every case")
+    options = parser.parse_args()
+    results = json.loads(options.results.read_text())
+    found = problems(results, options.cases.split(","), options.runtimes.split(","))
+    for line in found:
+        print(f"{options.results}: {line}", file=sys.stderr)
+    if not found:
+        print(f"{options.results}: {len(results['cases'])} cases are whole, checked and judged")
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
