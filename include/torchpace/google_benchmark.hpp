@@ -12,6 +12,7 @@
 #include <benchmark/benchmark.h>
 
 #include <iostream>
+#include <algorithm>
 #include <memory>
 #include <numeric>
 #include <optional>

@@ -174,6 +174,8 @@ class Worker {
         .add("passed", parity.passed)
         .add("max_abs_error", parity.max_abs_error)
         .add("tolerance", parity.tolerance)
+        .add("rms_error", parity.rms_error)
+        .add("rms_tolerance", parity.rms_tolerance)
         .add("worst", parity.worst)
         .add("compared", parity.compared)
         .add("note", parity.note)

@@ -21,7 +21,7 @@ struct Cost {
   double training_flops = 0;          // forward and backward; the optimiser's work is element-wise
   double parameter_bytes = 0;
   double forward_minimum_bytes = 0;   // parameters and inputs read once, outputs written once
-  double training_minimum_bytes = 0;  // parameters, gradients and both Adam moments, each read and written once
+  double training_minimum_bytes = 0;  // parameters and both Adam moments read and written once, inputs and targets read
   double items = 0;
   std::string item = "samples";
 };
@@ -58,5 +58,10 @@ struct Runtime {
   std::string description;
   std::function<Workload(const Settings&, const Model&)> load;
 };
+
+/// Bytes of one number in the dtype of a case: 4, or 2 where its settings say bfloat16.
+inline int64_t element_bytes(const Settings& settings) {
+  return settings.get("dtype", "float32") == "bfloat16" ? 2 : 4;
+}
 
 }  // namespace torchpace

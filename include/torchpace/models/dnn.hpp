@@ -39,16 +39,16 @@ struct DnnImpl : torch::nn::Module {
   }
 
   /// Forward 2 B L W^2; backward twice that, less the gradient of the input, which nobody asks for.
-  Cost cost(int64_t batch) const {
+  Cost cost(int64_t batch, int64_t element_bytes = 4) const {
     const auto b = static_cast<double>(batch), l = static_cast<double>(options.layers),
-               w = static_cast<double>(options.width);
+               w = static_cast<double>(options.width), e = static_cast<double>(element_bytes);
     const double layer_flops = 2 * b * w * w;
-    const double parameters = 4 * l * (w * w + w);
+    const double parameter_bytes = e * l * (w * w + w);
     return {.forward_flops = l * layer_flops,
             .training_flops = 3 * l * layer_flops - layer_flops,
-            .parameter_bytes = parameters,
-            .forward_minimum_bytes = parameters + 4 * 2 * b * w,
-            .training_minimum_bytes = 8 * parameters + 4 * b * w + 8 * b,
+            .parameter_bytes = parameter_bytes,
+            .forward_minimum_bytes = parameter_bytes + 2 * e * b * w,
+            .training_minimum_bytes = 6 * parameter_bytes + e * b * w + 8 * b,
             .items = b,
             .item = "samples"};
   }
@@ -58,7 +58,7 @@ struct DnnImpl : torch::nn::Module {
 };
 TORCH_MODULE(Dnn);
 
-/// Settings: layers, width, batch.
+/// Settings: layers, width, batch; dtype.
 inline Model make_dnn(const Settings& s) {
   Dnn dnn(DnnOptions{.layers = s.require<int64_t>("layers"), .width = s.require<int64_t>("width")});
   return {.module = dnn.ptr(),
@@ -66,7 +66,7 @@ inline Model make_dnn(const Settings& s) {
           .loss = [](const torch::Tensor& y, const torch::Tensor& target) {
             return torch::nn::functional::cross_entropy(y, target);
           },
-          .cost = dnn->cost(s.require<int64_t>("batch"))};
+          .cost = dnn->cost(s.require<int64_t>("batch"), element_bytes(s))};
 }
 
 }  // namespace torchpace

@@ -140,17 +140,17 @@ struct GptliteImpl : torch::nn::Module {
 
   /// Forward of B x T tokens: 2 B T (L 12 C^2 + C V) for the weights and 4 B L T^2 C for attention (the full square, causal
   /// or not). Backward twice that: every product's two inputs need their gradients.
-  Cost cost(int64_t batch, int64_t tokens) const {
+  Cost cost(int64_t batch, int64_t tokens, int64_t element_bytes = 4) const {
     const auto b = static_cast<double>(batch), t = static_cast<double>(tokens), c = static_cast<double>(options.width),
                l = static_cast<double>(options.layers), v = static_cast<double>(options.vocabulary),
-               context = static_cast<double>(options.context);
+               context = static_cast<double>(options.context), e = static_cast<double>(element_bytes);
     const double forward = 2 * b * t * (12 * l * c * c + c * v) + 4 * b * l * t * t * c;
-    const double parameters = 4 * (v * c + context * c + l * (12 * c * c + 10 * c) + 2 * c + c * v + v);
+    const double parameter_bytes = e * (v * c + context * c + l * (12 * c * c + 10 * c) + 2 * c + c * v + v);
     return {.forward_flops = forward,
             .training_flops = 3 * forward,
-            .parameter_bytes = parameters,
-            .forward_minimum_bytes = parameters + 8 * b * t + 4 * b * t * v,
-            .training_minimum_bytes = 8 * parameters + 16 * b * t,
+            .parameter_bytes = parameter_bytes,
+            .forward_minimum_bytes = parameter_bytes + 8 * b * t + e * b * t * v,
+            .training_minimum_bytes = 6 * parameter_bytes + 16 * b * t,
             .items = b * t,
             .item = "tokens"};
   }
@@ -181,7 +181,7 @@ inline Model make_gptlite(const Settings& s) {
           .loss = [](const torch::Tensor& logits, const torch::Tensor& target) {
             return torch::nn::functional::cross_entropy(logits.view({-1, logits.size(-1)}), target.view({-1}));
           },
-          .cost = gptlite->cost(s.require<int64_t>("batch"), s.require<int64_t>("context"))};
+          .cost = gptlite->cost(s.require<int64_t>("batch"), s.require<int64_t>("context"), element_bytes(s))};
 }
 
 }  // namespace torchpace

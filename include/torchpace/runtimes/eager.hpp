@@ -94,11 +94,6 @@ struct EagerTraining {
   int64_t step = 0;  // of this turn
 };
 
-/// Bytes of a cost, counted at 4 a number, at the width of the dtype.
-inline double bytes_at(double bytes, torch::ScalarType dtype) {
-  return bytes * static_cast<double>(torch::elementSize(dtype)) / 4;
-}
-
 }  // namespace detail
 
 /// Training steps of `model` on its batches with per-tensor Adam: zero_grad, forward, loss, backward, step.
@@ -122,8 +117,8 @@ inline Workload eager_training(const Model& model, Batches batches, torch::optim
           .flops = model.cost.training_flops,
           .items = model.cost.items,
           .item = model.cost.item,
-          .parameter_bytes = detail::bytes_at(model.cost.parameter_bytes, dtype),
-          .minimum_bytes = detail::bytes_at(model.cost.training_minimum_bytes, dtype)};
+          .parameter_bytes = model.cost.parameter_bytes,
+          .minimum_bytes = model.cost.training_minimum_bytes};
 }
 
 /// Forward passes of `model` in eval mode and InferenceMode, its batches in turn.
@@ -150,8 +145,8 @@ inline Workload eager_inference(const Model& model, Batches batches, Phase phase
           .flops = model.cost.forward_flops,
           .items = model.cost.items,
           .item = model.cost.item,
-          .parameter_bytes = detail::bytes_at(model.cost.parameter_bytes, dtype),
-          .minimum_bytes = detail::bytes_at(model.cost.forward_minimum_bytes, dtype)};
+          .parameter_bytes = model.cost.parameter_bytes,
+          .minimum_bytes = model.cost.forward_minimum_bytes};
 }
 
 inline std::vector<Runtime> eager_runtimes() {

@@ -1,0 +1,69 @@
+#include <torchpace/io/tensors.hpp>
+
+#include "testing.hpp"
+
+namespace torchpace {
+namespace {
+
+using testing::error_of;
+using testing::TemporaryFolder;
+
+TensorDict example() {
+  const auto base = torch::arange(12, torch::kFloat32).view({3, 4});
+  return {{"a", base}, {"view", base.t()}, {"ids", torch::tensor({1, 2, 3})}, {"empty", torch::zeros({0, 2})},
+          {"half", torch::ones({2}, torch::kBFloat16)}};
+}
+
+TEST(Tensors, RoundTrip) {
+  TemporaryFolder folder;
+  write_tensors(folder.file("t.pt"), example());
+  const auto read = read_tensors(folder.file("t.pt"));
+  ASSERT_EQ(read.size(), example().size());
+  for (const auto& [name, tensor] : example()) {
+    EXPECT_EQ(read.at(name).scalar_type(), tensor.scalar_type()) << name;
+    EXPECT_TRUE(torch::equal(read.at(name), tensor)) << name;
+  }
+  EXPECT_EQ(folder.entries(), 1u) << "no temporary file stays";
+}
+
+TEST(Tensors, MissingTruncatedAndForeignFilesAreOneClearLine) {
+  TemporaryFolder folder;
+  EXPECT_NE(error_of([&] { read_tensors(folder.file("none.pt")); }).find("cannot be opened"), std::string::npos);
+  write_tensors(folder.file("t.pt"), example());
+  for (const int part : {1, 2, 3}) {
+    std::filesystem::copy_file(folder.file("t.pt"), folder.file("cut.pt"), std::filesystem::copy_options::overwrite_existing);
+    std::filesystem::resize_file(folder.file("cut.pt"), std::filesystem::file_size(folder.file("t.pt")) * part / 4);
+    const auto message = error_of([&] { read_tensors(folder.file("cut.pt")); });
+    EXPECT_NE(message.find("truncated or something else"), std::string::npos) << message;
+    EXPECT_EQ(message.find('\n'), std::string::npos) << message;
+  }
+  std::ofstream(folder.file("text.pt")) << "hello";
+  EXPECT_NE(error_of([&] { read_tensors(folder.file("text.pt")); }).find("5 bytes"), std::string::npos);
+}
+
+TEST(Tensors, OtherFormatsAndOtherContentAreRefused) {
+  TemporaryFolder folder;
+  const auto save = [&](const torch::IValue& value) {
+    const auto bytes = torch::pickle_save(value);
+    std::ofstream(folder.file("x.pt"), std::ios::binary).write(bytes.data(), static_cast<std::streamsize>(bytes.size()));
+    return error_of([&] { read_tensors(folder.file("x.pt")); });
+  };
+  EXPECT_NE(save(torch::ones({2})).find("plain dict of tensors"), std::string::npos);
+  c10::Dict<std::string, torch::Tensor> dict;
+  dict.insert("a", torch::ones({2}));
+  EXPECT_NE(save(dict).find("expected the key torchpace.format"), std::string::npos);
+  dict.insert("torchpace.format", torch::scalar_tensor(2, torch::kInt64));
+  EXPECT_NE(save(dict).find("expected format 1, found 2"), std::string::npos);
+}
+
+TEST(Tensors, AFullDiskLeavesNothing) {
+  EXPECT_NE(error_of([] { write_tensors("/dev/full/t.pt", example()); }).find("could not be written"), std::string::npos);
+  TemporaryFolder folder;
+  std::filesystem::create_symlink("/dev/full", folder.file("t.pt.part"));
+  EXPECT_NE(error_of([&] { write_tensors(folder.file("t.pt"), example()); }).find("could not be written"),
+            std::string::npos);
+  EXPECT_EQ(folder.entries(), 0u);
+}
+
+}  // namespace
+}  // namespace torchpace
