@@ -2,9 +2,9 @@
 # FETCHCONTENT_SOURCE_DIR_<NAME> names, else from the system; else its part is left out, and said.
 include(FetchContent)
 
-# torchpace_find(<name> <version or 0> <target> <Debian package> <what is left out without it>)
+# torchpace_find(<name> <package> <version or 0> <target> <Debian package> <what is left out without it>)
 # Sets <name>_AVAILABLE.
-function(torchpace_find name version target debian_package part)
+function(torchpace_find name package version target debian_package part)
   string(TOUPPER "${name}" upper)
   if(NOT TARGET ${target})
     if(FETCHCONTENT_SOURCE_DIR_${upper})
@@ -15,7 +15,7 @@ function(torchpace_find name version target debian_package part)
       if(version STREQUAL "0")
         set(wanted_version "")
       endif()
-      find_package(${name} ${wanted_version} QUIET GLOBAL)
+      find_package(${package} ${wanted_version} QUIET GLOBAL)
     endif()
   endif()
   if(TARGET ${target})
