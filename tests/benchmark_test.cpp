@@ -34,7 +34,8 @@ struct Snapshot {
       if (p.value().grad().defined()) gradients[p.key()] = p.value().grad().clone();
     }
     for (const auto& b : module.named_buffers()) values["buffer " + b.key()] = b.value().clone();
-    for (const auto& m : module.named_modules()) training[m.key()] = m.value()->is_training();
+    training[""] = module.is_training();
+    for (const auto& m : module.named_modules("", /*include_self=*/false)) training[m.key()] = m.value()->is_training();
     random = at::detail::getDefaultCPUGenerator().get_state();
   }
 

@@ -1,12 +1,16 @@
 // What the tests of torch headers share.
 #pragma once
 
+#include <dirent.h>
+#include <ftw.h>
 #include <gtest/gtest.h>
 #include <torchpace/io/state.hpp>
 
-#include <filesystem>
+#include <cstdio>
+#include <cstdlib>
 #include <fstream>
 #include <functional>
+#include <iterator>
 #include <string>
 
 namespace torchpace::testing {
@@ -34,21 +38,42 @@ inline std::string error_of(const std::function<void()>& action) {
   return "";
 }
 
-/// A folder that goes with the test.
+/// A folder that goes with the test. POSIX calls: LibTorch's wheels export an older std::filesystem of their own, and which of
+/// the two a program gets depends on the order of its libraries.
 class TemporaryFolder {
  public:
   TemporaryFolder() {
-    std::string name = (std::filesystem::temp_directory_path() / "torchpace-test-XXXXXX").string();
-    path_ = mkdtemp(name.data());
+    const char* parent = std::getenv("TMPDIR");
+    path_ = std::string(parent == nullptr ? "/tmp" : parent) + "/torchpace-test-XXXXXX";
+    if (mkdtemp(path_.data()) == nullptr) std::abort();
   }
-  ~TemporaryFolder() { std::filesystem::remove_all(path_); }
-  std::string file(const std::string& name) const { return (path_ / name).string(); }
+  ~TemporaryFolder() {
+    nftw(path_.c_str(), [](const char* path, const struct stat*, int, FTW*) { return std::remove(path); }, 8,
+         FTW_DEPTH | FTW_PHYS);
+  }
+  TemporaryFolder(const TemporaryFolder&) = delete;
+  TemporaryFolder& operator=(const TemporaryFolder&) = delete;
+
+  std::string file(const std::string& name) const { return path_ + '/' + name; }
   std::size_t entries() const {
-    return static_cast<std::size_t>(std::distance(std::filesystem::directory_iterator(path_), {}));
+    std::size_t count = 0;
+    DIR* folder = opendir(path_.c_str());
+    while (const auto* entry = readdir(folder)) count += entry->d_name[0] != '.';
+    closedir(folder);
+    return count;
   }
 
  private:
-  std::filesystem::path path_;
+  std::string path_;
 };
+
+inline std::string read_file(const std::string& path) {
+  std::ifstream file(path, std::ios::binary);
+  return {std::istreambuf_iterator<char>(file), {}};
+}
+
+inline void write_file(const std::string& path, const std::string& bytes) {
+  std::ofstream(path, std::ios::binary) << bytes;
+}
 
 }  // namespace torchpace::testing

@@ -43,10 +43,10 @@ inline OptimizerFactory adam(double learning_rate = 2e-4) {
 }
 
 struct BenchmarkOptions {
-  std::string name;                         // of the row; "inference" or "training" unless given
-  std::optional<torch::Device> device;      // the model and its inputs are there for the time of the benchmark
-  std::optional<torch::ScalarType> dtype;   // of parameters and floating inputs, likewise
-  MeasureOptions measure;
+  std::string name = {};                          // of the row; "inference" or "training" unless given
+  std::optional<torch::Device> device = {};       // the model and its inputs are there for the time of the benchmark
+  std::optional<torch::ScalarType> dtype = {};    // of parameters and floating inputs, likewise
+  MeasureOptions measure = {};
   double flops = 0;  // of one step, for FLOP/s
   double items = 0;  // of one step; 0: the first input's first dimension
   std::string item = "items";
@@ -56,7 +56,7 @@ struct TrainOptions : BenchmarkOptions {
   OptimizerFactory optimizer = adam(2e-4);
   std::string optimizer_name = "adam per-tensor";  // as recorded; name it when `optimizer` is yours
   Loss loss = cross_entropy;
-  std::vector<torch::Tensor> parameters;  // of a callable, which has none of its own
+  std::vector<torch::Tensor> parameters = {};  // of a callable, which has none of its own
 };
 
 namespace detail {
@@ -123,11 +123,13 @@ class RandomState {
 /// Puts a model on a device and dtype and, when it goes, everything back: storage, values, gradients, modes.
 class Borrowed {
  public:
-  Borrowed(torch::nn::Module* module, std::vector<torch::Tensor> parameters, const BenchmarkOptions& options,
-           bool training) {
+  /// `options` needs `device` and `dtype`.
+  Borrowed(torch::nn::Module* module, std::vector<torch::Tensor> parameters, const auto& options, bool training)
+      : module_(module), mode_(module != nullptr && module->is_training()) {
     if (module != nullptr) {
       parameters = module->parameters();
-      for (const auto& m : module->modules()) modes_.emplace_back(m, m->is_training());
+      // Without itself: a module on the stack has no shared pointer.
+      for (const auto& m : module->modules(/*include_self=*/false)) modes_.emplace_back(m, m->is_training());
       for (const auto& b : module->buffers()) keep(b, options, true);
       training ? module->train() : module->eval();
     }
@@ -140,6 +142,7 @@ class Borrowed {
       if (t.values.defined()) t.data.copy_(t.values);
       t.tensor.mutable_grad() = t.gradient;
     }
+    if (module_ != nullptr) module_->train(mode_);
     for (auto& [module, mode] : modes_) module->train(mode);
   }
   Borrowed(const Borrowed&) = delete;
@@ -150,7 +153,7 @@ class Borrowed {
     torch::Tensor tensor, data, values, gradient;
   };
 
-  void keep(torch::Tensor tensor, const BenchmarkOptions& options, bool changes) {
+  void keep(torch::Tensor tensor, const auto& options, bool changes) {
     torch::NoGradGuard no_grad;
     const auto data = tensor.tensor_data();  // the same storage, its own metadata
     tensors_.push_back({tensor, data, changes ? data.clone() : torch::Tensor(), tensor.grad()});
@@ -160,6 +163,8 @@ class Borrowed {
     if (dtype != tensor.scalar_type() || device != tensor.device()) tensor.set_data(data.to(device, dtype));
   }
 
+  torch::nn::Module* module_;
+  bool mode_;
   std::vector<Kept> tensors_;
   // Parents before children: restoring in this order lets each child's own mode win.
   std::vector<std::pair<std::shared_ptr<torch::nn::Module>, bool>> modes_;
@@ -167,7 +172,7 @@ class Borrowed {
 
 /// Inputs where the options want them; throws on a mismatch with the parameters that the options do not settle.
 inline std::vector<torch::Tensor> place_inputs(std::vector<torch::Tensor> inputs, const std::vector<torch::Tensor>& parameters,
-                                               const BenchmarkOptions& options) {
+                                               const auto& options) {
   TORCH_CHECK(!inputs.empty() && inputs[0].defined(), "benchmark: expected at least one input, got none");
   for (std::size_t i = 0; i < inputs.size(); ++i) {
     auto& x = inputs[i];
@@ -246,11 +251,13 @@ Measurement benchmark_train(M&& model, Inputs inputs, torch::Tensor target, cons
   return m;
 }
 
-struct CompareOptions : BenchmarkOptions {
+struct CompareOptions {
+  std::optional<torch::Device> device = {};     // as in BenchmarkOptions
+  std::optional<torch::ScalarType> dtype = {};
   double max_seconds = 10;
   double delta = 0.02;  // SAME: within 1 +- delta
   /// Largest difference of the outputs that is allowed; the default is sqrt(eps) x max|reference output|.
-  std::optional<double> tolerance;
+  std::optional<double> tolerance = {};
 };
 
 /// Which of two models or callables is faster on the same inputs, by inference steps in interleaved rounds of this process:

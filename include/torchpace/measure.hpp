@@ -29,7 +29,7 @@ struct StopRule {
 
 struct MeasureOptions {
   Phase phase = Phase::kThroughput;
-  StopRule stop;
+  StopRule stop = {};
   int64_t max_warmup_steps = 200;
   double max_warmup_seconds = 3;
   double block_below_ns = 50e3;  // steps shorter than this are timed several a sample

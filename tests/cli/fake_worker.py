@@ -1,0 +1,142 @@
+"""A worker in another language, without torch: it obeys docs/worker.md and makes its times up.
+
+    fake_worker.py [--step-ms 2] [--noise 0.002] [--fail HOW@COMMAND[:N]] [--sleep-ms 0] [--cases a,b] [--wrong]
+
+Times are drawn, not measured, so that what a test expects does not depend on the machine.
+HOW is die, killed, hang, error, skip or garbage, at the N-th COMMAND of a process (1).
+"""
+
+import argparse
+import json
+import os
+import random
+import signal
+import sys
+import time
+from pathlib import Path
+
+
+def words(line):
+    parts = line.split()
+    return parts[0], parts[1:]
+
+
+def decode(word):
+    from urllib.parse import unquote
+
+    return unquote(word)
+
+
+class Worker:
+    def __init__(self, options):
+        self.options = options
+        self.counts = {}
+        self.random = random.Random(f"{options.seed}-{os.getpid()}")
+        self.settings = {}
+
+    def answer(self, command, rest):
+        self.counts[command] = self.counts.get(command, 0) + 1
+        how, _, where = self.options.fail.partition("@")
+        name, _, at = where.partition(":")
+        if how and name == command and self.counts[command] == int(at or 1):
+            found = self.misbehave(how)
+            if found is not None:
+                return found
+        return getattr(self, command)(rest)
+
+    def misbehave(self, how):
+        if how == "die":
+            print("fake: first line\nfake: something is wrong", file=sys.stderr, flush=True)
+            os._exit(3)
+        if how == "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if how == "hang":
+            time.sleep(1e6)
+        if how == "garbage":
+            print("this is no JSON", flush=True)
+            return {}
+        if how == "skip":
+            return {"skipped": "no such device here"}
+        return {"error": "failed as asked"}
+
+    def load(self, rest):
+        self.settings = {k: decode(v) for k, v in (word.split("=", 1) for word in rest)}
+        return {"load_s": 0.01, "flops": 1e9, "items": 8, "item": "samples", "parameter_bytes": 4, "minimum_bytes": 4}
+
+    def first(self, rest):
+        return {"first_step_s": self.options.step_ms / 1e3}
+
+    def run(self, rest):
+        samples, _, steps = int(rest[0]), int(rest[1]), int(rest[2]) if len(rest) > 2 else 1
+        time.sleep(self.options.sleep_ms / 1e3)
+        step_ns = [self.options.step_ms * 1e6 * self.random.lognormvariate(0, self.options.noise) for _ in range(samples)]
+        return {
+            "step_ns": step_ns,
+            "device_ns": [],
+            "enqueue_ns": [],
+            "page_faults": round(self.options.faults * samples * steps),
+            "involuntary_switches": 0,
+        }
+
+    def write(self, rest):
+        Path(decode(rest[0])).write_text(json.dumps({"output": 1.0}))
+        return {"written": 1}
+
+    def check(self, rest):
+        reference = json.loads(Path(decode(rest[0])).read_text())["output"]
+        error = abs(reference - (1.5 if self.options.wrong else 1.0))
+        return {"passed": error <= 1e-6, "max_abs_error": error, "tolerance": 1e-6, "worst": "output", "compared": 1}
+
+    def losses(self, rest):
+        return {"losses": [4.0 - 0.01 * i for i in range(int(rest[0]))], "seconds": 0.1}
+
+    def memory(self, rest):
+        return {
+            "resident_bytes": 1 << 20,
+            "resident_peak_bytes": self.options.peak_mb << 20,
+            "device_allocated_peak_bytes": 0,
+            "device_reserved_peak_bytes": 0,
+        }
+
+    def environment(self, rest):
+        return {
+            "language": "python",
+            "torch": self.options.torch,
+            "threads": os.environ.get("OMP_NUM_THREADS", ""),
+            "hash_seed": os.environ.get("PYTHONHASHSEED", ""),
+            "mmap_threshold": os.environ.get("MALLOC_MMAP_THRESHOLD_", ""),
+        }
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--runtime", default="fake")
+    parser.add_argument("--cases", default="toy_train,toy_inference")
+    parser.add_argument("--protocol", type=int, default=1)
+    parser.add_argument("--step-ms", type=float, default=2)
+    parser.add_argument("--noise", type=float, default=0.002)
+    parser.add_argument("--faults", type=float, default=0)
+    parser.add_argument("--sleep-ms", type=float, default=0)
+    parser.add_argument("--peak-mb", type=int, default=10)
+    parser.add_argument("--torch", default="none")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--fail", default="")
+    parser.add_argument("--wrong", action="store_true")
+    parser.add_argument("--log", help="a file that gets one line a command: name, pid, command")
+    options = parser.parse_args()
+    worker = Worker(options)
+    if options.fail.startswith("die@start"):
+        sys.exit("fake: cannot start")
+    print(json.dumps({"protocol": options.protocol, "runtime": options.runtime, "cases": options.cases.split(",")}), flush=True)
+    for line in sys.stdin:
+        command, rest = words(line)
+        if options.log:
+            with open(options.log, "a") as log:
+                log.write(f"{options.runtime} {os.getpid()} {line}")
+        if command == "quit":
+            break
+        print(json.dumps(worker.answer(command, rest)), flush=True)
+
+
+if __name__ == "__main__":
+    main()
