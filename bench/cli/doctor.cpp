@@ -40,6 +40,8 @@ std::string text(const Json& host, const char* key) {
   return found != host.end() && found->is_string() ? found->get<std::string>() : "";
 }
 
+std::string count(double value) { return std::isnan(value) ? "n/a" : fmt::format("{:g}", value); }
+
 /// Cores that threads can have for themselves: of the affinity mask, less where a quota is set.
 double usable(const Json& host) {
   double cores = number(host, "affinity_cores");
@@ -50,13 +52,13 @@ double usable(const Json& host) {
 
 Finding processor(const Json& host) {
   const double sockets = number(host, "sockets");
-  auto found = fmt::format(
-      "{}: {} cores, {} logical CPUs", text(host, "cpu").empty() ? "unknown" : text(host, "cpu"),
-      show_number(number(host, "cores"), 9), show_number(number(host, "logical_cpus"), 9));
+  auto found = fmt::format("{}: {} cores, {} logical CPUs",
+                           text(host, "cpu").empty() ? "unknown" : text(host, "cpu"),
+                           count(number(host, "cores")), count(number(host, "logical_cpus")));
   if (sockets > 1 || number(host, "numa_nodes") > 1) {
     return {"processor", "note",
             fmt::format("{}, {} sockets, {} NUMA nodes: memory of another node is slower", found,
-                        show_number(sockets, 9), show_number(number(host, "numa_nodes"), 9)),
+                        count(sockets), count(number(host, "numa_nodes"))),
             "keep all on one node: numactl --cpunodebind=0 --membind=0 torchpace ..."};
   }
   return {"processor", "ok", found, ""};
@@ -122,8 +124,7 @@ Finding load(const Json& host) {
     return {"load", "note", "load average is not known", ""};
   const double last = loads[0].get<double>();
   const double share = last / (std::isnan(cores) ? 1 : cores);
-  const auto found =
-      fmt::format("{:.2f} over the last minute on {} CPUs", last, show_number(cores, 9));
+  const auto found = fmt::format("{:.2f} over the last minute on {} CPUs", last, count(cores));
   if (share < kLoadNoted) return {"load", "ok", found, ""};
   return {"load", share < kLoadWarned ? "note" : "warn",
           found + ": other programs take turns with yours",
@@ -265,7 +266,7 @@ Finding math_libraries(const Json& host) {
           fmt::format("unset {}", name)};
     }
   }
-  return {"BLAS, OpenMP", "note", fmt::format("{} is handed to all workers", fmt::join(set, " ")),
+  return {"BLAS, OpenMP", "note", fmt::format("all workers inherit {}", fmt::join(set, " ")),
           "unset what you do not mean to measure"};
 }
 
@@ -290,11 +291,11 @@ std::string throttle_reasons(const std::string& bits) {
 
 Finding gpu(const Json& host, size_t index) {
   const auto& device = host["gpus"][index];
-  auto found = fmt::format(
-      "{}: {} of {} MHz, {} C, {} of {} W, driver {}", text(device, "name"),
-      show_number(number(device, "clock_mhz"), 9), show_number(number(device, "clock_max_mhz"), 9),
-      show_number(number(device, "temperature_c"), 9), show_number(number(device, "power_w"), 3),
-      show_number(number(device, "power_limit_w"), 9), text(device, "driver"));
+  auto found =
+      fmt::format("{}: {} of {} MHz, {} C, {} of {} W, driver {}", text(device, "name"),
+                  count(number(device, "clock_mhz")), count(number(device, "clock_max_mhz")),
+                  count(number(device, "temperature_c")), show_number(number(device, "power_w"), 3),
+                  count(number(device, "power_limit_w")), text(device, "driver"));
   const auto topic = fmt::format("GPU {}", index);
   // 0x1 is "idle", which says nothing of the clock under load.
   if (const auto reasons = throttle_reasons(text(device, "throttle")); !reasons.empty()) {
@@ -304,7 +305,7 @@ Finding gpu(const Json& host, size_t index) {
   if (number(device, "utilisation_percent") > 5) {
     return {topic, "warn",
             fmt::format("{}; {} % busy with other work", found,
-                        show_number(number(device, "utilisation_percent"), 9)),
+                        count(number(device, "utilisation_percent"))),
             "end the other programs: nvidia-smi shows them"};
   }
   return {topic, "note", found + "; the clock moves with heat and power",

@@ -23,10 +23,29 @@ constexpr double kNoLimit = std::numeric_limits<double>::infinity();
 constexpr double kGpuLimitSeconds = 20;
 
 /// Variables with these beginnings change how fast a worker runs.
-constexpr const char* kPrefixes[] = {
-    "OMP_",           "GOMP_",        "KMP_",    "MKL_",    "OPENBLAS_", "BLIS_",     "MALLOC_",
-    "GLIBC_TUNABLES", "LD_PRELOAD",   "ATEN_",   "TORCH_",  "PYTORCH_",  "DNNL_",     "ONEDNN_",
-    "CUDA_",          "PYTHONMALLOC", "NVIDIA_", "CUBLAS_", "JEMALLOC",  "MIMALLOC_", "TCMALLOC_"};
+constexpr const char* kPrefixes[] = {"OMP_",
+                                     "GOMP_",
+                                     "KMP_",
+                                     "MKL_",
+                                     "OPENBLAS_",
+                                     "BLIS_",
+                                     "DNNL_",
+                                     "ONEDNN_",
+                                     "MALLOC_",
+                                     "GLIBC_TUNABLES",
+                                     "LD_PRELOAD",
+                                     "PYTHONMALLOC",
+                                     "JEMALLOC",
+                                     "MIMALLOC_",
+                                     "TCMALLOC_",
+                                     "ATEN_",
+                                     "TORCH_",
+                                     "PYTORCH_",
+                                     "CUBLAS_",
+                                     "CUDA_VISIBLE_DEVICES",
+                                     "CUDA_LAUNCH_BLOCKING",
+                                     "CUDA_MODULE_LOADING",
+                                     "NVIDIA_TF32_OVERRIDE"};
 
 std::string trimmed(const std::string& text) {
   const auto first = text.find_first_not_of(" \t\r\n\"");
@@ -46,7 +65,11 @@ double number(const std::string& text) {
 Json text_or_null(const std::string& text) { return text.empty() ? Json() : Json(text); }
 
 /// Null where the number is not known or not finite.
-Json number_or_null(double value) { return std::isfinite(value) ? Json(value) : Json(); }
+Json number_or_null(double value) {
+  if (!std::isfinite(value)) return {};
+  const bool is_whole = value == std::floor(value) && std::abs(value) < 0x1p53;
+  return is_whole ? Json(static_cast<long long>(value)) : Json(value);
+}
 
 /// Files below the root.
 class Tree {

@@ -100,9 +100,9 @@ std::string shown(const Json& value) {
                            : value.dump(-1, ' ', false, Json::error_handler_t::replace);
 }
 
-/// The arguments as a shell takes them.
+/// The arguments, of which the first is `compare`, as a shell takes them.
 std::string command_of(const std::vector<std::string>& arguments) {
-  std::string text = "torchpace compare";
+  std::string text = "torchpace";
   for (const auto& argument : arguments) {
     const bool plain =
         !argument.empty() &&

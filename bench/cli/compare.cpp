@@ -1,0 +1,292 @@
+#include "compare.hpp"
+
+#include <fmt/chrono.h>
+#include <fmt/format.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdlib>
+#include <ctime>
+#include <fstream>
+#include <iostream>
+
+#include "cases_json.hpp"
+#include "discovery.hpp"
+#include "error.hpp"
+#include "experiment.hpp"
+#include "host.hpp"
+#include "interrupt.hpp"
+#include "machine.hpp"
+#include "report.hpp"
+#include "verdict.hpp"
+#include "words.hpp"
+
+namespace torchpace::cli {
+namespace {
+
+namespace fs = std::filesystem;
+
+void require(bool holds, const std::string& option, const std::string& expected,
+             const std::string& found) {
+  if (!holds) throw Error(fmt::format("{}: expected {}, found '{}'", option, expected, found));
+}
+
+void require_word(const std::string& option, const std::string& word,
+                  const std::vector<std::string>& words) {
+  require(std::find(words.begin(), words.end(), word) != words.end(), option,
+          fmt::format("one of {}", fmt::join(words, ", ")), word);
+}
+
+bool is_device(const std::string& word) {
+  if (word == "auto" || word == "cpu" || word == "cuda") return true;
+  const std::string start = "cuda:";
+  return word.starts_with(start) && word.size() > start.size() && word.size() < start.size() + 4 &&
+         std::all_of(word.begin() + static_cast<long>(start.size()), word.end(),
+                     [](unsigned char c) { return std::isdigit(c) != 0; });
+}
+
+void check_values(const CompareOptions& o) {
+  require(is_device(o.device), "--device", "auto, cpu, cuda or cuda:N", o.device);
+  require_word("--dtype", o.dtype, {"float32", "bfloat16", "float16", "float64"});
+  require_word("--allocator", o.allocator, {"system", "tuned", "jemalloc"});
+  const auto at_least_1 = [](const char* option, const std::optional<int>& value) {
+    if (value) require(*value >= 1, option, "at least 1", std::to_string(*value));
+  };
+  at_least_1("--threads", o.threads);
+  at_least_1("--rounds", o.rounds);
+  at_least_1("--generations", o.generations);
+  if (o.max_seconds) {
+    require(*o.max_seconds > 0 && std::isfinite(*o.max_seconds), "--max-seconds", "a number above 0",
+            fmt::format("{}", *o.max_seconds));
+  }
+  require(o.delta > 0 && o.delta < 1, "--delta", "a number between 0 and 1", fmt::format("{}", o.delta));
+  require(o.seed >= 0, "--seed", "at least 0", std::to_string(o.seed));
+  require(o.patience_s > 0 && std::isfinite(o.patience_s), "--patience", "a number above 0",
+          fmt::format("{}", o.patience_s));
+  if (!o.text.empty()) {
+    require(std::ifstream(o.text).good(), "--text", "a file that can be read", o.text);
+  }
+}
+
+std::string variable(const char* name) {
+  const char* value = std::getenv(name);
+  return value == nullptr ? "" : value;
+}
+
+/// `auto` is CUDA where there is a device that torch can use.
+std::string chosen_device(const std::string& option, const Installation& installation) {
+  if (option == "cuda") return "cuda:0";
+  if (option != "auto") return option;
+  if (!has_nvidia_device()) return "cpu";
+  const std::string code = "import torch; print(torch.cuda.is_available())";
+  try {
+    const auto answer = run_to_end({{installation.python, "-c", code}, {}}, 300);
+    return answer.find("True") != std::string::npos ? "cuda:0" : "cpu";
+  } catch (const ProcessError&) {
+    return "cpu";
+  }
+}
+
+/// The runtimes that take part, the user's own among them.
+std::vector<WorkerSpec> chosen_runtimes(const CompareOptions& options, const Installation& installation) {
+  std::vector<WorkerSpec> own;
+  for (const auto& text : options.workers) own.push_back(own_worker(text));
+  std::vector<WorkerSpec> chosen;
+  if (own.empty() || !options.runtimes.empty()) {
+    std::vector<std::string> problems;
+    const auto known = discover_runtimes(installation, problems);
+    auto patterns = options.runtimes.empty() ? std::vector<std::string>{"all"} : options.runtimes;
+    chosen = choose_runtimes(known, patterns, problems);
+    const auto has = [&](const std::vector<WorkerSpec>& specs) {
+      return std::any_of(specs.begin(), specs.end(),
+                         [&](const WorkerSpec& s) { return s.runtime == options.reference; });
+    };
+    if (!options.reference.empty() && !has(chosen) && has(known)) {
+      patterns.insert(patterns.begin(), options.reference);
+      chosen = choose_runtimes(known, patterns, problems);
+    }
+    if (options.runtimes.empty()) {
+      for (const auto& problem : problems) fmt::print(stderr, "torchpace: {}\n", problem);
+    }
+  }
+  for (auto& spec : own) {
+    require(std::none_of(chosen.begin(), chosen.end(),
+                         [&](const WorkerSpec& s) { return s.runtime == spec.runtime; }),
+            "--worker", "a name that no other runtime has", spec.runtime);
+    chosen.push_back(std::move(spec));
+  }
+  return chosen;
+}
+
+std::string chosen_reference(const std::string& option, const std::vector<WorkerSpec>& runtimes) {
+  std::vector<std::string> names;
+  for (const auto& spec : runtimes) names.push_back(spec.runtime);
+  const auto wanted = option.empty() ? "py-eager" : option;
+  if (std::find(names.begin(), names.end(), wanted) != names.end()) return wanted;
+  if (!option.empty()) {
+    throw Error(fmt::format("--reference: '{}' is not among the runtimes{}", option, did_you_mean(option, names)));
+  }
+  return names.back();  // of `--worker new=... --worker old=...` the old one
+}
+
+/// What the user's own workers say that they can load.
+std::vector<std::string> offered_cases(const std::vector<WorkerSpec>& runtimes, double patience_s) {
+  std::vector<std::string> offered;
+  for (const auto& spec : runtimes) {
+    try {
+      WorkerClient worker(spec, patience_s);
+      worker.await_greeting();
+      for (const auto& name : worker.cases()) {
+        if (std::find(offered.begin(), offered.end(), name) == offered.end()) offered.push_back(name);
+      }
+      worker.quit();
+    } catch (const WorkerFailure& failure) {
+      fmt::print(stderr, "torchpace: {}: {}\n", spec.runtime, failure.what());
+    }
+  }
+  if (offered.empty()) throw Error("--worker: no worker offers a case (docs/worker.md, greeting)");
+  return offered;
+}
+
+std::vector<Case> chosen_cases(const CompareOptions& options, const Catalogue& catalogue,
+                               const Preset& preset, const std::vector<WorkerSpec>& runtimes,
+                               const Settings& common) {
+  const bool only_own = std::all_of(runtimes.begin(), runtimes.end(),
+                                    [](const WorkerSpec& spec) { return spec.own; });
+  if (only_own) {
+    const auto offered = offered_cases(runtimes, options.patience_s);
+    if (std::find(offered.begin(), offered.end(), "*") == offered.end()) {
+      require(options.set.empty(), "--set", "cases of torchpace", "only workers of your own");
+      return own_cases(offered, options.cases, common);
+    }
+  }
+  auto trained = common;
+  for (const auto& [key, value] : {std::pair{"optimizer", "adam"}, {"lr", "2e-4"}, {"eps", "1e-8"}}) {
+    trained.set(key, value);
+  }
+  return catalogue.expand(options.cases, preset.size, parse_axes(options.set), trained);
+}
+
+std::string now_utc() {
+  return fmt::format("{:%Y-%m-%dT%H:%M:%SZ}", fmt::gmtime(std::time(nullptr)));
+}
+
+PlanRecord plan_record(const CompareOptions& options, const Preset& preset,
+                       const std::vector<WorkerSpec>& runtimes, const Json& host) {
+  PlanRecord plan;
+  plan.arguments = options.arguments;
+  plan.preset = preset.name;
+  plan.reference = chosen_reference(options.reference, runtimes);
+  for (const auto& spec : runtimes) plan.runtimes.push_back(spec.runtime);
+  plan.generations = options.generations.value_or(preset.generations);
+  plan.rounds = options.rounds.value_or(0);
+  plan.max_seconds = options.max_seconds.value_or(preset.max_seconds);
+  plan.threads = options.threads.value_or(usable_cores(host));
+  plan.dtype = options.dtype;
+  plan.allocator = options.allocator;
+  plan.seed = options.seed;
+  plan.delta = options.delta;
+  plan.text = options.text.empty() ? "" : fs::absolute(options.text).string();
+  return plan;
+}
+
+/// What an earlier run left in the output folder, where --resume asks for it.
+Results resumed(const CompareOptions& options, Results fresh) {
+  const auto file = fs::path(options.output) / "results.json";
+  if (!options.resume || !fs::exists(file)) return fresh;
+  auto earlier = load_results(file);
+  check_same_plan(earlier, fresh, file.string());
+  fresh.plan.pairs = earlier.plan.pairs;
+  fresh.created = earlier.created;
+  fresh.elapsed_s = earlier.elapsed_s;
+  fresh.warnings = earlier.warnings;
+  fresh.cases = std::move(earlier.cases);
+  return fresh;
+}
+
+void report(const Results& results, const CompareOptions& options, const Installation& installation) {
+  const fs::path folder = options.output;
+  print_report(results, std::cout, isatty(STDOUT_FILENO) == 1);
+  std::cout.flush();
+  write_markdown(results, folder / "report.md");
+  fmt::print(stderr, "torchpace: wrote {} and report.md\n", (folder / "results.json").string());
+  if (options.no_html) return;
+  const auto page = make_html(installation, folder / "results.json", folder);
+  fmt::print(stderr, "torchpace: {}\n", page.message);
+}
+
+int verdict_of(const Results& results, const std::optional<FailOn>& fail_on) {
+  if (fail_on) {
+    const auto regressions = find_regressions(results, *fail_on);
+    for (const auto& line : regressions.found) fmt::print(stderr, "torchpace: regression: {}\n", line);
+    for (const auto& line : regressions.not_judged) fmt::print(stderr, "torchpace: {}\n", line);
+  }
+  return exit_code(results, fail_on);
+}
+
+}  // namespace
+
+fs::path cache_folder(const std::string& option) {
+  if (!option.empty()) return fs::absolute(option);
+  if (const auto named = variable("TORCHPACE_CACHE"); !named.empty()) return fs::absolute(named);
+  if (const auto base = variable("XDG_CACHE_HOME"); !base.empty()) return fs::path(base) / "torchpace";
+  const auto home = variable("HOME");
+  return fs::path(home.empty() ? "/tmp" : home) / ".cache" / "torchpace";
+}
+
+int compare(const CompareOptions& options) {
+  check_values(options);
+  std::optional<FailOn> fail_on;
+  if (!options.fail_on.empty()) fail_on = parse_fail_on(options.fail_on);
+  const Catalogue catalogue(kCasesJson);
+  const auto preset = catalogue.preset(options.preset);
+  const auto installation = find_installation(options.python);
+
+  ExperimentOptions experiment;
+  experiment.runtimes = chosen_runtimes(options, installation);
+  const auto host = host_environment();
+  experiment.plan = plan_record(options, preset, experiment.runtimes, host);
+  auto& plan = experiment.plan;
+  for (auto& spec : experiment.runtimes) {
+    spec.command.environment.merge(
+        common_environment({.threads = plan.threads, .allocator = plan.allocator}, installation));
+  }
+  Settings common{{"dtype", plan.dtype}, {"threads", std::to_string(plan.threads)},
+                  {"seed", std::to_string(plan.seed)}, {"device", "cpu"}};
+  chosen_cases(options, catalogue, preset, experiment.runtimes, common);  // errors before the slow part
+  prepare_output(options.output);
+  plan.device = chosen_device(options.device, installation);
+  common.set("device", plan.device);
+  experiment.cases = chosen_cases(options, catalogue, preset, experiment.runtimes, common);
+  experiment.curves = preset.curves;
+  std::vector<std::string> words{"--cache", cache_folder(options.cache)};
+  if (!plan.text.empty()) words.insert(words.end(), {"--text", plan.text});
+  experiment.exporter = python_command(installation, "torchpace.export", words);
+  experiment.output = options.output;
+  experiment.patience_s = options.patience_s;
+
+  Results results;
+  results.torchpace = TORCHPACE_VERSION;
+  results.created = now_utc();
+  results.plan = plan;
+  results.environment = host;
+  for (const auto& item : experiment.cases) results.cases.push_back(empty_result(item, plan.reference));
+  results = resumed(options, std::move(results));
+
+  bool stopped = false;
+  {
+    Progress progress;
+    try {
+      Experiment(std::move(experiment), results, progress).run();
+    } catch (const Interrupted&) {
+      stopped = true;
+      clear_interrupt();
+      progress.say("interrupted: what was measured is kept, --resume continues");
+    }
+  }
+  report(results, options, installation);
+  return stopped ? kInterrupted : verdict_of(results, fail_on);
+}
+
+}  // namespace torchpace::cli

@@ -1,0 +1,171 @@
+// The program `torchpace`: compare, list, report, doctor.
+#include <fcntl.h>
+#include <fmt/format.h>
+#include <unistd.h>
+
+#include <CLI/CLI.hpp>
+#include <iostream>
+
+#include "compare.hpp"
+#include "discovery.hpp"
+#include "doctor.hpp"
+#include "error.hpp"
+#include "interrupt.hpp"
+#include "list.hpp"
+#include "report.hpp"
+#include "verdict.hpp"
+#include "words.hpp"
+
+namespace {
+
+using namespace torchpace::cli;
+
+/// Files that we open must never become the standard streams of a child.
+void open_standard_streams() {
+  for (int fd = 0; fd < 3; ++fd) {
+    if (fcntl(fd, F_GETFD) < 0) open("/dev/null", O_RDWR);
+  }
+}
+
+/// `a,b` and repeated options alike.
+void add_list(CLI::App& app, const std::string& name, std::vector<std::string>& values,
+              const std::string& help) {
+  app.add_option_function<std::vector<std::string>>(
+         name,
+         [&values](const std::vector<std::string>& texts) {
+           for (const auto& text : texts) {
+             for (auto& part : split_list(text)) values.push_back(std::move(part));
+           }
+         },
+         help)
+      ->allow_extra_args(false);
+}
+
+void add_compare(CLI::App& app, CompareOptions& o) {
+  app.add_option("--preset", o.preset, "smoke, quick or paper: size, generations and time (quick)");
+  add_list(app, "--cases", o.cases, "names or patterns: gptlite_train,dnn_*/size:smoke (all)");
+  app.add_option("--set", o.set, "axes: layers=64,batch=1:64*2; lists and ranges multiply out")
+      ->allow_extra_args(false);
+  add_list(app, "--runtimes", o.runtimes, "names or patterns: cpp-eager,py-* (all)");
+  app.add_option("--worker", o.workers, "NAME=COMMAND: a worker of your own; may be repeated")
+      ->allow_extra_args(false);
+  app.add_option("--reference", o.reference, "what speedups are over (py-eager, else the last worker)");
+  app.add_option("--device", o.device, "auto, cpu, cuda or cuda:N (auto)");
+  app.add_option("--dtype", o.dtype, "float32, bfloat16, float16 or float64 (float32)");
+  app.add_option("--threads", o.threads, "of every worker (physical cores that are ours)");
+  app.add_option("--allocator", o.allocator, "of every worker: system, tuned or jemalloc (system)");
+  app.add_option("--generations", o.generations, "fresh processes per runtime (of the preset)");
+  app.add_option("--rounds", o.rounds, "turns per case and generation (as many as the time allows)");
+  app.add_option("--max-seconds", o.max_seconds, "time for everything (of the preset)");
+  app.add_option("--delta", o.delta, "SAME means within 1 +- this (0.02)");
+  app.add_option("--seed", o.seed, "of weights, inputs and the order of turns (0)");
+  app.add_option("--output", o.output, "folder of results.json and the report (torchpace-report)");
+  app.add_option("--cache", o.cache, "folder of weights and inputs (TORCHPACE_CACHE, ~/.cache/torchpace)");
+  app.add_option("--text", o.text, "train on this file instead of the plays");
+  app.add_option("--python", o.python, "interpreter (TORCHPACE_PYTHON, .venv, python3)");
+  app.add_option("--fail-on", o.fail_on, "speedup<X: exit code 5 where a whole interval is below X");
+  app.add_option("--patience", o.patience_s, "seconds until a silent worker counts as hung, at least (30)");
+  app.add_flag("--resume", o.resume, "measure only what is missing in the output folder");
+  app.add_flag("--no-html", o.no_html, "no report.html");
+}
+
+int report_files(const std::vector<std::string>& paths, const std::string& output,
+                 const std::string& fail_on_text, const std::string& python) {
+  std::optional<FailOn> fail_on;
+  if (!fail_on_text.empty()) fail_on = parse_fail_on(fail_on_text);
+  std::vector<NamedResults> files;
+  for (const auto& path : paths) {
+    files.push_back({path, load_results(path)});
+    derive(files.back().results);
+  }
+  const bool colour = isatty(STDOUT_FILENO) == 1;
+  int worst = kOk;
+  for (const auto& file : files) {
+    print_report(file.results, std::cout, colour);
+    if (fail_on) {
+      for (const auto& line : find_regressions(file.results, *fail_on).found) {
+        fmt::print(stderr, "torchpace: regression: {}\n", line);
+        worst = kRegression;
+      }
+    }
+  }
+  if (files.size() > 1) print_side_by_side(files, std::cout, colour);
+  std::cout.flush();
+  if (!output.empty()) {
+    if (files.size() > 1) throw Error("--output: expected one file of results, found several");
+    std::filesystem::create_directories(output);
+    const auto page_source = std::filesystem::is_directory(paths[0])
+                                 ? std::filesystem::path(paths[0]) / "results.json"
+                                 : std::filesystem::path(paths[0]);
+    write_markdown(files[0].results, std::filesystem::path(output) / "report.md");
+    fmt::print(stderr, "torchpace: {}\n", make_html(find_installation(python), page_source, output).message);
+  }
+  return worst;
+}
+
+int run(int argc, char** argv) {
+  CLI::App app("Which way of running this PyTorch model is fastest on this machine, and by how much?");
+  app.name("torchpace");
+  app.set_version_flag("--version", "torchpace " TORCHPACE_VERSION);
+  app.require_subcommand(1);
+
+  CompareOptions options;
+  for (int i = 1; i < argc; ++i) options.arguments.emplace_back(argv[i]);
+  auto* compare_command = app.add_subcommand("compare", "measure runtimes side by side and judge them");
+  add_compare(*compare_command, options);
+
+  bool as_json = false;
+  std::string python;
+  auto* list_command = app.add_subcommand("list", "families, sizes, phases, presets and runtimes");
+  list_command->add_flag("--json", as_json, "as JSON");
+  list_command->add_option("--python", python, "interpreter");
+
+  std::vector<std::string> paths;
+  std::string output, fail_on, cache;
+  auto* report_command = app.add_subcommand("report", "print what results.json files hold");
+  report_command->add_option("results", paths, "folders or results.json files")->required();
+  report_command->add_option("--output", output, "folder for report.md and report.html");
+  report_command->add_option("--fail-on", fail_on, "speedup<X: exit code 5 where a whole interval is below X");
+  report_command->add_option("--python", python, "interpreter for report.html");
+
+  auto* doctor_command = app.add_subcommand("doctor", "what this machine will do to the numbers");
+  doctor_command->add_flag("--json", as_json, "as JSON");
+  doctor_command->add_option("--python", python, "interpreter to look into");
+  doctor_command->add_option("--cache", cache, "folder of weights and inputs");
+
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::Success& wanted) {  // --help, --version
+    return app.exit(wanted);
+  } catch (const CLI::ParseError& error) {
+    fmt::print(stderr, "torchpace: {} (torchpace --help)\n", error.what());
+    return kBadInput;
+  }
+  if (*compare_command) return compare(options);
+  if (*list_command) return list(python, as_json);
+  if (*report_command) return report_files(paths, output, fail_on, python);
+  return run_doctor({.json = as_json,
+                     .colour = isatty(STDOUT_FILENO) == 1,
+                     .python = find_installation(python).python,
+                     .cache = cache_folder(cache)},
+                    std::cout);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  open_standard_streams();
+  handle_interrupts();
+  try {
+    return run(argc, argv);
+  } catch (const Error& error) {
+    fmt::print(stderr, "torchpace: {}\n", error.what());
+    return error.exit_code();
+  } catch (const Interrupted&) {
+    fmt::print(stderr, "torchpace: interrupted\n");
+    return kInterrupted;
+  } catch (const std::exception& error) {
+    fmt::print(stderr, "torchpace: {}\n", error.what());
+    return kBadInput;
+  }
+}
