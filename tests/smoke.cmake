@@ -1,6 +1,7 @@
 # Runs the first, smallest case of each function of a benchmark program and reads the JSON that it writes. Arguments (-D):
 #   PROGRAM   the benchmark program
 #   OUTPUT    the JSON file to write
+cmake_minimum_required(VERSION 3.25)
 execute_process(COMMAND "${PROGRAM}" --benchmark_list_tests OUTPUT_VARIABLE list COMMAND_ERROR_IS_FATAL ANY)
 string(REGEX MATCHALL "[^\n]+" cases "${list}")
 set(chosen "")

@@ -1,6 +1,7 @@
 # Runs one small comparison of C++ and Python, end to end, and reads its results. Arguments (-D):
 #   PROGRAM, PYTHON   the program torchpace; the interpreter that has torch
 #   OUTPUT            folder to write
+cmake_minimum_required(VERSION 3.25)
 file(REMOVE_RECURSE "${OUTPUT}")
 execute_process(COMMAND "${PYTHON}" -c "import jsonschema" RESULT_VARIABLE status OUTPUT_QUIET ERROR_QUIET)
 if(NOT status EQUAL 0)

@@ -5,6 +5,7 @@
 #   EXPECT                  what the configuration must print (a regular expression), if given
 #   FAILS                   the configuration must fail
 #   CONFIGURE_ONLY          stop after configuring
+cmake_minimum_required(VERSION 3.25)
 string(REPLACE "|" ";" ARGUMENTS "${ARGUMENTS}")
 string(REPLACE "|" ";" ENVIRONMENT "${ENVIRONMENT}")
 
