@@ -76,7 +76,7 @@ print(*[m for m in ("numpy", "jinja2", "matplotlib", "pytest", "jsonschema") if 
     return
   fi
 
-  local requirements stamp hash
+  local requirements stamp hash made=""
   requirements="$(sed "s/^torch==.*/torch==${TORCHPACE_TORCH:-$pinned_torch}/" "$root/python/requirements.txt")"
   stamp="$venv/torchpace-requirements.sha256"
   hash="$(sha256sum <<<"$requirements")"
@@ -85,13 +85,19 @@ print(*[m for m in ("numpy", "jinja2", "matplotlib", "pytest", "jsonschema") if 
     return
   fi
   note "into $venv (torch is about 3 GB on disk)"
-  [[ -x "$python" ]] || python3 -m venv "$venv" >&2 || fail "cannot make a virtual environment in $venv" \
-    "Debian: apt-get install python3-venv. Or name an interpreter that has torch: TORCHPACE_PYTHON=/path/to/python"
+  if [[ ! -x "$python" ]]; then
+    made="$venv"
+    python3 -m venv "$venv" >&2 || fail "cannot make a virtual environment in $venv" \
+      "Debian: apt-get install python3-venv. Or name an interpreter that has torch: TORCHPACE_PYTHON=/path/to/python"
+  fi
   # A file, not a pipe: pip may read it twice.
   printf '%s\n' "$requirements" >"$venv/requirements.txt"
   if "$venv/bin/python" -m pip install --disable-pip-version-check -r "$venv/requirements.txt" >&2; then
     printf '%s\n' "$hash" >"$stamp"
-  elif [[ -z "$(torch_folder "$python")" && -n "$(torch_folder python3)" && -z "$suffix" ]]; then
+    return
+  fi
+  [[ -z "$made" ]] || rm -rf "$made" # without torch it would only be in the way of an interpreter that has it
+  if [[ -z "$(torch_folder "$python")" && -n "$(torch_folder python3)" && -z "$suffix" ]]; then
     python="$(command -v python3)"
     note "pip could not install them; using $python, which has torch $(torch_version "$(torch_folder python3)")"
   else
