@@ -6,6 +6,7 @@
 #   TORCHPACE_TORCH=2.15.0            another version of torch, in its own .venv-2.15.0 and build/release-2.15.0
 #   TORCHPACE_PYTHON=/path/to/python  use this interpreter, which has torch and numpy; install nothing into it
 #   TORCHPACE_CACHE=DIR               where the text and exported cases are kept (default ~/.cache/torchpace)
+#   FETCHCONTENT_SOURCE_DIR_FMT=DIR   build fmt (BENCHMARK, GOOGLETEST, CLI11, NLOHMANN_JSON, RAPIDCHECK) from its source
 #   TORCHPACE_JOBS=N                  compile jobs (default: cores, but 2 GB of memory for each)
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
@@ -116,9 +117,10 @@ prepare_text() {
 }
 
 build_programs() {
-  local log="$build/configure.log"
+  local log="$build/configure.log" given=() name
+  for name in $(compgen -e FETCHCONTENT_SOURCE_DIR_); do given+=(-D "$name=${!name}"); done
   mkdir -p "$build"
-  (cd "$root" && cmake --preset release -B "$build" -D "TORCHPACE_PYTHON=$python") >"$log" 2>&1 || {
+  (cd "$root" && cmake --preset release -B "$build" -D "TORCHPACE_PYTHON=$python" "${given[@]}") >"$log" 2>&1 || {
     cat "$log" >&2
     fail "CMake could not configure $build" "The message above says what is missing."
   }
