@@ -44,11 +44,11 @@ find_programs() { # carried folder or ""
     source "$root/scripts/setup.sh" --tests
     programs="$build/bin"
   fi
-  local folder
-  export LD_LIBRARY_PATH="$torch/lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
-  for folder in "$torch"/../nvidia/*/lib; do
-    [[ ! -d "$folder" ]] || LD_LIBRARY_PATH="$LD_LIBRARY_PATH:$(cd "$folder" && pwd)"
+  local folder folders="$torch/lib"
+  for folder in "$torch"/../nvidia/*/lib; do # before the system's, which may hold another cuDNN
+    [[ ! -d "$folder" ]] || folders+=":$(cd "$folder" && pwd)"
   done
+  export LD_LIBRARY_PATH="$folders${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
 }
 
 run_tests() {
@@ -104,9 +104,9 @@ out="${OUT:-$root/torchpace-gpu}"
 mkdir -p "$out"
 status=0
 find_programs "$carried"
-if [[ -d "$carried/cache" ]]; then
-  mkdir -p "$TORCHPACE_CACHE"
-  cp -rn "$carried/cache/." "$TORCHPACE_CACHE/"
+if [[ -d "$carried/cache/text/shakespeare" && ! -d "$TORCHPACE_CACHE/text/shakespeare" ]]; then
+  mkdir -p "$TORCHPACE_CACHE/text"
+  cp -r "$carried/cache/text/shakespeare" "$TORCHPACE_CACHE/text/"
 fi
 [[ "${CHECK:-tests}" != tests ]] || run_tests
 [[ "${CHECK:-compare}" != compare ]] || run_comparison "$@"
