@@ -66,14 +66,18 @@ std::string find_python(const std::string& option, const fs::path& tree) {
   return "python3";
 }
 
-/// torch/lib of an interpreter, found without importing torch, which takes seconds.
+/// torch/lib of an interpreter, found without importing torch, which takes seconds. Empty if none.
 fs::path find_torch_libs(const std::string& python) {
   const std::string code =
       "import importlib.util as u\n"
       "s = u.find_spec('torch')\n"
       "print(list(s.submodule_search_locations)[0] if s else '')";
-  const auto words = split_list(run_to_end({{python, "-c", code}, {}}, kListLimit_s), '\n');
-  return words.empty() ? fs::path() : fs::path(words.back()) / "lib";
+  try {
+    const auto lines = split_list(run_to_end({{python, "-c", code}, {}}, kListLimit_s), '\n');
+    return lines.empty() ? fs::path() : fs::path(lines.back()) / "lib";
+  } catch (const ProcessError&) {
+    return {};
+  }
 }
 
 /// Asks a worker program for its runtimes: {"runtimes": [{"name", "description"}]}, or a line each.
@@ -128,9 +132,9 @@ Installation find_installation(const std::string& python_option) {
   found.python = find_python(python_option, tree);
   if (const auto worker = program_folder() / "torchpace_worker"; is_file(worker)) found.worker = worker;
   try {
-    found.torch_libs = find_torch_libs(found.python);
+    if (!python_option.empty()) run_to_end({{found.python, "-c", ""}, {}}, kListLimit_s);
   } catch (const ProcessError& error) {
-    if (!python_option.empty()) throw Error(fmt::format("--python: {}", error.what()));
+    throw Error(fmt::format("--python: expected an interpreter, {}", error.what()));
   }
   return found;
 }
@@ -153,8 +157,8 @@ std::vector<WorkerSpec> discover_runtimes(const Installation& installation,
   } else {
     Command program{{installation.worker}, {}};
     // A worker that was built elsewhere finds LibTorch in whatever Python holds it.
-    if (!installation.torch_libs.empty()) {
-      program.environment["LD_LIBRARY_PATH"] = prepended(installation.torch_libs, "LD_LIBRARY_PATH");
+    if (const auto libs = find_torch_libs(installation.python); !libs.empty()) {
+      program.environment["LD_LIBRARY_PATH"] = prepended(libs, "LD_LIBRARY_PATH");
     }
     try {
       list_runtimes(program, found);

@@ -10,14 +10,14 @@
 namespace torchpace::cli {
 
 struct Installation {
-  std::filesystem::path worker;      // torchpace_worker; empty if it is not beside this program
-  std::filesystem::path package;     // the folder that holds torchpace/worker.py; empty if not found
-  std::string python;                // interpreter
-  std::filesystem::path torch_libs;  // torch/lib of that interpreter; empty without torch
+  std::filesystem::path worker;   // torchpace_worker; empty if it is not beside this program
+  std::filesystem::path package;  // the folder that holds torchpace/worker.py; empty if not found
+  std::string python;             // interpreter
 };
 
 /// `python_option`: --python; else TORCHPACE_PYTHON, the tree's .venv, the one of the build, python3.
-/// TORCHPACE_PYTHON_PATH names the package's folder. Throws Error when a named one does not exist.
+/// TORCHPACE_PYTHON_PATH names the package's folder. Throws Error when one that the user named does
+/// not exist.
 Installation find_installation(const std::string& python_option);
 
 /// A Python program of the package: `python -m module arguments`.

@@ -139,6 +139,13 @@ double Experiment::elapsed_s() const {
   return earlier_s_ + std::chrono::duration<double>(Clock::now() - begin_).count();
 }
 
+double Experiment::left_s() const {
+  if (options_.plan.rounds == 0) return budget_left_s();
+  if (turns_done_ == 0) return -1;
+  const double spent_s = std::chrono::duration<double>(Clock::now() - turns_begin_).count();
+  return spent_s / static_cast<double>(turns_done_) * static_cast<double>(turns_left_);
+}
+
 void Experiment::save() {
   results_.elapsed_s = elapsed_s();
   derive(results_);
@@ -302,16 +309,15 @@ void Experiment::run_generations() {
                    "", ""});
   }
   const auto visits = missing_visits();
-  size_t cases_left = 0;
-  for (const auto& visit : visits) cases_left += visit.cases.size();
+  for (const auto& visit : visits) turns_left_ += visit.cases.size();
+  turns_begin_ = Clock::now();
   for (size_t i = 0; i < visits.size(); ++i) {
-    run_visit(visits[i], cases_left, start_s_ * static_cast<double>(visits.size() - i - 1));
-    cases_left -= visits[i].cases.size();
+    run_visit(visits[i], static_cast<double>(visits.size() - i - 1));
     save();
   }
 }
 
-void Experiment::run_visit(const Visit& visit, size_t cases_left, double later_starts_s) {
+void Experiment::run_visit(const Visit& visit, double later_visits) {
   std::vector<WorkerSpec> specs;
   for (const auto& row : visit.rows) {
     // A runtime that failed everywhere would only take memory.
@@ -323,24 +329,23 @@ void Experiment::run_visit(const Visit& visit, size_t cases_left, double later_s
   }
   const auto of_all = fmt::format("generation {}/{}", visit.generation, options_.plan.generations);
   progress_.note(fmt::format("{}: starting {} workers", of_all, specs.size()), left_s());
-  const bool first_visit = start_s_ == 0;
   const auto begin = Clock::now();
   Team team(specs, options_.patience_s);
   start_s_ = std::chrono::duration<double>(Clock::now() - begin).count();
-  if (first_visit) {
-    later_starts_s = start_s_ * static_cast<double>(options_.plan.generations - visit.generation);
-  }
   for (const size_t index : visit.cases) {
     auto& result = results_.cases[index];
     const auto* reference = result.find(result.reference);
     const auto text = fmt::format("{}: {}", of_all, result.name);
     progress_.note(text, left_s());
     const RoundRule rule{.rounds = options_.plan.rounds,
-                         .budget_s = (left_s() - later_starts_s) / static_cast<double>(cases_left--),
+                         .budget_s = (budget_left_s() - later_visits * start_s_) /
+                                     static_cast<double>(turns_left_),
                          .first_round = next_round(*reference, visit.generation)};
     team.measure(result, settings_[index], visit.generation, rule, random_, [&](int rounds) {
       progress_.update(fmt::format("{}, round {}", text, rounds), left_s());
     });
+    ++turns_done_;
+    --turns_left_;
   }
 }
 

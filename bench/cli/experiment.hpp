@@ -55,14 +55,16 @@ class Experiment {
   void export_all();
   void pass_gates();
   void run_generations();
-  void run_visit(const Visit& visit, size_t cases_left, double later_starts_s);
+  void run_visit(const Visit& visit, double later_visits);
   std::vector<Visit> missing_visits();
   std::vector<std::vector<std::string>> groups() const;
   bool is_done(const CaseResult& result, const std::vector<std::string>& rows, int generation) const;
   bool memory_is_short() const;
   WorkerSpec spec_of(const std::string& row) const;
   double elapsed_s() const;
-  double left_s() const { return options_.plan.max_seconds - elapsed_s(); }
+  double budget_left_s() const { return options_.plan.max_seconds - elapsed_s(); }
+  /// What is left of the run, to be shown; below 0 when it is not known.
+  double left_s() const;
   void save();
 
   ExperimentOptions options_;
@@ -73,6 +75,9 @@ class Experiment {
   Clock::time_point begin_ = Clock::now();
   double earlier_s_ = 0;  // measured by an earlier run
   double start_s_ = 0;    // what starting the workers took the last time
+  // Where the number of rounds is given, the time left is told from the cases done.
+  Clock::time_point turns_begin_{};
+  size_t turns_done_ = 0, turns_left_ = 0;  // a turn: one case in one visit
 };
 
 }  // namespace torchpace::cli

@@ -110,7 +110,7 @@ class CaseTable {
     std::string about = "noise (A/A) " + show_ratio(result_.noise_floor).both();
     if (result_.flops > 0) about += "; " + show_amount(result_.flops, "FLOP") + " a step";
     if (result_.items > 0) {
-      about += fmt::format("; {} {} a step", show_number(result_.items, 6), result_.item);
+      about += fmt::format("; {:g} {} a step", result_.items, result_.item);
     }
     out_ << wrapped("  ", about, 2);
     const auto head = line("runtime", heading(result_));

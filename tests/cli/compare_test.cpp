@@ -1,0 +1,321 @@
+// `torchpace compare` from the command line to the exit code, with workers that need no torch.
+#include <gtest/gtest.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+#include <iterator>
+#include <set>
+#include <sstream>
+
+#include "error.hpp"
+#include "process.hpp"
+#include "results.hpp"
+
+namespace torchpace::cli {
+namespace {
+
+namespace fs = std::filesystem;
+
+std::string program() {
+  if (const char* named = std::getenv("TORCHPACE_PROGRAM")) return named;
+  return fs::read_symlink("/proc/self/exe").parent_path() / "torchpace";
+}
+
+std::string fake() {
+  return std::string("python3 ") + TORCHPACE_SOURCE_DIR + "/tests/cli/fake_worker.py";
+}
+
+std::string text_of(const fs::path& path) {
+  std::ifstream file(path, std::ios::binary);
+  return {std::istreambuf_iterator<char>(file), {}};
+}
+
+struct Outcome {
+  int code;
+  std::string out, err;
+};
+
+class Compare : public testing::Test {
+ protected:
+  void SetUp() override {
+    if (!fs::exists(program())) GTEST_SKIP() << program() << " is not built";
+    auto name = (fs::temp_directory_path() / "torchpace-compare-XXXXXX").string();
+    folder = mkdtemp(name.data());
+  }
+  void TearDown() override {
+    if (!folder.empty()) fs::remove_all(folder);
+  }
+
+  Outcome run(const std::string& arguments, const std::string& before = "") const {
+    const auto out = folder / "stdout", err = folder / "stderr";
+    fs::create_directories(folder / "tmp");
+    const auto line = before + "TMPDIR='" + (folder / "tmp").string() + "' timeout 60 '" + program() + "' " +
+                      arguments + " >'" + out.string() + "' 2>'" + err.string() + "'";
+    const int status = std::system(line.c_str());
+    Outcome outcome{WIFEXITED(status) ? WEXITSTATUS(status) : -1, text_of(out), text_of(err)};
+    EXPECT_TRUE(fs::is_empty(folder / "tmp")) << "temporary files are left";
+    return outcome;
+  }
+
+  /// Two workers, the reference `old`, on one case with few turns, unless the options say more.
+  std::string pair(const std::string& new_options, const std::string& options = "",
+                   const std::string& old_options = "") const {
+    return "compare --no-html --generations 4 --rounds 3 --cases toy_train --output '" + report().string() +
+           "' --worker 'new=" + fake() + " --runtime new --cases toy_train,toy_inference " + new_options +
+           "' --worker 'old=" + fake() + " --runtime old --cases toy_train,toy_inference " + old_options +
+           "' " + options;
+  }
+
+  fs::path report() const { return folder / "report"; }
+  Results results() const {
+    auto loaded = load_results(report());
+    derive(loaded);
+    return loaded;
+  }
+
+  fs::path folder;
+};
+
+TEST_F(Compare, FindsTheFasterOne) {
+  const auto outcome = run(pair("--step-ms 1.6", "--fail-on 'speedup<1.2'"));
+  EXPECT_EQ(outcome.code, kOk) << outcome.err;
+  const auto found = results();
+  EXPECT_TRUE(found.complete);
+  EXPECT_EQ(found.plan.reference, "old");
+  ASSERT_EQ(found.cases.size(), 1u);
+  const auto& c = found.cases[0];
+  ASSERT_EQ(c.runtimes.size(), 3u);
+  EXPECT_EQ(c.runtimes[2].copy_of, "old");
+  EXPECT_EQ(c.find("new")->speedup.verdict, "FASTER");
+  EXPECT_NEAR(c.find("new")->speedup.ratio.median, 1.25, 0.02);
+  EXPECT_TRUE(c.find("new")->parity->passed);
+  EXPECT_GT(c.find("new")->cold_s.at("start"), 0);
+  EXPECT_EQ(c.find("new")->peak_bytes.at("resident"), 10 << 20);
+  EXPECT_NE(outcome.out.find("FASTER"), std::string::npos);
+  EXPECT_TRUE(fs::exists(report() / "report.md"));
+}
+
+TEST_F(Compare, OneProcessAGenerationAndBalancedPlaces) {
+  const auto log = folder / "log";
+  ASSERT_EQ(run(pair("--log " + log.string(), "--rounds 6")).code, kOk);
+  const auto found = results();
+  for (const auto& row : found.cases[0].runtimes) {
+    ASSERT_EQ(row.generations.size(), 4u);
+    for (const auto& generation : row.generations) {
+      ASSERT_EQ(generation.rounds.size(), 6u);
+      std::multiset<int> places;
+      for (const auto& round : generation.rounds) places.insert(round.position);
+      for (int place = 1; place <= 3; ++place) EXPECT_EQ(places.count(place), 2u);
+    }
+  }
+  std::set<std::string> pids;
+  std::istringstream lines(text_of(log));
+  for (std::string name, pid, rest; lines >> name >> pid && std::getline(lines, rest);) pids.insert(pid);
+  EXPECT_EQ(pids.size(), 5u);  // the gate's and one a generation
+}
+
+TEST_F(Compare, ReportOfTheFileReproducesEveryNumber) {
+  const auto compared = run(pair("--step-ms 1.9"));
+  const auto reported = run("report '" + report().string() + "'");
+  EXPECT_EQ(reported.code, kOk);
+  EXPECT_EQ(reported.out, compared.out);
+}
+
+TEST_F(Compare, ARegressionHasItsExitCode) {
+  EXPECT_EQ(run(pair("--step-ms 3", "--fail-on 'speedup<0.9'")).code, kRegression);
+  EXPECT_EQ(results().cases[0].find("new")->speedup.verdict, "SLOWER");
+  const auto reported = run("report --fail-on 'speedup<0.9' '" + report().string() + "'");
+  EXPECT_EQ(reported.code, kRegression);
+}
+
+TEST_F(Compare, WrongOutputsAreNotTimed) {
+  EXPECT_EQ(run(pair("--wrong")).code, kParityFailed);
+  const auto found = results();
+  const auto& row = *found.cases[0].find("new");
+  EXPECT_EQ(row.status, Status::invalid);
+  EXPECT_TRUE(row.generations.empty());
+  EXPECT_EQ(row.speedup.verdict, "INVALID");
+  EXPECT_FALSE(found.cases[0].find("old")->generations.empty());
+}
+
+struct Failure {
+  const char* option;
+  const char* reason;
+};
+
+class CompareFailure : public Compare, public testing::WithParamInterface<Failure> {};
+
+TEST_P(CompareFailure, CostsItsOwnRow) {
+  const auto outcome = run(pair(std::string("--fail ") + GetParam().option, "--patience 2"));
+  EXPECT_EQ(outcome.code, kCaseFailed) << outcome.err;
+  const auto found = results();
+  EXPECT_TRUE(found.complete);
+  const auto& row = *found.cases[0].find("new");
+  EXPECT_EQ(row.status, Status::failed);
+  EXPECT_NE(row.reason.find(GetParam().reason), std::string::npos) << row.reason;
+  EXPECT_EQ(row.reason.find('\n'), std::string::npos);
+  EXPECT_EQ(found.cases[0].find("old")->status, Status::ok);
+  EXPECT_EQ(found.cases[0].find("old")->generations.size(), 4u);
+  EXPECT_EQ(found.cases[0].find("old#2")->generations.size(), 4u);
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    Each, CompareFailure,
+    testing::Values(Failure{"die@run:3", "exit code 3; its last words: fake: first line | fake: something is wrong"},
+                    Failure{"killed@run:2", "killed by signal 9 (Killed), perhaps out of memory"},
+                    Failure{"hang@run:3", "did not answer in time"}, Failure{"error@load", "failed as asked"},
+                    Failure{"garbage@first", "expected one line of JSON"}, Failure{"die@start", "cannot start"}));
+
+TEST_F(Compare, AFailureOfTheReferenceIsSaidInEachRow) {
+  EXPECT_EQ(run(pair("", "", "--fail error@load")).code, kCaseFailed);
+  const auto found = results();
+  EXPECT_EQ(found.cases[0].find("new")->status, Status::failed);
+  EXPECT_NE(found.cases[0].find("new")->reason.find("the reference old: failed as asked"), std::string::npos);
+}
+
+TEST_F(Compare, AWorkerThatDiesInOneCaseServesTheOthers) {
+  // Generation 1: dies in toy_train, so toy_inference lacks one generation of it.
+  const auto outcome = run(pair("--fail die@run:3", "--cases toy_inference"));
+  EXPECT_EQ(outcome.code, kCaseFailed);
+  const auto found = results();
+  const auto& train = *found.cases[0].find("new");
+  const auto& inference = *found.cases[1].find("new");
+  EXPECT_EQ(train.status, Status::failed);
+  EXPECT_EQ(found.cases[0].find("old")->generations.size(), 4u);
+  EXPECT_LT(inference.generations.size(), 4u);
+}
+
+TEST_F(Compare, SkippedOnesAreNoFailure) {
+  EXPECT_EQ(run(pair("--fail skip@load")).code, kOk);
+  EXPECT_EQ(results().cases[0].find("new")->status, Status::skipped);
+  EXPECT_EQ(run(pair("", "", "--fail skip@load")).code, kSkipped);
+  EXPECT_EQ(results().cases[0].find("new")->reason, "the reference old: no such device here");
+}
+
+TEST_F(Compare, TooLittleMemoryMeansPairs) {
+  EXPECT_EQ(run(pair("--peak-mb 1000000000")).code, kOk);
+  const auto found = results();
+  EXPECT_TRUE(found.plan.pairs);
+  EXPECT_TRUE(std::any_of(found.warnings.begin(), found.warnings.end(),
+                          [](const Warning& w) { return w.code == "pairs"; }));
+  const auto& c = found.cases[0];
+  for (size_t g = 0; g < 4; ++g) {
+    EXPECT_EQ(c.find("old")->generations[g].rounds.size(), 6u);  // with each of two
+    EXPECT_EQ(c.find("new")->generations[g].rounds.size(), 3u);
+  }
+  EXPECT_EQ(c.find("old#2")->generations.size(), 4u);
+  EXPECT_TRUE(c.noise_floor.bounded());
+}
+
+TEST_F(Compare, SettingsAndEnvironmentReachTheWorkers) {
+  const auto log = folder / "log";
+  EXPECT_EQ(run(pair("--torch 9.9 --log " + log.string(), "--threads 1 --allocator tuned --seed 5 --dtype bfloat16")).code, kOk);
+  const auto text = text_of(log);
+  EXPECT_NE(text.find("dtype=bfloat16"), std::string::npos);
+  EXPECT_NE(text.find("seed=5"), std::string::npos);
+  EXPECT_NE(text.find("threads=1"), std::string::npos);
+  const auto found = results();
+  for (const char* name : {"old", "new"}) {
+    const auto& environment = found.cases[0].find(name)->environment;
+    EXPECT_EQ(environment["threads"], "1");
+    EXPECT_EQ(environment["hash_seed"], "0");
+    EXPECT_EQ(environment["mmap_threshold"], "33554432");
+  }
+  EXPECT_EQ(std::count_if(found.warnings.begin(), found.warnings.end(),
+                          [](const Warning& w) { return w.code == "unequal-torch"; }),
+            1);
+}
+
+TEST_F(Compare, CtrlCKeepsWhatWasMeasuredAndResumeCompletes) {
+  const auto log = folder / "log";
+  const auto arguments = pair("--sleep-ms 20 --log " + log.string(), "--rounds 8");
+  Process process({{"sh", "-c", "exec '" + program() + "' " + arguments + " 2>&1"}, {}});
+  for (std::string line; line.find("generation 3/4: toy_train") == std::string::npos;) {
+    line = process.read_line(in_seconds(60));
+  }
+  ::kill(process.pid(), SIGINT);
+  EXPECT_EQ(process.wait(in_seconds(60)), "exit code 130");
+  const auto kept = results();
+  EXPECT_FALSE(kept.complete);
+  EXPECT_GE(kept.cases[0].find("new")->generations.size(), 2u);
+  EXPECT_LT(kept.cases[0].find("new")->generations.size(), 4u);
+  EXPECT_TRUE(fs::exists(report() / "report.md"));
+
+  fs::remove(log);
+  EXPECT_EQ(run(arguments + " --resume").code, kOk);
+  const auto whole = results();
+  EXPECT_TRUE(whole.complete);
+  EXPECT_EQ(whole.cases[0].find("new")->generations.size(), 4u);
+  EXPECT_EQ(to_json(whole)["cases"][0]["runtimes"][0]["generations"][0].dump(),
+            to_json(kept)["cases"][0]["runtimes"][0]["generations"][0].dump());
+  EXPECT_EQ(text_of(log).find(" check "), std::string::npos);  // the gate was not passed again
+
+  const auto other = run(arguments + " --resume --seed 3");
+  EXPECT_EQ(other.code, kBadInput);
+  EXPECT_NE(other.err.find("seed 0, now it is 3"), std::string::npos) << other.err;
+}
+
+TEST_F(Compare, TheTimeIsKept) {
+  const auto begin = Clock::now();
+  EXPECT_EQ(run("compare --no-html --cases toy_train --generations 3 --max-seconds 6 --output '" + report().string() +
+                "' --worker 'a=" + fake() + " --sleep-ms 5' --worker 'b=" + fake() + " --sleep-ms 5'")
+                .code,
+            kOk);
+  EXPECT_LT(Clock::now() - begin, std::chrono::seconds(30));
+  for (const auto& row : results().cases[0].runtimes) {
+    for (const auto& generation : row.generations) EXPECT_GE(generation.rounds.size(), 3u);
+  }
+}
+
+TEST_F(Compare, AFullDiskLeavesTheOldFileWhole) {
+  ASSERT_EQ(run(pair("")).code, kOk);
+  const auto before = text_of(report() / "results.json");
+  const auto outcome = run(pair("", "--seed 1"), "ulimit -f 4; ");  // the limit of a file's size
+  EXPECT_EQ(outcome.code, kBadInput);
+  EXPECT_NE(outcome.err.find("results.json: cannot be written"), std::string::npos) << outcome.err;
+  EXPECT_EQ(text_of(report() / "results.json"), before);
+  EXPECT_FALSE(fs::exists(report() / "results.json.tmp"));
+}
+
+TEST_F(Compare, BadInputIsOneLineAndExitCode2) {
+  std::ofstream(folder / "file") << "x";
+  const auto fails = [&](const std::string& arguments, int code, const std::string& part) {
+    const auto outcome = run(arguments);
+    EXPECT_EQ(outcome.code, code) << arguments << outcome.err;
+    EXPECT_NE(outcome.err.find(part), std::string::npos) << arguments << ": " << outcome.err;
+    EXPECT_EQ(std::count(outcome.err.begin(), outcome.err.end(), '\n'), 1) << outcome.err;
+    EXPECT_TRUE(outcome.out.empty()) << outcome.out;
+  };
+  fails(pair("", "--threads 0"), kBadInput, "--threads: expected at least 1, found '0'");
+  fails(pair("", "--threads two"), kBadInput, "--threads");
+  fails(pair("", "--device gpu"), kBadInput, "--device: expected auto, cpu, cuda or cuda:N, found 'gpu'");
+  fails(pair("", "--dtype int8"), kBadInput, "--dtype");
+  fails(pair("", "--preset qick"), kBadInput, "did you mean quick");
+  fails(pair("", "--reference odl"), kBadInput, "did you mean old");
+  fails(pair("", "--fail-on 'time<3'"), kBadInput, "--fail-on");
+  fails(pair("", "--cases toy_trian"), kBadInput, "did you mean toy_train");
+  fails(pair("", "--cases 'resnet*'"), kNothingMatched, "matches nothing");
+  fails(pair("", "--worker old=false"), kBadInput, "a name that no other runtime has");
+  fails(pair("", "--worker old"), kBadInput, "NAME=COMMAND");
+  fails(pair("", "--set batch=3"), kBadInput, "--set");
+  fails(pair("", "--text /no/such/file"), kBadInput, "--text");
+  fails(pair("", "--frobnicate"), kBadInput, "--frobnicate");
+  fails(pair("", "--output '" + (folder / "file").string() + "/x'"), kBadInput, "cannot be written");
+  fails("", kBadInput, "subcommand");
+  fails("report /no/such/file", kBadInput, "cannot be read");
+}
+
+TEST_F(Compare, SaysItsVersionAndHelp) {
+  EXPECT_NE(run("--version").out.find("torchpace "), std::string::npos);
+  const auto help = run("compare --help");
+  EXPECT_EQ(help.code, kOk);
+  for (const char* option : {"--cases", "--set", "--runtimes", "--worker", "--resume", "--fail-on"}) {
+    EXPECT_NE(help.out.find(option), std::string::npos) << option;
+  }
+}
+
+}  // namespace
+}  // namespace torchpace::cli

@@ -1,0 +1,314 @@
+#include "results.hpp"
+
+#include <gtest/gtest.h>
+#include <unistd.h>
+
+#include <cmath>
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+
+#include "error.hpp"
+#include "torchpace/comparison.hpp"
+#include "verdict.hpp"
+
+namespace torchpace::cli {
+namespace {
+
+namespace fs = std::filesystem;
+
+class Folder {
+ public:
+  Folder() {
+    auto name = (fs::temp_directory_path() / "torchpace-results-XXXXXX").string();
+    path = mkdtemp(name.data());
+  }
+  ~Folder() { fs::remove_all(path); }
+  fs::path path;
+};
+
+RuntimeResult row(const std::string& name, double step_ns, int generations = 6, double faults = 0) {
+  RuntimeResult result;
+  result.runtime = name;
+  result.environment = {{"torch", "2.0"}, {"threads", 2}, {"language", name}};
+  result.cold_s = {{"start", 0.5}};
+  result.peak_bytes = {{"resident", 1e6}};
+  for (int g = 1; g <= generations; ++g) {
+    Generation generation;
+    generation.generation = g;
+    for (int r = 0; r < 4; ++r) {
+      Round round;
+      round.round = r;
+      // The same drift for all runtimes of a round: pairs cancel it.
+      const double drift = 1 + 0.3 * r + 0.1 * g;
+      round.step_ns = {step_ns * drift, step_ns * drift * (1 + 0.001 * g), step_ns * drift * 1.01};
+      round.page_faults = faults * 3;
+      generation.rounds.push_back(round);
+    }
+    result.generations.push_back(generation);
+  }
+  return result;
+}
+
+Results example() {
+  Results results;
+  results.torchpace = "0.1.0";
+  results.created = "2026-01-01T00:00:00Z";
+  results.complete = true;
+  results.plan.reference = "old";
+  results.plan.runtimes = {"old", "new"};
+  results.plan.arguments = {"compare", "--text", "a \"b\" \\ \n"};
+  results.warn({"note", "info", "text", "toy_train", "new"});
+  CaseResult c;
+  c.name = "toy_train";
+  c.phase = "train";
+  c.reference = "old";
+  c.settings = {{"batch", "4"}};
+  c.curves["old"] = {4.0, kUnknown, 3.5};
+  c.runtimes = {row("old", 1000), row("new", 800), row("old#2", 1000)};
+  c.runtimes[2].copy_of = "old";
+  c.runtimes[1].parity = Parity{.passed = true, .max_abs_error = 1e-7, .tolerance = 1e-6, .worst = "w", .compared = 3, .note = ""};
+  results.cases.push_back(c);
+  derive(results);
+  return results;
+}
+
+Results reread(const Results& results) {
+  return from_json(Json::parse(to_json(results).dump()), "test");
+}
+
+std::string error_of(const fs::path& file, const std::string& text) {
+  std::ofstream(file) << text;
+  try {
+    load_results(file);
+  } catch (const Error& error) {
+    EXPECT_EQ(error.exit_code(), kBadInput);
+    return error.what();
+  }
+  return "no error";
+}
+
+TEST(Results, AFileAloneGivesBackEveryNumber) {
+  const auto results = example();
+  auto again = reread(results);
+  derive(again);
+  EXPECT_EQ(to_json(again).dump(), to_json(results).dump());
+  derive(again);  // twice changes nothing
+  EXPECT_EQ(to_json(again).dump(), to_json(results).dump());
+}
+
+TEST(Results, DerivedNumbersOfAFileAreNotTrusted) {
+  auto json = to_json(example());
+  json["cases"][0]["runtimes"][1]["speedup"]["median"] = 99.0;
+  json["cases"][0]["runtimes"][1]["speedup"]["verdict"] = "SLOWER";
+  auto results = from_json(json, "test");
+  derive(results);
+  EXPECT_NEAR(results.cases[0].find("new")->speedup.ratio.median, 1.25, 1e-9);
+  EXPECT_EQ(results.cases[0].find("new")->speedup.verdict, "FASTER");
+}
+
+TEST(Results, UnknownNumbersAreNull) {
+  auto results = example();
+  results.cases[0].runtimes[1].status = Status::failed;
+  derive(results);
+  const auto json = to_json(results);
+  EXPECT_TRUE(json["cases"][0]["runtimes"][1]["speedup"]["low"].is_null());
+  EXPECT_TRUE(std::isnan(reread(results).cases[0].curves["old"][1]));
+}
+
+TEST(Derive, PairsCancelDrift) {
+  const auto results = example();
+  const auto& faster = *results.cases[0].find("new");
+  EXPECT_NEAR(faster.speedup.ratio.median, 1.25, 1e-12);
+  EXPECT_NEAR(faster.speedup.ratio.low, 1.25, 1e-12);
+  EXPECT_NEAR(faster.speedup.ratio.confidence, 1 - 2.0 / 64, 1e-12);
+  EXPECT_EQ(faster.speedup.verdict, "FASTER");
+  EXPECT_EQ(results.cases[0].find("old")->speedup.verdict, "REFERENCE");
+  EXPECT_EQ(results.cases[0].find("old#2")->speedup.verdict, "NONE");
+  EXPECT_NEAR(results.cases[0].noise_floor.high, 1, 1e-12);
+  EXPECT_EQ(faster.samples, 72);
+  EXPECT_EQ(faster.percentiles_ns.count("p90"), 1u);
+  EXPECT_EQ(faster.percentiles_ns.count("p99"), 0u);  // needs 368
+}
+
+TEST(Derive, OnlyRoundsThatBothMeasuredArePaired) {
+  auto results = example();
+  auto& rounds = results.cases[0].find("new")->generations[0].rounds;
+  rounds.erase(rounds.begin());  // positions now differ from the reference's
+  rounds.pop_back();
+  derive(results);
+  EXPECT_NEAR(results.cases[0].find("new")->speedup.ratio.low, 1.25, 1e-12);
+  EXPECT_NEAR(results.cases[0].find("new")->speedup.ratio.high, 1.25, 1e-12);
+}
+
+TEST(Derive, FewGenerationsGiveNoInterval) {
+  auto results = example();
+  for (auto& r : results.cases[0].runtimes) r.generations.resize(2);
+  derive(results);
+  const auto& speedup = results.cases[0].find("new")->speedup;
+  EXPECT_NEAR(speedup.ratio.median, 1.25, 1e-12);
+  EXPECT_FALSE(speedup.ratio.bounded());
+  EXPECT_EQ(speedup.verdict, "UNSURE");
+  EXPECT_FALSE(speedup.advice.empty());
+}
+
+TEST(Derive, InvalidAndFailedRowsAreNotJudgedByTime) {
+  auto results = example();
+  results.cases[0].find("new")->status = Status::invalid;
+  derive(results);
+  EXPECT_EQ(results.cases[0].find("new")->speedup.verdict, "INVALID");
+  EXPECT_TRUE(std::isnan(results.cases[0].find("new")->speedup.ratio.median));
+  results.cases[0].find("new")->status = Status::failed;
+  derive(results);
+  EXPECT_EQ(results.cases[0].find("new")->speedup.verdict, "NONE");
+}
+
+TEST(Derive, StepsOfASampleLoseTheirTail) {
+  auto results = example();
+  for (auto& g : results.cases[0].find("new")->generations) {
+    for (auto& r : g.rounds) r.steps_per_sample = 10;
+  }
+  derive(results);
+  EXPECT_TRUE(results.cases[0].find("new")->percentiles_ns.empty());
+}
+
+TEST(Derive, UnequalEnvironmentsAreMarkedOnce) {
+  auto results = example();
+  auto second = results.cases[0];
+  second.name = "toy_inference";
+  results.cases.push_back(second);
+  for (auto& c : results.cases) c.find("new")->environment["threads"] = 1;
+  derive(results);
+  derive(results);
+  int threads = 0, languages = 0;
+  for (const auto& w : results.warnings) {
+    threads += w.code == "unequal-threads" ? 1 : 0;
+    languages += w.code == "unequal-language" ? 1 : 0;
+  }
+  EXPECT_EQ(threads, 1);
+  EXPECT_EQ(languages, 0);
+  for (auto& c : results.cases) c.find("new")->environment["threads"] = 2;
+  derive(results);
+  for (const auto& w : results.warnings) EXPECT_EQ(w.code, "note");
+}
+
+TEST(Derive, PageFaultsThatDifferNameTheRerun) {
+  auto results = example();
+  const auto has = [&] {
+    derive(results);
+    for (const auto& w : results.warnings) {
+      if (w.code == "page-faults-differ") return w.text.find("--allocator tuned") != std::string::npos;
+    }
+    return false;
+  };
+  *results.cases[0].find("new") = row("new", 800, 6, 9);
+  EXPECT_FALSE(has());  // too few to matter
+  *results.cases[0].find("new") = row("new", 800, 6, 500);
+  EXPECT_TRUE(has());
+  *results.cases[0].find("old") = row("old", 1000, 6, 100);
+  EXPECT_FALSE(has());  // five times is not tenfold
+  EXPECT_DOUBLE_EQ(results.cases[0].find("new")->page_faults_per_step, 500);
+}
+
+TEST(ResultsFile, IsWrittenWholeOrNotAtAll) {
+  const Folder folder;
+  const auto file = folder.path / "results.json";
+  save_results(example(), file);
+  EXPECT_EQ(to_json(load_results(folder.path)).dump(), to_json(load_results(file)).dump());
+  EXPECT_FALSE(fs::exists(file.string() + ".tmp"));
+  EXPECT_THROW(save_results(example(), folder.path / "none" / "results.json"), Error);
+  // A device that is always full stands for the disk.
+  fs::create_symlink("/dev/full", file.string() + ".tmp");
+  const auto before = fs::file_size(file);
+  try {
+    save_results(example(), file);
+    FAIL();
+  } catch (const Error& error) {
+    EXPECT_NE(std::string(error.what()).find("No space left"), std::string::npos) << error.what();
+  }
+  EXPECT_EQ(fs::file_size(file), before);
+}
+
+TEST(ResultsFile, BytesThatAreNoTextAreReplaced) {
+  const Folder folder;
+  auto results = example();
+  results.cases[0].runtimes[1].reason = "last words: \xff\xfe";
+  save_results(results, folder.path / "results.json");
+  EXPECT_NO_THROW(load_results(folder.path));
+}
+
+TEST(ResultsFile, BadOnesAreOneClearLine) {
+  const Folder folder;
+  const auto file = folder.path / "results.json";
+  const auto whole = to_json(example());
+  const auto has = [](const std::string& text, const std::string& part) {
+    return text.find(part) != std::string::npos && text.find('\n') == std::string::npos;
+  };
+  const auto changed = [&](const std::string& pointer, const Json& value) {
+    auto json = whole;
+    json[Json::json_pointer(pointer)] = value;
+    const auto message = error_of(file, json.dump());
+    EXPECT_TRUE(has(message, file.string())) << message;
+    EXPECT_TRUE(has(message, pointer)) << message;
+    return message;
+  };
+  EXPECT_PRED2(has, error_of(file, whole.dump().substr(0, 500)), "truncated");
+  EXPECT_PRED2(has, error_of(file, ""), "truncated");
+  EXPECT_PRED2(has, error_of(file, "[1]"), "expected an object, found [1]");
+  EXPECT_PRED2(has, error_of(file, "{}"), "expected a member 'schema', found none");
+  EXPECT_PRED2(has, changed("/schema", 2), "expected schema 1");
+  EXPECT_PRED2(has, changed("/schema", "1"), "expected schema 1");
+  EXPECT_PRED2(has, changed("/complete", "yes"), "expected true or false, found \"yes\"");
+  EXPECT_PRED2(has, changed("/cases", 3), "expected an array, found 3");
+  EXPECT_PRED2(has, changed("/cases/0/phase", "sleep"), "expected one of train");
+  EXPECT_PRED2(has, changed("/cases/0/runtimes/1/status", "fine"), "expected one of ok");
+  EXPECT_PRED2(has, changed("/cases/0/runtimes/1/generations/0/rounds/1/step_ns/0", "fast"), "expected a number");
+  EXPECT_PRED2(has, changed("/cases/0/settings/batch", 4), "expected a string, found 4");
+  EXPECT_PRED2(has, changed("/plan/generations", 1.5), "expected an integer");
+  auto missing = whole;
+  missing["cases"][0].erase("reference");
+  EXPECT_PRED2(has, error_of(file, missing.dump()), "/cases/0: expected a member 'reference'");
+  fs::remove(file);
+  try {
+    load_results(file);
+    FAIL();
+  } catch (const Error& error) {
+    EXPECT_PRED2(has, error.what(), "cannot be read");
+  }
+}
+
+TEST(FailOn, ParsesAndJudgesTheBound) {
+  EXPECT_DOUBLE_EQ(parse_fail_on("speedup<0.9").below, 0.9);
+  EXPECT_DOUBLE_EQ(parse_fail_on(" speedup < 1 ").below, 1);
+  for (const char* text : {"speedup>1", "time<3", "speedup<", "speedup<x", "speedup<0.9x", "speedup<-1", ""}) {
+    EXPECT_THROW(parse_fail_on(text), Error) << text;
+  }
+  const auto results = example();
+  EXPECT_EQ(find_regressions(results, {1.2}).found.size(), 0u);
+  EXPECT_EQ(find_regressions(results, {1.3}).found.size(), 1u);
+  auto few = results;
+  for (auto& r : few.cases[0].runtimes) r.generations.resize(2);
+  derive(few);
+  EXPECT_EQ(find_regressions(few, {9}).found.size(), 0u);
+  EXPECT_EQ(find_regressions(few, {9}).not_judged.size(), 1u);
+}
+
+TEST(ExitCode, TheFirstThatHolds) {
+  const auto code = [](std::vector<Status> statuses, std::optional<FailOn> rule = {}) {
+    auto results = example();
+    for (size_t i = 0; i < statuses.size(); ++i) results.cases[0].runtimes[i].status = statuses[i];
+    derive(results);
+    return exit_code(results, rule);
+  };
+  using enum Status;
+  EXPECT_EQ(code({}), kOk);
+  EXPECT_EQ(code({ok, skipped}), kOk);
+  EXPECT_EQ(code({skipped, skipped, skipped}), kSkipped);
+  EXPECT_EQ(code({ok, failed}), kCaseFailed);
+  EXPECT_EQ(code({failed, invalid}), kParityFailed);
+  EXPECT_EQ(code({}, FailOn{2}), kRegression);
+  EXPECT_EQ(code({ok, failed}, FailOn{2}), kCaseFailed);
+}
+
+}  // namespace
+}  // namespace torchpace::cli
