@@ -78,9 +78,9 @@ def draw_all(results):
                 "speedup",
                 "Speedup",
                 speedup_figure,
-                "Each mark is a speedup over the reference, the line its interval. The grey band is "
-                "the interval of the reference against a second copy of itself: what this machine "
-                "calls different although nothing differs. Right of 1 is faster.",
+                "Each mark is a speedup over the reference, the line its interval. The grey band "
+                "is the interval of the reference against a second copy of itself: what this "
+                "machine calls different although nothing differs. Right of 1 is faster.",
                 speedup_alt,
             ),
             (
@@ -88,16 +88,16 @@ def draw_all(results):
                 "Step times",
                 step_times_figure,
                 "Every sample as a dot: across, the time of a step; down, in the order measured, "
-                "one stripe per fresh process. The line is the median with its interval. Where a few "
-                "samples lie far out, they are counted at the edge.",
+                "one stripe per fresh process. The line is the median with its interval. Where a "
+                "few samples lie far out, they are counted at the edge.",
                 step_times_alt,
             ),
             (
                 "curves",
                 "Training losses",
                 curves_figure,
-                "Losses of the runtimes on the same batches from the same start; below, the distance "
-                "to the reference. ln V is the loss of a uniform guess.",
+                "Losses of the runtimes on the same batches from the same start; below, the "
+                "distance to the reference. ln V is the loss of a uniform guess.",
                 curves_alt,
             ),
             (
@@ -406,7 +406,7 @@ def speedup_alt(results):
 
 def step_times_figure(results, pen):
     """One panel a case; in it a lane a runtime, and in that a stripe a generation."""
-    cases = [case for case in results["cases"] if any(r["generations"] for r in measured(case))]
+    cases = [case for case in results["cases"] if any(dots(row)[0] for row in measured(case))]
     if not cases:
         return None
     columns = 2 if pen.is_wide and len(cases) > 1 else 1
@@ -447,7 +447,7 @@ def draw_samples(pen, figure, case, left, top, width, heading, lane):
         axes.xaxis.set_major_locator(
             matplotlib.ticker.MaxNLocator(max(3, int(width / 90)), steps=STEPS)
         )
-    axes.set_xlabel(f"{unit} per step", color=pen.muted, fontsize=TEXT)
+    axes.set_xlabel(f"{unit.strip()} per step", color=pen.muted, fontsize=TEXT)
     for i, (row, (xs, ys, thinned)) in enumerate(zip(rows, samples, strict=True)):
         y = i * lane
         name = row["runtime"] + (" (A/A copy)" if row["copy_of"] else "")
@@ -505,7 +505,7 @@ def window(samples):
 
 
 def dots(row):
-    """Samples of a row: times in ns, places in the order measured from 0 to 1, and every how many."""
+    """Samples of a row: times in ns, places in the order from 0 to 1, every how many."""
     generations = [
         [x for turn in g["rounds"] for x in turn["step_ns"] if x is not None and x > 0]
         for g in row["generations"]
@@ -633,7 +633,7 @@ def draw_losses(pen, axes, case):
 
 
 def draw_distances(pen, axes, case):
-    """Distance of each curve to the reference's, on a logarithmic axis; zeros have no place on it."""
+    """Distance of each curve to the reference's, logarithmic; zeros have no place on it."""
     axes.grid(axis="y", color=pen.grid, linewidth=1)
     reference = case["curves"][case["reference"]]
     least = math.inf
@@ -739,7 +739,7 @@ def present(results, key, name):
 
 
 def bars(results, pen, key, parts, names, text, unit, stacked=True):
-    """Horizontal bars grouped by case; `parts` gives the values of a row, `text` what stands beside."""
+    """Horizontal bars by case; `parts` gives a row's values, `text` what stands beside."""
     cases = [
         (c, [r for r in c["runtimes"] if r[key] and not r["copy_of"]]) for c in results["cases"]
     ]

@@ -143,7 +143,6 @@ def table_row(case, row):
     parity = row["parity"]
     is_reference = row["runtime"] == case["reference"]
     verdict = row["speedup"]["verdict"]
-    percentiles = row["percentiles_ns"]
     return {
         "runtime": row["runtime"],
         "is_copy": bool(row["copy_of"]),
@@ -152,8 +151,8 @@ def table_row(case, row):
         "reason": row["reason"],
         "advice": row["speedup"].get("advice") or "",
         "step": words.duration(row["step_ns"]),
-        "p90": words.seconds(percentiles["p90"] / 1e9) if "p90" in percentiles else words.NOT_KNOWN,
-        "p99": words.seconds(percentiles["p99"] / 1e9) if "p99" in percentiles else words.NOT_KNOWN,
+        "p90": percentile(row, "p90"),
+        "p99": percentile(row, "p99"),
         "speedup": "1" if is_reference else words.ratio(row["speedup"]),
         "items": words.rate(case["items"], row["step_ns"], ""),
         "flops": words.rate(case["flops"], row["step_ns"], "FLOP/s"),
@@ -162,6 +161,12 @@ def table_row(case, row):
         "faults": words.plain(row["page_faults_per_step"]),
         "samples": str(row["samples"]) if row["samples"] else words.NOT_KNOWN,
     }
+
+
+def percentile(row, name):
+    """A percentile of the steps; `n/a` where the samples do not support it."""
+    value = row["percentiles_ns"].get(name)
+    return words.NOT_KNOWN if value is None else words.seconds(value / 1e9)
 
 
 def parity_text(parity):

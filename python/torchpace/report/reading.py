@@ -79,6 +79,7 @@ def read_results(path):
             "read it with the torchpace that wrote it, or run the comparison again"
         )
     check.keys("", results, RESULTS)
+    check.number("/elapsed_s", results.get("elapsed_s"))
     check.keys("/plan", results["plan"], PLAN)
     for i, warning in enumerate(results["warnings"]):
         check.keys(f"/warnings/{i}", warning, WARNING)
@@ -91,6 +92,8 @@ def check_case(check, at, case):
     """Checks one case and fills in what is optional."""
     check.keys(at, case, CASE, CASE_OPTIONAL)
     check.interval(f"{at}/noise_floor", case)
+    for key, value in case["settings"].items():
+        check.kind(f"{at}/settings/{key}", value, str)
     for name, losses in case["curves"].items():
         check.numbers(f"{at}/curves/{name}", losses)
     for i, row in enumerate(case["runtimes"]):
@@ -101,6 +104,8 @@ def check_case(check, at, case):
         check.interval(f"{here}/step_ns", row)
         check.interval(f"{here}/speedup", row)
         row["speedup"].setdefault("verdict", "NONE")
+        for key in ("max_abs_error", "tolerance"):
+            check.number(f"{here}/parity/{key}", row["parity"].get(key))
         for name in ("cold_s", "peak_bytes", "percentiles_ns"):
             for key, value in row[name].items():
                 check.number(f"{here}/{name}/{key}", value)

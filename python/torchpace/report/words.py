@@ -1,9 +1,12 @@
-"""Numbers and findings in words. A number never shows a digit that its interval does not support."""
+"""Numbers and findings in words: no digit is shown that its interval does not support.
+
+Twin: bench/cli/numbers.cpp.
+"""
 
 import math
 
 NOT_KNOWN = "n/a"
-TIMES = ((1e9, "s"), (1e6, "ms"), (1e3, "µs"), (1, "ns"))
+TIMES = ((1e9, " s"), (1e6, " ms"), (1e3, " µs"), (1, " ns"))
 SIZES = ((2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"), (1, "B"))
 RATES = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1, ""))
 # A value alone, with no interval to tell how many digits hold.
@@ -14,8 +17,8 @@ DIGITS_AT_MOST = 4
 def last_place(interval):
     """Exponent of ten of the last digit that the interval supports.
 
-    That is the leading digit of the smaller distance from the median to a bound: at most four digits
-    of the median, and two where there is no interval.
+    That is the leading digit of the smaller distance from the median to a bound: at most four
+    digits of the median, and two where there is no interval.
     """
     median, low, high = interval["median"], interval["low"], interval["high"]
     leading = math.floor(math.log10(abs(median))) if median else 0
@@ -44,7 +47,7 @@ def with_interval(interval, units):
     scale, name = of_unit(median, units)
     shown = {k: None if interval[k] is None else interval[k] / scale for k in interval}
     place = last_place(shown)
-    text = f"{rounded(shown['median'], place)} {name}".rstrip()
+    text = rounded(shown["median"], place) + name
     if shown["low"] is None or shown["high"] is None:
         return text
     return f"{text} [{rounded(shown['low'], place)}, {rounded(shown['high'], place)}]"
@@ -61,7 +64,8 @@ def rate(amount, interval, unit):
         return NOT_KNOWN
     inverse = {"median": "median", "low": "high", "high": "low"}
     per_second = {k: interval[v] and amount * 1e9 / interval[v] for k, v in inverse.items()}
-    return with_interval(per_second, [(scale, prefix + unit) for scale, prefix in RATES])
+    space = " " if unit else ""
+    return with_interval(per_second, [(scale, space + prefix + unit) for scale, prefix in RATES])
 
 
 def side_of_one(value, place):
@@ -112,7 +116,7 @@ def seconds(value):
         return "0 s"
     scale, name = of_unit(value * 1e9, TIMES)
     shown = value * 1e9 / scale
-    return f"{rounded(shown, math.floor(math.log10(shown)) - DIGITS_ALONE + 1)} {name}"
+    return f"{rounded(shown, math.floor(math.log10(shown)) - DIGITS_ALONE + 1)}{name}"
 
 
 def error_of(value):

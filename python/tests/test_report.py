@@ -1,0 +1,391 @@
+"""The page and its pictures, from the results that the C++ tests read too."""
+
+import copy
+import json
+import os
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from torchpace.report import words
+from torchpace.report.__main__ import BAD_INPUT, SKIPPED, main
+from torchpace.report.reading import ReportError, read_results
+
+ROOT = Path(__file__).parents[2]
+FIXTURE = ROOT / "tests" / "fixtures" / "results.json"
+PICTURES = {"speedup.png", "step_times.png", "curves.png", "cold.png", "memory.png"}
+VOID = {"meta", "br", "img", "hr", "input", "link"}
+
+
+def interval(median, low=None, high=None):
+    return {"median": median, "low": low, "high": high}
+
+
+@pytest.fixture(scope="module")
+def results():
+    return json.loads(FIXTURE.read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    pytest.importorskip("jinja2")
+    pytest.importorskip("matplotlib")
+    folder = tmp_path_factory.mktemp("report")
+    assert main([str(FIXTURE), "--output", str(folder)]) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def html(page):
+    return (page / "report.html").read_text(encoding="utf-8")
+
+
+def written(tmp_path, results):
+    """The page of changed results."""
+    pytest.importorskip("jinja2")
+    pytest.importorskip("matplotlib")
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps(results), encoding="utf-8")
+    assert main([str(path), "--output", str(tmp_path)]) == 0
+    return (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+class Balance(HTMLParser):
+    """Finds tags that are not closed, ids that come twice, and addresses that are loaded."""
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.ids, self.loaded, self.text = [], [], [], []
+
+    def handle_starttag(self, tag, attributes):
+        attributes = dict(attributes)
+        if tag not in VOID:
+            self.open.append(tag)
+        if "id" in attributes:
+            self.ids.append(attributes["id"])
+        self.loaded += [attributes[k] for k in ("src", "srcset", "data") if k in attributes]
+        if tag in ("link", "script", "iframe", "object"):
+            self.loaded.append(tag)
+        if tag == "use":
+            self.loaded += [v for v in attributes.values() if v and "://" in v]
+
+    def handle_startendtag(self, tag, attributes):
+        self.handle_starttag(tag, attributes)
+        if tag not in VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag):
+        assert self.open, f"</{tag}> closes nothing"
+        assert self.open[-1] == tag, f"</{tag}> closes <{self.open[-1]}>"
+        self.open.pop()
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] not in ("style", "text", "path"):
+            self.text.append(data)
+
+
+@pytest.fixture(scope="module")
+def parsed(html):
+    parser = Balance()
+    parser.feed(html)
+    return parser
+
+
+def test_writes_the_page_and_all_pictures_and_nothing_else(page):
+    assert {path.name for path in page.iterdir()} == {"report.html", *PICTURES}
+    for name in PICTURES:
+        assert (page / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_page_is_whole_and_loads_nothing(parsed, html):
+    assert parsed.open == []
+    assert parsed.loaded == []
+    assert len(parsed.ids) == len(set(parsed.ids))
+    assert "@import" not in html
+    # Only names of XML languages, which are no addresses to load.
+    addresses = set(re.findall(r"https?://[^\s\"'<)]+", html))
+    assert all(address.startswith("http://www.w3.org/") for address in addresses), addresses
+    references = set(re.findall(r"(?:url\(|href=\")#([^)\"]+)", html))
+    assert references <= set(parsed.ids)
+
+
+def test_every_picture_has_words_for_those_who_cannot_see_it(html):
+    images = re.findall(r"<svg [^>]*>", html)
+    assert len(images) == 2 * len(PICTURES)
+    for image in images:
+        assert 'role="img"' in image
+        assert re.search(r'aria-label="[^"]{40,}"', image)
+
+
+def test_colours_of_pictures_follow_the_page(html):
+    for svg in re.findall(r"<svg .*?</svg>", html, flags=re.S):
+        assert "var(--ink)" in svg
+        assert re.findall(r"#[0-9a-f]{6}\b", svg) == []
+
+
+def test_same_results_give_the_same_page(page, tmp_path):
+    assert main([str(FIXTURE), "--output", str(tmp_path)]) == 0
+    for name in ("report.html", *PICTURES):
+        assert (tmp_path / name).read_bytes() == (page / name).read_bytes()
+
+
+def test_says_what_is_fastest(parsed):
+    text = " ".join(" ".join(parsed.text).split())
+    assert "cpp-compiled-train is fastest: 1.84× [1.78, 1.86] the speed of py-eager." in text
+    assert "Also faster: cpp-eager 1.321× [1.315, 1.357]." in text
+    assert "The same as py-eager within 2 %: cpp-eager 1.003× [0.997, 1.007]." in text
+    assert "Undecided: cpp-eager 0.97× [0.92, 1.07]." in text
+    assert "py-eager (the reference) is fastest. Slower: cpp-eager 0.910×" in text
+
+
+def test_shows_every_row_reason_warning_and_name(parsed, results):
+    text = " ".join(" ".join(parsed.text).split())
+    for case in results["cases"]:
+        assert case["case"] in text
+        for row in case["runtimes"]:
+            assert row["runtime"] in text
+            assert row["reason"] in text
+    for warning in results["warnings"]:
+        assert warning["text"] in text
+    assert "torchpace compare --cases 'gptlite_*,dnn_*' --seed 1" in text
+    assert "Example CPU" in text
+    assert "differs" in text  # the workers' languages
+
+
+def test_numbers_of_the_table_are_those_of_the_results(parsed, results):
+    text = " ".join(" ".join(parsed.text).split())
+    for case in results["cases"]:
+        for row in case["runtimes"]:
+            if row["status"] == "ok":
+                assert words.duration(row["step_ns"]) in text
+                assert words.rate(case["items"], row["step_ns"], "") in text
+
+
+def test_fixture_is_of_the_schema(results):
+    jsonschema = pytest.importorskip("jsonschema")
+    schema = json.loads((ROOT / "bench" / "results.schema.json").read_text(encoding="utf-8"))
+    jsonschema.validate(results, schema)
+
+
+def test_least_that_the_schema_asks_for_is_enough(tmp_path, results):
+    least = {k: results[k] for k in ("schema", "torchpace", "created", "plan")}
+    least |= {"complete": False, "environment": {}, "warnings": [], "cases": []}
+    html = written(tmp_path, least)
+    assert "No case was measured." in html
+    assert "Incomplete" in html
+    row = {"runtime": "py-eager", "status": "ok", "reason": ""}
+    case = {"case": "own", "family": "", "phase": "other", "settings": {}, "reference": "py-eager"}
+    least["cases"] = [case | {"runtimes": [row, row | {"runtime": "x"}]}]
+    html = written(tmp_path, least)
+    assert "n/a" in html
+    assert "NaN" not in html
+    assert "None" not in html
+
+
+def test_nulls_are_not_available(tmp_path, results):
+    changed = copy.deepcopy(results)
+    for case in changed["cases"]:
+        case["noise_floor"] = interval(None)
+        for row in case["runtimes"]:
+            row["step_ns"] = interval(None)
+            row["page_faults_per_step"] = None
+            row["speedup"] |= interval(None) | {"verdict": "NONE"}
+        for losses in case.get("curves", {}).values():
+            losses[3] = None
+    html = written(tmp_path, changed)
+    assert "n/a" in html
+    assert "None" not in html
+
+
+def test_names_cannot_become_markup(tmp_path, results):
+    changed = copy.deepcopy(results)
+    name = "<script>alert('$x^2$ & \"y\"')</script>"
+    changed["cases"][0]["runtimes"][1]["runtime"] = name
+    changed["cases"][0]["case"] = name
+    html = written(tmp_path, changed)
+    assert "<script" not in html
+    parser = Balance()
+    parser.feed(html)
+    assert parser.open == []
+
+
+def test_many_cases_and_samples_stay_small(tmp_path, results):
+    changed = copy.deepcopy(results)
+    row = changed["cases"][0]["runtimes"][1]
+    for generation in row["generations"]:
+        generation["rounds"] *= 700
+    html = written(tmp_path, changed)
+    assert "every 10th sample" in html or re.search(r"every \d+th sample", html)
+    assert len(html) < 3_000_000
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "cut short"),
+        ('{"schema": 1, "cases": [', "cut short"),
+        ("[]", "expected an object"),
+        ('{"schema": 2}', "expected schema 1, found 2"),
+        ('{"schema": "1"}', 'expected schema 1, found "1"'),
+        ("{}", "expected schema 1, found nothing"),
+        ('{"schema": 1}', "/torchpace"),
+        ("\x00\x01", "cut short"),
+    ],
+)
+def test_bad_input_is_one_line(tmp_path, capsys, text, said):
+    path = tmp_path / "results.json"
+    path.write_text(text, encoding="utf-8")
+    assert main([str(path), "--output", str(tmp_path / "out")]) == BAD_INPUT
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert str(path) in error
+    assert said in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_file_that_is_not_there_or_not_text(tmp_path, capsys):
+    assert main([str(tmp_path / "none.json")]) == BAD_INPUT
+    assert "No such file" in capsys.readouterr().err
+    (tmp_path / "latin.json").write_bytes(b'{"schema": "\xe4"}')
+    assert main([str(tmp_path / "latin.json")]) == BAD_INPUT
+    assert "UTF-8" in capsys.readouterr().err
+
+
+def without(results, *keys):
+    """A copy without the member at the end of the keys."""
+    changed = copy.deepcopy(results)
+    place = changed
+    for key in keys[:-1]:
+        place = place[key]
+    del place[keys[-1]]
+    return changed
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        ("cases",),
+        ("plan", "reference"),
+        ("warnings", 0, "text"),
+        ("cases", 1, "case"),
+        ("cases", 1, "runtimes"),
+        ("cases", 1, "runtimes", 0, "status"),
+        ("cases", 0, "runtimes", 1, "generations", 2, "rounds"),
+        ("cases", 0, "runtimes", 1, "generations", 2, "rounds", 0, "step_ns"),
+    ],
+)
+def test_missing_key_is_named(tmp_path, results, keys):
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps(without(results, *keys)), encoding="utf-8")
+    with pytest.raises(ReportError, match="/" + "/".join(map(str, keys))):
+        read_results(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda r: r["cases"][0].update(flops="many"), "/cases/0/flops"),
+        (lambda r: r["cases"][0]["runtimes"][0].update(status="fine"), "one of ok"),
+        (lambda r: r["cases"][0]["runtimes"][0]["step_ns"].update(low=True), "step_ns/low"),
+        (lambda r: r["plan"].update(generations="six"), "an integer at /plan/generations"),
+    ],
+)
+def test_wrong_kind_is_named(tmp_path, results, change, said):
+    changed = copy.deepcopy(results)
+    change(changed)
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps(changed), encoding="utf-8")
+    with pytest.raises(ReportError, match=said):
+        read_results(path)
+
+
+def test_folder_that_cannot_be_written(capsys, page):
+    assert main([str(FIXTURE), "--output", "/proc/nowhere"]) == BAD_INPUT
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "/proc/nowhere" in error
+
+
+@pytest.mark.parametrize("missing", ["jinja2", "matplotlib"])
+def test_missing_package_is_one_line_and_exit_77(tmp_path, missing):
+    # A finder that hides the package, as an interpreter without it would.
+    code = (
+        "import sys, importlib.machinery as m\n"
+        "find = m.PathFinder.find_spec\n"
+        f"m.PathFinder.find_spec = lambda n, *a: None if n == '{missing}' else find(n, *a)\n"
+        "from torchpace.report.__main__ import main\n"
+        "sys.exit(main())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(FIXTURE), "--output", str(tmp_path / "out")],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT / "python")},
+        check=False,
+    )
+    assert done.returncode == SKIPPED, done.stderr
+    assert done.stderr.count("\n") == 1
+    assert f"pip install {missing}" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_report_imports_no_torch():
+    code = (
+        "import sys, torchpace.report.page, torchpace.report.figures, torchpace.report.__main__\n"
+        "sys.exit('torch' in sys.modules)"
+    )
+    pytest.importorskip("matplotlib")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "python")}
+    assert (
+        subprocess.run([sys.executable, "-c", code], env=environment, check=False).returncode == 0
+    )
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        # The same as in tests/cli/report_test.cpp.
+        (interval(11.4761e6, 11.3449e6, 11.6554e6), "11.5 ms [11.3, 11.7]"),
+        (interval(8.652e6, 8.621e6, 8.802e6), "8.65 ms [8.62, 8.80]"),
+        (interval(123.4e6, 101e6, 180e6), "120 ms [100, 180]"),
+        (interval(1.24e9, 1.21e9, 1.3e9), "1.24 s [1.21, 1.30]"),
+        (interval(41.5e3), "42 µs"),
+        (interval(750), "750 ns"),
+        (interval(41.5e3, 41.5e3, 41.5e3), "41.50 µs [41.50, 41.50]"),
+        (interval(None), "n/a"),
+    ],
+)
+def test_durations_show_no_unsupported_digit(value, text):
+    assert words.duration(value) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (interval(1.3208, 1.3146, 1.3566), "1.321× [1.315, 1.357]"),
+        (interval(1.5, 1.004, 2.1), "1.5× [1.004, 2.1]"),
+        (interval(0.7, 0.3, 0.98), "0.7× [0.3, 0.98]"),
+        (interval(123.4, 100, 200), "123× [100, 200]"),
+        (interval(1.33), "1.3×"),
+        (interval(None), "n/a"),
+    ],
+)
+def test_ratios_keep_the_side_of_one(value, text):
+    assert words.ratio(value) == text
+
+
+def test_single_values():
+    assert words.rate(512, interval(11.476e6, 11.345e6, 11.655e6), "") == "44.6k [43.9, 45.1]"
+    assert words.rate(2.6e9, interval(8.652e6, 8.621e6, 8.802e6), "FLOP/s").startswith(
+        "301 GFLOP/s"
+    )
+    assert words.rate(0, interval(1e6), "") == "n/a"
+    assert [words.plain(x) for x in (0, 0.0123, 312, None)] == ["0", "0.012", "312", "n/a"]
+    assert [words.seconds(x) for x in (3.31, 0.0871, 0.435)] == ["3.3 s", "87 ms", "440 ms"]
+    assert words.seconds(331.4) == "5 min 31 s"
+    assert words.size(412 * 2**20) == "412 MiB"
+    assert words.error_of(2.384e-7) == "2.4e-07"
