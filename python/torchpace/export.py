@@ -12,28 +12,27 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import os
 import sys
 import time
 from pathlib import Path
 from types import ModuleType
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from torchpace import cache, models, tensors
+from torchpace import cache, models, parity, tensors, workload
 from torchpace.data import text
 from torchpace.errors import InputError, Skipped
 from torchpace.protocol import one_line, open_protocol
 from torchpace.runtimes import eager
 from torchpace.settings import Settings
-from torchpace.workload import device_of, dtype_of, phase_of, seed_of, to_device
+from torchpace.workload import Workload, device_of, dtype_of, phase_of, seed_of, to_device
 
-LAYOUT = 1  # raise it when what is written changes its meaning
 # Keys of a settings line that do not change the files.
 UNRELATED = {"case", "family", "device", "threads", "swap", "state", "truth", "tokens"}
 MAXIMUM_BATCHES = 8
 MAXIMUM_BATCH_BYTES = 64 << 20
+TWINS = 4  # perturbed float64 twins that show what rounding may do
 # Initial weights take their own random numbers: with seed + index they would repeat those of a batch.
 WEIGHTS_SEED = 2**31
 
@@ -76,9 +75,11 @@ class Exporter:
 def key_of(settings: Settings, model: ModuleType, source: text.Text | None) -> str:
     """The entry's name: model, phase and a hash of all that the files depend on."""
     related = settings.replace(**dict.fromkeys(UNRELATED, None)).line()
-    code = Path(model.__file__).read_bytes()  # type: ignore[arg-type]
     tokens = source.sha256 if source else ""
-    parts = f"{LAYOUT}\n{related}\n{torch.__version__}\n{tokens}\n".encode() + code
+    # Whatever decides what is in the files: the model, the steps, how they are stored.
+    sources = (model, eager, workload, text, tensors, sys.modules[__name__])
+    code = b"".join(Path(module.__file__).read_bytes() for module in sources)  # type: ignore[arg-type]
+    parts = f"{related}\n{torch.__version__}\n{tokens}\n".encode() + code
     return f"{settings.text('model')}-{settings.text('phase')}-{hashlib.sha256(parts).hexdigest()[:16]}"
 
 
@@ -108,30 +109,67 @@ def make_case(target: Path, settings: Settings, model: ModuleType, source: text.
     truth = make_truth(settings.replace(state=target / "state.pt"), model)
     for name, tensor in truth.items():
         if not tensor.isfinite().all():
-            raise InputError(f"{settings.text('case', 'case')}: expected a finite float64 truth, {name} is not")
+            raise InputError(
+                f"{settings.text('case', 'case')}: expected a finite float64 truth, found {name} infinite or "
+                "undefined: training diverges; lower lr"
+            )
     tensors.save(target / "truth.pt", truth)
     return {"settings": settings.line(), "torch": torch.__version__, "seed": seed}
 
 
 def make_truth(settings: Settings, model: ModuleType) -> dict[str, Tensor]:
-    """The values of the float64 twin: the same model and state, rounded to the case's dtype before."""
-    workload = eager.load("py-eager", settings, model)
-    return double(workload).values()
+    """The values of the float64 twin, and how far they move when weights and inputs move by rounding: `spread`.
+
+    The twin is the same model with the same state, rounded to the case's dtype before. spread.<name> [2] holds the
+    largest magnitude and root mean square of the difference, the larger of TWINS perturbed twins.
+    """
+    truth = double(eager.load("py-eager", settings, model)).values()
+    spread = {name: [0.0, 0.0] for name in truth}
+    for index in range(TWINS):
+        twin = double(eager.load("py-eager", settings, model))
+        perturb(twin, 4 * torch.finfo(dtype_of(settings)).eps, index)
+        for name, value in twin.values().items():
+            found = parity.norms(value - truth[name])
+            spread[name] = [max(pair) for pair in zip(spread[name], found, strict=True)]
+    moved = {parity.SPREAD + name: torch.tensor(v, dtype=torch.float64) for name, v in spread.items()}
+    return truth | moved
 
 
-def double(workload: eager.EagerInference | eager.EagerTraining):
-    """Turns a loaded eager workload into its float64 twin, in place."""
-    workload.dtype = torch.float64
-    workload.module.double()
-    if isinstance(workload, eager.EagerInference):
-        workload.inputs = [to_device(x, workload.device, torch.float64) for x in workload.inputs]
+def double(twin: Workload) -> Workload:
+    """Turns a loaded eager twin into its float64 twin, in place."""
+    assert isinstance(twin, (eager.EagerInference, eager.EagerTraining))
+    twin.dtype = torch.float64
+    twin.module.double()
+    if isinstance(twin, eager.EagerInference):
+        twin.inputs = [to_device(x, twin.device, torch.float64) for x in twin.inputs]
     else:
-        workload.batches = [
-            tuple(to_device(x, workload.device, torch.float64) for x in b) for b in workload.batches
+        twin.batches = [
+            (to_device(x, twin.device, torch.float64), y) for x, y in twin.batches
         ]
-        workload.initial = [(t, initial.double()) for t, (_, initial) in
-                            zip(eager.state_of(workload.module), workload.initial, strict=True)]  # fmt: skip
-    return workload
+        # double() gives modules new buffers, so what a turn restores is looked up again
+        twin.initial = [(t, t.detach().clone()) for t in eager.state_of(twin.module)]
+    return twin
+
+
+def perturb(twin: Workload, size: float, seed: int) -> None:
+    """Multiplies every weight and every input of a float64 twin by 1 + size or 1 - size, at random."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def perturbed(x: Tensor) -> Tensor:
+        if not x.is_floating_point():
+            return x
+        signs = torch.randint(0, 2, x.shape, generator=generator, dtype=torch.int8).to(x.device)
+        return x * (1 + size * (2 * signs - 1))
+
+    with torch.no_grad():
+        for parameter in twin.module.parameters():
+            parameter.copy_(perturbed(parameter))
+    assert isinstance(twin, (eager.EagerInference, eager.EagerTraining))
+    if isinstance(twin, eager.EagerInference):
+        twin.inputs = [perturbed(x) for x in twin.inputs]
+    else:
+        twin.batches = [(perturbed(x), y) for x, y in twin.batches]
+        twin.initial = [(tensor, tensor.detach().clone()) for tensor, _ in twin.initial]
 
 
 def main(arguments: list[str] | None = None) -> int:

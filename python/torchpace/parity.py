@@ -11,6 +11,8 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor
 
+SPREAD = "spread."  # prefix in a truth's file
+
 
 @dataclass
 class Parity:
@@ -37,12 +39,18 @@ def compare(
 ) -> Parity:
     """Compares by name, in float64: names, shapes and finiteness first, then two norms of own - reference.
 
-    A tensor passes if, for both norms |.| (largest magnitude, root mean square),
-    |own - reference| <= 4 |reference - truth| + 8 eps |truth|, with eps of `dtype`; without a truth
+    A tensor passes if for both norms |.| (largest magnitude, root mean square)
+    |own - reference| <= 4 max(|reference - truth|, spread) + 8 eps |truth|, with eps of `dtype`. The truth's file
+    brings `spread.<name>` [2]: how far, in these norms, the truth moves when its weights and inputs move by 4 eps.
+    That is what rounding alone may do, also where the reference was lucky: one ReLU that rounding flips, or one
+    gradient near 0 that Adam divides by itself, moves a result by far more than eps. Without a truth
     |own - reference| <= sqrt(eps) |reference|. The largest magnitude sees one wrong element; the root mean square
-    sees a small error of all elements, which one element's rounding would hide from the first: Adam turns a
-    gradient that is zero but for rounding into a whole step of either sign.
+    a small error of all.
     """
+    spread = {}
+    if truth is not None:
+        spread = {k.removeprefix(SPREAD): v.tolist() for k, v in truth.items() if k.startswith(SPREAD)}
+        truth = {k: v for k, v in truth.items() if not k.startswith(SPREAD)}
     others = {"reference": reference} | ({"truth": truth} if truth is not None else {})
     problem = next((p for name, other in others.items() if (p := _mismatch(own, other, name))), "")
     if not problem:
@@ -56,27 +64,28 @@ def compare(
     for name in sorted(own):
         y, r = own[name].double(), reference[name].double()
         t = truth[name].double() if truth is not None else None
-        errors, tolerances = [], []
-        for norm in (_max, _rms):
-            errors.append(norm(y - r))
-            tolerances.append(
-                4 * norm(r - t) + 8 * eps * norm(t) if t is not None else math.sqrt(eps) * norm(r)
-            )
+        errors = norms(y - r)
+        if t is None:
+            tolerances = [math.sqrt(eps) * norm for norm in norms(r)]
+        else:
+            tolerances = [
+                4 * max(error, moved) + 8 * eps * size
+                for error, moved, size in zip(norms(r - t), spread.get(name, (0, 0)), norms(t), strict=True)
+            ]
         ratio = max(_ratio(e, t) for e, t in zip(errors, tolerances, strict=True))
         if ratio > worst_ratio:
             worst_ratio, result.worst = ratio, name
-            (result.max_abs_error, result.rms_error) = errors
-            (result.tolerance, result.rms_tolerance) = tolerances
+            result.max_abs_error, result.rms_error = errors
+            result.tolerance, result.rms_tolerance = tolerances
     result.passed = worst_ratio <= 1
     return result
 
 
-def _max(x: Tensor) -> float:
-    return x.abs().max().item() if x.numel() else 0.0
-
-
-def _rms(x: Tensor) -> float:
-    return x.square().mean().sqrt().item() if x.numel() else 0.0
+def norms(x: Tensor) -> list[float]:
+    """Largest magnitude and root mean square."""
+    if x.numel() == 0:
+        return [0.0, 0.0]
+    return [x.abs().max().item(), x.square().mean().sqrt().item()]
 
 
 def _ratio(error: float, tolerance: float) -> float:

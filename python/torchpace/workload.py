@@ -19,7 +19,9 @@ from torchpace.models import Cost
 from torchpace.settings import PHASES, Settings, SettingsError
 
 PARITY_STEPS = 10
+LR = 2e-4
 ADAM_BETAS = (0.9, 0.999)
+ADAM_EPS = 1e-8
 
 
 class Workload(ABC):
@@ -179,12 +181,31 @@ def make_optimizer(settings: Settings, module: nn.Module) -> torch.optim.Optimiz
     settings.text("optimizer", "adam", ("adam",))
     return torch.optim.Adam(
         module.parameters(),
-        lr=settings.number("lr", 2e-4),
+        lr=settings.number("lr", LR),
         betas=ADAM_BETAS,
-        eps=settings.number("eps", 1e-8),
+        eps=settings.number("eps", ADAM_EPS),
         foreach=False,  # by default Python takes foreach on CUDA, which torch::optim has not
         fused=False,
     )
+
+
+def first_step_values(
+    module: nn.Module, before: dict[str, Tensor], lr: float
+) -> dict[str, Tensor]:
+    """`gradient.<name>` and `update.<name>` of the first step, which has just been taken from `before`.
+
+    update = (before - after) / lr - g / (|g| + 1e-8) + 1, in float64: 1 for an Adam of eps 1e-8, whatever the
+    gradient g is. So it sees the optimiser alone, also where rounding that flips one ReLU moves the gradients of
+    a deep network by more than a wrong eps does.
+    """
+    values = {}
+    for name, p in module.named_parameters():
+        gradient = torch.zeros_like(p) if p.grad is None else p.grad.clone()
+        g = gradient.double()
+        moved = (before[name].double() - p.detach().double()) / lr
+        values[f"gradient.{name}"] = gradient
+        values[f"update.{name}"] = moved - g / (g.abs() + ADAM_EPS) + 1
+    return values
 
 
 @contextlib.contextmanager

@@ -13,10 +13,12 @@ from torch import Tensor, nn
 from torchpace.errors import InputError
 from torchpace.settings import Settings
 from torchpace.workload import (
+    LR,
     PARITY_STEPS,
     State,
     Workload,
     build,
+    first_step_values,
     make_optimizer,
     seed_of,
     to_device,
@@ -96,19 +98,15 @@ class EagerTraining(Workload):
         return loss
 
     def values(self) -> dict[str, Tensor]:
-        losses, gradients = [], {}
+        losses, first = [], {}
         with self.turn(), without_dropout(self.module):
+            before = {name: p.detach().clone() for name, p in self.module.named_parameters()}
             for index in range(PARITY_STEPS):
                 losses.append(self.step(index).detach())
                 if index == 0:
-                    gradients = {
-                        f"gradient.{name}": (torch.zeros_like(p) if p.grad is None else p.grad).clone()
-                        for name, p in self.module.named_parameters()
-                    }
-            parameters = {
-                f"parameter.{name}": p.detach().clone() for name, p in self.module.named_parameters()
-            }
-        return {"losses": torch.stack(losses), **gradients, **parameters}
+                    first = first_step_values(self.module, before, self.settings.number("lr", LR))
+            after = {f"parameter.{name}": p.detach().clone() for name, p in self.module.named_parameters()}
+        return {"losses": torch.stack(losses), **first, **after}
 
     def losses(self, steps: int, tokens: Tensor | None) -> list[float]:
         found = []
