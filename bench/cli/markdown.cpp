@@ -140,10 +140,8 @@ std::string markdown_report(const Results& results) {
   for (const auto& result : results.cases) text += case_table(result);
   if (!results.warnings.empty()) {
     text += "## Warnings\n\n";
-    for (const auto& warning : results.warnings) {
-      text += fmt::format("- **{}** {}", warning.severity, cell(warning.text));
-      if (!warning.case_name.empty()) text += fmt::format(" ({})", cell(warning.case_name));
-      text += "\n";
+    for (const auto& warning : grouped_warnings(results)) {
+      text += fmt::format("- **{}** {}\n", warning.severity, cell(warning.text));
     }
     text += "\n";
   }

@@ -55,9 +55,15 @@ std::string rounded(double value, int place) {
   return fmt::format("{:.{}f}", std::nearbyint(value / scale) * scale, std::max(0, -place));
 }
 
+/// A bound at the median's place, but with at least one digit of its own and at most four.
+std::string bound(double value, int place) {
+  const int leading = leading_place(value);
+  return rounded(value, std::min(std::max(place, leading - kDigitsAtMost + 1), leading));
+}
+
 /// A bound beside 1, with more digits where rounding would put it on 1.
 std::string side_of_one(double value, int place) {
-  auto text = rounded(value, place);
+  auto text = bound(value, place);
   while (std::stod(text) == 1 && value != 1 && place > -kDigitsAtMost)
     text = rounded(value, --place);
   return text;
@@ -78,8 +84,7 @@ Shown show_in_units(const Interval& interval, std::span<const Unit> units,
   const int place = last_place(in_unit);
   Shown shown{rounded(in_unit.median, place) + (unit.empty() ? "" : " ") + name + unit, ""};
   if (interval.bounded()) {
-    shown.interval =
-        fmt::format("[{}, {}]", rounded(in_unit.low, place), rounded(in_unit.high, place));
+    shown.interval = fmt::format("[{}, {}]", bound(in_unit.low, place), bound(in_unit.high, place));
   }
   return shown;
 }

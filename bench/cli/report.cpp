@@ -198,17 +198,12 @@ void print_heading(const Results& results, std::ostream& out, const Style& style
 }
 
 void print_warnings(const Results& results, std::ostream& out, const Style& style) {
-  for (const char* severity : {"error", "warning", "info"}) {
-    for (const auto& warning : results.warnings) {
-      if (warning.severity != severity) continue;
-      auto text = warning.text;
-      if (!warning.case_name.empty()) text += " (" + warning.case_name + ")";
-      const auto label =
-          std::string(severity == std::string_view("info") ? "note" : severity) + ": ";
-      const auto lines = wrapped(label, text, 2);
-      out << style.paint(warning.severity == "info" ? "2" : "33", lines.substr(0, label.size()))
-          << lines.substr(label.size());
-    }
+  for (const auto& [severity, text] : grouped_warnings(results)) {
+    const bool is_note = severity == "info";
+    const auto label = (is_note ? "note" : severity) + ": ";
+    const auto lines = wrapped(label, text, 2);
+    out << style.paint(is_note ? "2" : "33", lines.substr(0, label.size()))
+        << lines.substr(label.size());
   }
 }
 
@@ -322,6 +317,34 @@ void print_report(const Results& results, std::ostream& out, bool colour) {
     out << "\n";
   }
   print_summary(results, out, style);
+}
+
+std::vector<WarningLine> grouped_warnings(const Results& results) {
+  const auto rank = [](const std::string& severity) {
+    return severity == "error" ? 0 : severity == "warning" ? 1 : 2;
+  };
+  struct Group {
+    const Warning* first;
+    std::vector<std::string> cases;
+  };
+  std::vector<Group> groups;
+  for (const auto& warning : results.warnings) {
+    auto group = std::find_if(groups.begin(), groups.end(), [&](const Group& other) {
+      return other.first->text == warning.text && other.first->severity == warning.severity;
+    });
+    if (group == groups.end()) group = groups.insert(group, {&warning, {}});
+    if (!warning.case_name.empty()) group->cases.push_back(warning.case_name);
+  }
+  std::stable_sort(groups.begin(), groups.end(), [&](const Group& a, const Group& b) {
+    return rank(a.first->severity) < rank(b.first->severity);
+  });
+  std::vector<WarningLine> lines;
+  for (const auto& [warning, cases] : groups) {
+    lines.push_back({warning->severity, cases.empty() ? warning->text
+                                                      : fmt::format("{} ({})", warning->text,
+                                                                    fmt::join(cases, ", "))});
+  }
+  return lines;
 }
 
 void print_side_by_side(const std::vector<NamedResults>& files, std::ostream& out, bool colour) {

@@ -22,6 +22,15 @@ std::string markdown_report(const Results& results);
 /// Writes markdown_report to a temporary name and renames it. Throws Error in one line.
 void write_markdown(const Results& results, const std::filesystem::path& path);
 
+/// A warning as the reports show it: each text once, with the cases that it speaks of.
+struct WarningLine {
+  std::string severity;
+  std::string text;
+};
+
+/// Errors first.
+std::vector<WarningLine> grouped_warnings(const Results& results);
+
 /// Results with the name of their file.
 struct NamedResults {
   std::string name;

@@ -219,7 +219,7 @@ def test_many_cases_and_samples_stay_small(tmp_path, results):
     for generation in row["generations"]:
         generation["rounds"] *= 700
     html = written(tmp_path, changed)
-    assert "every 10th sample" in html or re.search(r"every \d+th sample", html)
+    assert re.search(r"every \d+th sample", html)
     assert len(html) < 3_000_000
 
 
@@ -356,6 +356,8 @@ def test_report_imports_no_torch():
         (interval(41.5e3), "42 µs"),
         (interval(750), "750 ns"),
         (interval(41.5e3, 41.5e3, 41.5e3), "41.50 µs [41.50, 41.50]"),
+        (interval(104e6, 2.31e6, 2512e6), "100 ms [2, 2500]"),
+        (interval(300, 80, 173412), "300 ns [80, 173400]"),
         (interval(None), "n/a"),
     ],
 )

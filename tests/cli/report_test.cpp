@@ -75,6 +75,8 @@ TEST(Numbers, ShowNoDigitThatTheIntervalDoesNotSupport) {
   EXPECT_EQ(show_duration(interval(41.5e3)).both(), "42 µs");  // alone: two digits
   EXPECT_EQ(show_duration(interval(750)).both(), "750 ns");
   EXPECT_EQ(show_duration(interval(41.5e3, 41.5e3, 41.5e3)).both(), "41.50 µs [41.50, 41.50]");
+  EXPECT_EQ(show_duration(interval(104e6, 2.31e6, 2512e6)).both(), "100 ms [2, 2500]");
+  EXPECT_EQ(show_duration(interval(300, 80, 173412)).both(), "300 ns [80, 173400]");
   EXPECT_EQ(show_duration(interval(kNan)).both(), "n/a");
 }
 
@@ -236,6 +238,24 @@ TEST(Report, AveragesOnlyWhatWasMeasuredEverywhere) {
   const auto mean = show_ratio(interval(std::pow(product, 0.25))).median;
   EXPECT_NE(text.find("cpp-eager: geometric mean of 4 speedups " + mean), std::string::npos)
       << text;
+}
+
+TEST(Report, SaysAWarningOnceForAllItsCases) {
+  Results results;
+  Warning warning;
+  warning.text = "random tokens";
+  for (const char* name : {"a", "b"}) {
+    warning.case_name = name;
+    results.warn(warning);
+  }
+  Warning error;
+  error.severity = "error";
+  error.text = "no memory";
+  results.warn(error);
+  const auto lines = grouped_warnings(results);
+  ASSERT_EQ(lines.size(), 2U);
+  EXPECT_EQ(lines[0].text, "no memory");
+  EXPECT_EQ(lines[1].text, "random tokens (a, b)");
 }
 
 TEST(Report, SaysThatARunIsIncomplete) {

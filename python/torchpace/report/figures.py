@@ -25,7 +25,7 @@ NARROW = 350
 TEXT = 12
 PNG_DPI = 144
 # Dots of one runtime on one case beyond which only every n-th is drawn.
-DOTS_AT_MOST = 4000
+DOTS_AT_MOST = 1500
 
 # Blue, vermilion, green, purple, amber, sky after Okabe & Ito 2008, for white paper.
 SERIES = ("#0067a5", "#c8500a", "#007d5b", "#a8487f", "#9a6b00", "#2b86b8")
@@ -433,21 +433,23 @@ def draw_samples(pen, figure, case, left, top, width, heading, lane):
     axes.set_ylim(lane * len(rows), 0)
     samples = [dots(row) for row in rows]
     low = min((min(xs) for xs, _, _ in samples if xs), default=1)
-    scale, unit = words.of_unit(low, words.TIMES)
-    low, high = low / scale, window(samples) / scale
-    if high > 3 * low:
+    high = window(samples)
+    is_log = high > 3 * low
+    scale, unit = (1, "") if is_log else words.of_unit(low, words.TIMES)
+    low, high = low / scale, high / scale
+    if is_log:
         axes.set_xscale("log")
         axes.set_xlim(low / 1.1, high * 1.1)
-        ticks = nice_ticks(low / 1.1, high * 1.1, decades(low, high), width - 16)
+        ticks = nice_ticks(low / 1.1, high * 1.1, decades(low, high), width - 16, gap=64)
         axes.xaxis.set_minor_locator(matplotlib.ticker.NullLocator())
-        axes.set_xticks(ticks, [f"{x:g}" for x in ticks])
+        axes.set_xticks(ticks, [tick_name(x) for x in ticks])
     else:
         margin = 0.05 * (high - low) or 0.05 * high
         axes.set_xlim(low - margin, high + margin)
         axes.xaxis.set_major_locator(
             matplotlib.ticker.MaxNLocator(max(3, int(width / 90)), steps=STEPS)
         )
-    axes.set_xlabel(f"{unit.strip()} per step", color=pen.muted, fontsize=TEXT)
+    axes.set_xlabel(f"{unit.strip() or 'time'} per step", color=pen.muted, fontsize=TEXT)
     for i, (row, (xs, ys, thinned)) in enumerate(zip(rows, samples, strict=True)):
         y = i * lane
         name = row["runtime"] + (" (A/A copy)" if row["copy_of"] else "")
@@ -544,6 +546,12 @@ def decades(low, high):
     return [digit * 10.0**power for power in range(first, last + 1) for digit in (1, 2, 5)]
 
 
+def tick_name(time_ns):
+    """A tick with its unit, since a logarithmic axis spans several: `200 µs`."""
+    scale, unit = words.of_unit(time_ns, words.TIMES)
+    return f"{time_ns / scale:g}{unit}"
+
+
 def step_times_alt(results):
     """The step times in words."""
     parts = [
@@ -627,6 +635,7 @@ def draw_losses(pen, axes, case):
             va="top",
             color=pen.muted,
             fontsize=TEXT - 1,
+            bbox={"facecolor": pen.paper, "edgecolor": "none", "pad": 1, "alpha": 0.8},
         )
         axes.set_ylim(top=max(axes.get_ylim()[1], uniform + 0.06 * uniform))
     label_steps(pen, axes, "loss, nats")

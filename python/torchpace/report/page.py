@@ -47,7 +47,7 @@ def render(results, pictures):
         tally=tally(results),
         tables=tables(results),
         has_p99=any("p99" in r["percentiles_ns"] for c in results["cases"] for r in c["runtimes"]),
-        warnings=sorted(results["warnings"], key=severity),
+        warnings=grouped(results["warnings"]),
         machine=[(key, show(key, value)) for key, value in results["environment"].items()],
         workers=worker_environments(results),
         facts=facts(results),
@@ -57,10 +57,21 @@ def render(results, pictures):
     )
 
 
-def severity(warning):
-    """Place of a warning: errors first."""
-    name = warning["severity"]
-    return SEVERITIES.index(name) if name in SEVERITIES else len(SEVERITIES)
+def grouped(warnings):
+    """Each text once, with the places that it speaks of; errors first."""
+    groups = {}
+    for warning in warnings:
+        key = (warning["severity"], warning["text"], warning["code"])
+        places = groups.setdefault(key, [])
+        for name in ("case", "runtime"):
+            if warning.get(name) and warning[name] not in places:
+                places.append(warning[name])
+    lines = [
+        {"severity": severity, "text": text, "where": " · ".join([*places, code])}
+        for (severity, text, code), places in groups.items()
+    ]
+    order = {name: i for i, name in enumerate(SEVERITIES)}
+    return sorted(lines, key=lambda line: order.get(line["severity"], len(order)))
 
 
 def without_program(arguments):

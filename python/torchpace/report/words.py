@@ -29,6 +29,12 @@ def last_place(interval):
     return max(least, math.floor(math.log10(min(distances)))) if distances else least
 
 
+def bound(value, place):
+    """A bound at the median's place, but with at least one digit of its own and at most four."""
+    leading = math.floor(math.log10(abs(value))) if value else 0
+    return rounded(value, min(max(place, leading - DIGITS_AT_MOST + 1), leading))
+
+
 def rounded(value, place):
     """`value` as text, its last digit at 10**place."""
     return f"{round(value / 10.0**place) * 10.0**place:.{max(0, -place)}f}"
@@ -50,7 +56,7 @@ def with_interval(interval, units):
     text = rounded(shown["median"], place) + name
     if shown["low"] is None or shown["high"] is None:
         return text
-    return f"{text} [{rounded(shown['low'], place)}, {rounded(shown['high'], place)}]"
+    return f"{text} [{bound(shown['low'], place)}, {bound(shown['high'], place)}]"
 
 
 def duration(interval):
@@ -70,7 +76,7 @@ def rate(amount, interval, unit):
 
 def side_of_one(value, place):
     """A ratio at `place`, with more digits where rounding would put it on 1 and it is not there."""
-    text = rounded(value, place)
+    text = bound(value, place)
     while float(text) == 1 and value != 1 and place > -DIGITS_AT_MOST:
         place -= 1
         text = rounded(value, place)
@@ -136,7 +142,7 @@ def finding(case, delta):
         by_verdict.setdefault(row["speedup"]["verdict"], []).append(row)
     named = {verdict: listed(rows) for verdict, rows in by_verdict.items()}
     if not others:
-        return None, "Nothing to compare: " + (not_measured(case) or "only the reference ran.")
+        return None, "Nothing to compare: " + (not_measured(case) or "only the reference ran") + "."
     sentences = []
     leader = None
     if faster := by_verdict.get("FASTER"):
