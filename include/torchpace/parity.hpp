@@ -1,18 +1,18 @@
-// Do two runtimes compute the same? Compares named tensors with a tolerance that is computed, never set by hand.
-// In each of two norms |.|, the largest magnitude and the root mean square, the tolerance of a tensor is
-// 4 |reference - truth| + 8 eps |truth|, truth being the float64 twin; without a truth sqrt(eps) |reference|.
-// The largest magnitude sees one wrong element. The root mean square sees a small error of all elements, which the rounding
-// of one would hide from the first: Adam turns a gradient that is zero but for rounding into a whole step of either sign.
-// Twin: python/torchpace/parity.py.
+// Do two runtimes compute the same? Compares named tensors with a tolerance that is computed, never set by hand: for each
+// tensor and both norms |.| (largest magnitude; root mean square), in float64,
+//   |own - reference| <= 4 max(|reference - truth|, spread) + 8 eps |truth|.
+// truth is the float64 twin; spread.<name> [2], which comes with it, is how far that twin moves when every weight and input
+// moves by rounding: what rounding may do, also where the reference was lucky. Without a truth the bound is
+// sqrt(eps) |reference|. Reasons: docs/design.md, Parity. Twin: python/torchpace/parity.py.
 #pragma once
 
 #include <torch/torch.h>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <limits>
 #include <string>
-#include <utility>
 
 #include "torchpace/io/tensors.hpp"
 
@@ -29,7 +29,7 @@ struct Parity {
   std::string note;
 };
 
-/// Machine epsilon of a floating dtype.
+/// Machine epsilon of a floating dtype. Throws c10::Error on another.
 inline double epsilon(torch::ScalarType dtype) {
   switch (dtype) {
     case torch::kFloat64: return std::numeric_limits<double>::epsilon();
@@ -40,18 +40,14 @@ inline double epsilon(torch::ScalarType dtype) {
   }
 }
 
-/// Largest absolute value; 0 of an empty tensor.
-inline double max_abs(const torch::Tensor& x) {
-  return x.numel() == 0 ? 0.0 : x.detach().to(torch::kFloat64).abs().max().item<double>();
-}
-
-/// Root mean square; 0 of an empty tensor.
-inline double root_mean_square(const torch::Tensor& x) {
-  return x.numel() == 0 ? 0.0 : x.detach().to(torch::kFloat64).square().mean().sqrt().item<double>();
+/// Largest magnitude and root mean square of a float64 tensor; zeros of an empty one.
+inline std::array<double, 2> norms(const torch::Tensor& x) {
+  if (x.numel() == 0) return {0, 0};
+  return {x.abs().max().item<double>(), x.square().mean().sqrt().item<double>()};
 }
 
 /// Compares by name; both sets of names must be equal. A missing name, another shape or a value that is not finite fails
-/// with a note that says which. `truth` may be null. Tensors may be of any dtype and device.
+/// with a note that says which. `truth` may be null. Tensors may be of any dtype and device; eps is that of `dtype`.
 inline Parity check_parity(const TensorDict& values, const TensorDict& reference, const TensorDict* truth,
                            torch::ScalarType dtype) {
   Parity result;
@@ -63,45 +59,51 @@ inline Parity check_parity(const TensorDict& values, const TensorDict& reference
     result.note = note;
     return result;
   };
+  const auto wide = [](const torch::Tensor& x) { return x.detach().to(torch::kCPU, torch::kFloat64); };
   for (const auto& entry : values) {
     if (!reference.contains(entry.first)) return fail(entry.first, "the reference has no " + entry.first);
   }
   const double eps = epsilon(dtype);
   double worst_ratio = -1;
-  for (const auto& [name, expected_any] : reference) {
+  for (const auto& [name, reference_value] : reference) {
     const auto found = values.find(name);
     if (found == values.end()) return fail(name, "expected " + name + " as in the reference, found none");
-    if (found->second.sizes() != expected_any.sizes()) {
-      return fail(name, c10::str(name, ": expected shape ", expected_any.sizes(), ", found ", found->second.sizes()));
+    const auto own = wide(found->second);
+    const auto expected = wide(reference_value);
+    if (own.sizes() != expected.sizes()) {
+      return fail(name, c10::str(name, ": expected shape ", expected.sizes(), ", found ", own.sizes()));
     }
-    const auto actual = found->second.detach().to(torch::kCPU, torch::kFloat64);
-    const auto expected = expected_any.detach().to(torch::kCPU, torch::kFloat64);
-    if (!actual.isfinite().all().item<bool>()) return fail(name, name + ": a value is not finite");
-    torch::Tensor exact;
-    if (truth != nullptr) {
-      const auto entry = truth->find(name);
-      if (entry == truth->end() || entry->second.sizes() != expected.sizes()) {
+    if (!own.isfinite().all().item<bool>()) return fail(name, name + ": expected finite values, found others");
+
+    const auto errors = norms(own - expected);
+    std::array<double, 2> tolerances = norms(expected);
+    if (truth == nullptr) {
+      for (double& t : tolerances) t *= std::sqrt(eps);
+    } else {
+      const auto exact = truth->find(name);
+      if (exact == truth->end() || exact->second.sizes() != expected.sizes()) {
         return fail(name, "the float64 truth has no " + name + " of this shape; delete the cache entry");
       }
-      exact = entry->second.to(torch::kFloat64);
+      const auto deviation = norms(expected - wide(exact->second));
+      const auto magnitude = norms(wide(exact->second));
+      const auto spread = truth->find("spread." + name);
+      for (std::size_t i = 0; i < tolerances.size(); ++i) {
+        const double moved = spread == truth->end() ? 0 : spread->second[static_cast<int64_t>(i)].item<double>();
+        tolerances[i] = 4 * std::max(deviation[i], moved) + 8 * eps * magnitude[i];
+      }
     }
-    const auto measure = [&](double (*norm)(const torch::Tensor&)) {
-      const double tolerance = exact.defined() ? 4 * norm(expected - exact) + 8 * eps * norm(exact)
-                                               : std::sqrt(eps) * norm(expected);
-      return std::pair(norm(actual - expected), tolerance);
-    };
-    const auto [max_error, max_tolerance] = measure(max_abs);
-    const auto [rms_error, rms_tolerance] = measure(root_mean_square);
-    const auto ratio_of = [](double error, double tolerance) { return error == 0 ? 0 : error / tolerance; };
-    const double ratio = std::max(ratio_of(max_error, max_tolerance), ratio_of(rms_error, rms_tolerance));
+    double ratio = 0;
+    for (std::size_t i = 0; i < errors.size(); ++i) {
+      if (errors[i] > 0) ratio = std::max(ratio, errors[i] / tolerances[i]);
+    }
     ++result.compared;
     if (ratio > worst_ratio) {
       worst_ratio = ratio;
       result.worst = name;
-      result.max_abs_error = max_error;
-      result.tolerance = max_tolerance;
-      result.rms_error = rms_error;
-      result.rms_tolerance = rms_tolerance;
+      result.max_abs_error = errors[0];
+      result.rms_error = errors[1];
+      result.tolerance = tolerances[0];
+      result.rms_tolerance = tolerances[1];
     }
   }
   result.passed = result.compared > 0 && worst_ratio <= 1;

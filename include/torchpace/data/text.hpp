@@ -18,11 +18,34 @@ inline constexpr std::string_view kCharacters =
     "\n !$&',-.3:;?ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
 static_assert(kCharacters.size() == 65);
 
-/// Tokens of the text, uint8 [n]. Characters outside the set are left out.
+/// Byte sequences (UTF-8) that mean characters of the set, replaced in this order.
+inline constexpr std::pair<std::string_view, std::string_view> kReplacements[] = {
+    {"\r\n", "\n"},
+    {"\r", "\n"},
+    {"\t", " "},
+    {"\xc2\xa0", " "},           // no-break space
+    {"\xe2\x80\x98", "'"},      // single quotes
+    {"\xe2\x80\x99", "'"},
+    {"\xe2\x80\x93", "-"},      // en dash
+    {"\xe2\x80\x94", "--"},     // em dash, as the plays write it
+    {"\xe2\x80\xa6", "..."},
+};
+
+/// Tokens of the text, uint8 [n]. What kReplacements does not map into the set is left out.
 inline torch::Tensor encode_text(std::string_view text) {
+  std::string mapped(text);
+  for (const auto& [found, replacement] : kReplacements) {
+    std::string next;
+    std::size_t begin = 0;
+    for (auto at = mapped.find(found); at != std::string::npos; at = mapped.find(found, begin)) {
+      next.append(mapped, begin, at - begin).append(replacement);
+      begin = at + found.size();
+    }
+    mapped = next.append(mapped, begin);
+  }
   std::vector<uint8_t> tokens;
-  tokens.reserve(text.size());
-  for (const char c : text) {
+  tokens.reserve(mapped.size());
+  for (const char c : mapped) {
     const auto index = kCharacters.find(c);
     if (index != std::string_view::npos) tokens.push_back(static_cast<uint8_t>(index));
   }

@@ -29,7 +29,7 @@ struct EagerTraining {
       : model(std::move(m)), batches(std::move(all)), optimizer(model.module->parameters(), std::move(options)) {
     model.module->train();
     torch::NoGradGuard no_grad;
-    for (const auto& p : model.module->parameters()) initial.emplace_back(p, p.clone());
+    for (const auto& p : model.module->named_parameters()) initial.emplace_back(p.value(), p.value().clone());
     for (const auto& b : model.module->buffers()) initial.emplace_back(b, b.clone());
   }
 
@@ -60,11 +60,7 @@ struct EagerTraining {
     restore();
     for (int64_t i = 0; i < kParitySteps; ++i) {
       losses.push_back(train(batches.input(i), batches.target(i)));
-      if (i > 0) continue;
-      for (const auto& p : model.module->named_parameters()) {
-        const auto& gradient = p.value().grad();
-        result["gradient." + p.key()] = gradient.defined() ? gradient.clone() : torch::zeros_like(p.value());
-      }
+      if (i == 0) add_first_step(result);
     }
     result["losses"] = torch::stack(losses);
     for (const auto& p : model.module->named_parameters()) {
@@ -72,6 +68,23 @@ struct EagerTraining {
     }
     restore();
     return result;
+  }
+
+  /// Gradients, and update = (before - after) / lr - g / (|g| + 1e-8) + 1 in float64: 1 for an Adam of eps 1e-8, whatever the
+  /// gradient g. It sees the optimiser alone, also where rounding that flips one ReLU of a deep network moves the gradients
+  /// by more than a wrong eps does.
+  void add_first_step(TensorDict& result) const {
+    const double learning_rate = static_cast<const torch::optim::AdamOptions&>(optimizer.defaults()).lr();
+    auto before = initial.begin();
+    for (const auto& p : model.module->named_parameters()) {
+      const auto gradient = p.value().grad().defined() ? p.value().grad().clone() : torch::zeros_like(p.value());
+      const auto g = gradient.to(torch::kFloat64);
+      const auto moved =
+          (before->second.to(torch::kFloat64) - p.value().detach().to(torch::kFloat64)) / learning_rate;
+      result["gradient." + p.key()] = gradient;
+      result["update." + p.key()] = moved - g / (g.abs() + 1e-8) + 1;
+      ++before;
+    }
   }
 
   std::vector<double> losses(const BatchSource& source, int64_t steps) {
