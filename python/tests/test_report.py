@@ -201,6 +201,24 @@ def test_nulls_are_not_available(tmp_path, results):
     assert "None" not in html
 
 
+def test_samples_beyond_the_axis_are_all_counted(tmp_path, results):
+    changed = copy.deepcopy(results)
+    changed["cases"] = changed["cases"][1:2]
+    row = changed["cases"][0]["runtimes"][0]
+    row["generations"] = [{"generation": 0, "rounds": [{"step_ns": [1e6] * 4000 + [5e9] * 7}]}]
+    assert "7 beyond, to 5.0 s" in written(tmp_path, changed)
+
+
+def test_rows_without_samples_are_no_lanes(tmp_path, results):
+    changed = copy.deepcopy(results)
+    for case in changed["cases"]:
+        for row in case["runtimes"]:
+            row["generations"] = [{"generation": 0, "rounds": []}]
+    assert "Step times" not in written(tmp_path, changed)
+    changed["cases"][0]["runtimes"][0]["generations"][0]["rounds"] = [{"step_ns": [1e6, None, 2e6]}]
+    assert "Step times" in written(tmp_path, changed)
+
+
 def test_names_cannot_become_markup(tmp_path, results):
     changed = copy.deepcopy(results)
     name = "<script>alert('$x^2$ & \"y\"')</script>"

@@ -406,7 +406,7 @@ def speedup_alt(results):
 
 def step_times_figure(results, pen):
     """One panel a case; in it a lane a runtime, and in that a stripe a generation."""
-    cases = [case for case in results["cases"] if any(dots(row)[0] for row in measured(case))]
+    cases = [case for case in results["cases"] if any(map(any, map(times, measured(case))))]
     if not cases:
         return None
     columns = 2 if pen.is_wide and len(cases) > 1 else 1
@@ -431,16 +431,18 @@ def draw_samples(pen, figure, case, left, top, width, heading, lane):
     axes = pen.axes(figure, left + 8, top + heading, width - 16, lane * len(rows))
     axes.set_yticks([])
     axes.set_ylim(lane * len(rows), 0)
-    samples = [dots(row) for row in rows]
-    low = min((min(xs) for xs, _, _ in samples if xs), default=1)
-    high = window(samples)
+    lanes = [[x for generation in times(row) for x in generation] for row in rows]
+    low = min(min(lane_ns) for lane_ns in lanes if lane_ns)
+    high = window(lanes)
     is_log = high > 3 * low
     scale, unit = (1, "") if is_log else words.of_unit(low, words.TIMES)
     low, high = low / scale, high / scale
     if is_log:
         axes.set_xscale("log")
         axes.set_xlim(low / 1.1, high * 1.1)
-        ticks = nice_ticks(low / 1.1, high * 1.1, decades(low, high), width - 16, gap=64)
+        # A label in the middle of its tick would be cut at the edge.
+        edge = (high / low) ** (20 / width)
+        ticks = nice_ticks(low * edge, high / edge, decades(low, high), width - 40, gap=64)
         axes.xaxis.set_minor_locator(matplotlib.ticker.NullLocator())
         axes.set_xticks(ticks, [tick_name(x) for x in ticks])
     else:
@@ -450,7 +452,8 @@ def draw_samples(pen, figure, case, left, top, width, heading, lane):
             matplotlib.ticker.MaxNLocator(max(3, int(width / 90)), steps=STEPS)
         )
     axes.set_xlabel(f"{unit.strip() or 'time'} per step", color=pen.muted, fontsize=TEXT)
-    for i, (row, (xs, ys, thinned)) in enumerate(zip(rows, samples, strict=True)):
+    for i, row in enumerate(rows):
+        xs, ys, thinned = dots(row)
         y = i * lane
         name = row["runtime"] + (" (A/A copy)" if row["copy_of"] else "")
         if thinned > 1:
@@ -463,7 +466,7 @@ def draw_samples(pen, figure, case, left, top, width, heading, lane):
             color=pen.of(row["runtime"]),
         )
         replace_by_dots(axes.lines[-1], width - 16)
-        if beyond := [x for x in xs if x / scale > high]:
+        if beyond := [x for x in lanes[i] if x / scale > high]:
             longest = words.seconds(max(beyond) / 1e9)
             axes.text(
                 1,
@@ -495,23 +498,28 @@ def draw_samples(pen, figure, case, left, top, width, heading, lane):
         )
 
 
-def window(samples):
+def window(lanes):
     """Right end of the axis in ns: where few samples would take most of it, they are counted at the
     edge instead. At least 95 % of every lane is inside.
     """
-    lanes = [sorted(xs) for xs, _, _ in samples if xs]
-    low, high = min(xs[0] for xs in lanes), max(xs[-1] for xs in lanes)
-    inside = max(xs[int(0.95 * (len(xs) - 1))] for xs in lanes)
+    lanes = [sorted(lane) for lane in lanes if lane]
+    low, high = min(lane[0] for lane in lanes), max(lane[-1] for lane in lanes)
+    inside = max(lane[int(0.95 * (len(lane) - 1))] for lane in lanes)
     end = inside + 0.4 * (inside - low)
     return end if end - low < 0.6 * (high - low) else high
 
 
-def dots(row):
-    """Samples of a row: times in ns, places in the order from 0 to 1, every how many."""
-    generations = [
+def times(row):
+    """Step times in ns, a list a generation, in the order measured."""
+    return [
         [x for turn in g["rounds"] for x in turn["step_ns"] if x is not None and x > 0]
         for g in row["generations"]
     ]
+
+
+def dots(row):
+    """Samples of a row: times in ns, places in the order from 0 to 1, every how many."""
+    generations = times(row)
     thinned = max(1, math.ceil(sum(map(len, generations)) / DOTS_AT_MOST))
     xs, ys = [], []
     for i, samples in enumerate(generations):
