@@ -1,4 +1,4 @@
-"""Folders of files that are made once: whole, checked and locked, or not there at all. Free of torch."""
+"""Folders of files that are made once: whole and checked, or not there. Free of torch."""
 
 from __future__ import annotations
 
@@ -18,17 +18,21 @@ MANIFEST = "manifest.json"
 
 
 class Entry:
-    """What get_or_make found or made. `rebuilt` says what was wrong with an entry that had to be made again."""
+    """What get_or_make found or made. `rebuilt` says what was wrong with an entry that had to be
+    made again.
+    """
 
     def __init__(self, path: Path, manifest: dict[str, Any], cached: bool, rebuilt: str):
         self.path, self.manifest, self.cached, self.rebuilt = path, manifest, cached, rebuilt
 
 
 def get_or_make(path: Path, make: Callable[[Path], dict[str, Any]]) -> Entry:
-    """The folder `path`, checked against its manifest, or made by `make(folder)`, which returns facts to keep.
+    """The folder `path`, checked against its manifest, or made by `make(folder)`, which returns
+    facts to keep.
 
-    It is made in a temporary folder beside `path`, under a lock, and renamed: a second process waits and finds it
-    whole. Raises InputError where the cache cannot be written; nothing half-written stays.
+    It is made in a temporary folder beside `path`, under a lock, and renamed: a second process
+    waits and finds it whole. Raises InputError where the cache cannot be written; nothing
+    half-written stays.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -38,11 +42,15 @@ def get_or_make(path: Path, make: Callable[[Path], dict[str, Any]]) -> Entry:
                 return Entry(path, manifest, True, "")
             broken = problem if path.exists() else ""
             temporary = path.with_name(f".{path.name}.making")
-            shutil.rmtree(temporary, ignore_errors=True)  # of a process that was killed: we hold the lock
+            shutil.rmtree(
+                temporary, ignore_errors=True
+            )  # of a process that was killed: we hold the lock
             try:
                 temporary.mkdir()
                 manifest = {"version": 1, **make(temporary)}
-                manifest["files"] = {file.name: digest(file) for file in sorted(temporary.iterdir())}
+                manifest["files"] = {
+                    file.name: digest(file) for file in sorted(temporary.iterdir())
+                }
                 (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
                 if path.exists():
                     shutil.rmtree(path)
@@ -53,12 +61,14 @@ def get_or_make(path: Path, make: Callable[[Path], dict[str, Any]]) -> Entry:
     except OSError as error:
         reason = error.strerror or error
         raise InputError(
-            f"cache: cannot write {path}: {reason}; free some space or name another folder with --cache"
+            f"cache: cannot write {path}: {reason}; free some space or name another folder"
         ) from None
 
 
 def verify(path: Path) -> tuple[dict[str, Any], str]:
-    """The manifest of an entry, and what is wrong with the entry: '' if every size and checksum is right."""
+    """The manifest of an entry, and what is wrong with the entry: '' if every size and checksum is
+    right.
+    """
     try:
         manifest = json.loads((path / MANIFEST).read_text())
         files = dict(manifest["files"])
@@ -81,7 +91,8 @@ def digest(file: Path) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    # The lock's file stays: were it removed, a waiter and a newcomer could hold two locks of one name.
+    # The lock's file stays: were it removed, a waiter and a newcomer could hold two locks of one
+    # name.
     with open(path, "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

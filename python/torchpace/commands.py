@@ -1,4 +1,7 @@
-"""What a worker answers to each command. Protocol: docs/worker.md. Twin: include/torchpace/worker.hpp."""
+"""What a worker answers to each command.
+
+Protocol: docs/worker.md. Twin: include/torchpace/worker.hpp.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ from torchpace.data import text
 from torchpace.errors import InputError
 from torchpace.settings import Settings, decode
 from torchpace.workload import Workload, dtype_of
+
 
 class Worker:
     """Answers commands with one runtime. A command is a method that gets the rest of its line."""
@@ -136,7 +140,10 @@ class Worker:
 
 
 def set_threads(settings: Settings) -> None:
-    """Threads of one operator. Without `threads` torch's own choice stays. Raises SettingsError on less than one."""
+    """Threads of one operator.
+
+    Without `threads` torch's own choice stays. Raises SettingsError on less than one.
+    """
     if "threads" in settings:
         torch.set_num_threads(settings.integer("threads", minimum=1))
 
@@ -150,5 +157,7 @@ def _integer(name: str, word: str, minimum: int) -> int:
 def _paths(usage: str, rest: str, minimum: int, maximum: int) -> list[str]:
     words = rest.split()
     if not minimum <= len(words) <= maximum:
-        raise InputError(f"expected {usage}, paths percent-encoded as in a settings line, got '{rest}'")
+        raise InputError(
+            f"expected {usage}, paths percent-encoded as in a settings line, got '{rest}'"
+        )
     return [decode(word) for word in words]

@@ -1,4 +1,7 @@
-"""What the numbers depend on, read from the running process. Twin: include/torchpace/environment.hpp."""
+"""What the numbers depend on, read from the running process.
+
+Twin: include/torchpace/environment.hpp.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,9 @@ _BLAS = ("libmkl", "libopenblas", "libblas", "libcublas.so")
 
 
 def describe(settings: Settings | None) -> dict[str, str | int | float | bool]:
-    """A flat object; the keys are those of the C++ worker. `settings` is the loaded case, if there is one."""
+    """A flat object; the keys are those of the C++ worker. `settings` is the loaded case, if there
+    is one.
+    """
     config = torch.__config__.show()
     libraries = mapped_libraries()
     found: dict[str, str | int | float | bool] = {
@@ -27,7 +32,9 @@ def describe(settings: Settings | None) -> dict[str, str | int | float | bool]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "torch_git": str(torch.version.git_version),
-        "compiler": _first(r"(GCC [\d.]+|clang[^\n]*)", config),  # of torch: Python compiles nothing
+        "compiler": _first(
+            r"(GCC [\d.]+|clang[^\n]*)", config
+        ),  # of torch: Python compiles nothing
         "build_type": _first(r"BUILD_TYPE=(\w+)", config),
         "threads": torch.get_num_threads(),
         "interop_threads": torch.get_num_interop_threads(),
@@ -56,7 +63,9 @@ def describe(settings: Settings | None) -> dict[str, str | int | float | bool]:
 
 
 def memory(device: torch.device) -> dict[str, int]:
-    """Bytes: of the process now and at most (VmRSS, VmHWM), and on CUDA of torch's allocator at most."""
+    """Bytes: of the process now and at most (VmRSS, VmHWM), and on CUDA of torch's allocator at
+    most.
+    """
     status = Path("/proc/self/status").read_text()
     allocated = reserved = 0
     if device.type == "cuda":
@@ -95,7 +104,9 @@ def _allocator(libraries: list[str]) -> str:
 
 def _malloc_settings() -> str:
     keys = ("GLIBC_TUNABLES", "LD_PRELOAD", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
-    chosen = {k: v for k, v in os.environ.items() if k in keys or re.match(r"(MALLOC|MIMALLOC)_", k)}
+    chosen = {
+        k: v for k, v in os.environ.items() if k in keys or re.match(r"(MALLOC|MIMALLOC)_", k)
+    }
     return " ".join(f"{key}={value}" for key, value in sorted(chosen.items()))
 
 
@@ -110,7 +121,9 @@ def _cudnn() -> str:
 
 
 def _flushes_denormals() -> bool:
-    """torch can set this and not read it: half of the smallest normal number is a denormal, or zero."""
+    """torch can set this and not read it: half of the smallest normal number is a denormal, or
+    zero.
+    """
     return (torch.tensor([1.17549435e-38]) * 0.5).item() == 0.0
 
 

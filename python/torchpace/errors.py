@@ -1,4 +1,7 @@
-"""What may go wrong through the user's input, said in one line: expected, found, what to do. Free of torch."""
+"""What may go wrong through the user's input, said in one line: expected, found, what to do.
+
+Free of torch.
+"""
 
 
 class InputError(Exception):
@@ -6,4 +9,7 @@ class InputError(Exception):
 
 
 class Skipped(Exception):
-    """A case that this machine cannot run, such as one for a device that it lacks. The message is the reason."""
+    """A case that this machine cannot run, such as one for a device that it lacks.
+
+    The message is the reason.
+    """

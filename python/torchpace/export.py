@@ -1,17 +1,17 @@
-"""Writes what the workers of a case load: initial weights and batches, and the float64 truth, once, into a cache.
+"""Writes what the workers of a case load, once, into a cache: weights, batches, float64 truth.
 
     python -m torchpace.export --cache DIR [--text FILE]
 
-Each line of standard input is a settings line. Each is answered with one line of JSON on standard output:
-`{"case", "state", "truth", "tokens", "cached", "seconds", "note"}`, paths absolute and `tokens` empty for models
-without text, or `{"error": "one line"}`. Layout: docs/design.md, "The path of the data".
+Each line of standard input is a settings line. Each is answered with one line of JSON on standard
+output: `{"case", "state", "truth", "tokens", "cached", "seconds", "note"}`, paths absolute and
+`tokens` empty for models without text, or `{"error": "one line"}`. Layout: docs/design.md, "The
+path of the data".
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 import sys
 import time
 from pathlib import Path
@@ -33,7 +33,7 @@ UNRELATED = {"case", "family", "device", "threads", "swap", "state", "truth", "t
 MAXIMUM_BATCHES = 8
 MAXIMUM_BATCH_BYTES = 64 << 20
 TWINS = 4  # perturbed float64 twins that show what rounding may do
-# Initial weights take their own random numbers: with seed + index they would repeat those of a batch.
+# Initial weights take their own random numbers: with seed + index they would repeat a batch's.
 WEIGHTS_SEED = 2**31
 
 
@@ -49,12 +49,16 @@ class Exporter:
         model = models.find(settings.text("model"))
         model.cost(settings)  # validates the model's own settings before anything is made
         phase_of(settings), dtype_of(settings), device_of(settings)
-        source = self._text(settings) if settings.text("data", "normal", ("text", "normal")) == "text" else None
+        data = settings.text("data", "normal", ("text", "normal"))
+        source = self._text(settings) if data == "text" else None
         entry = cache.get_or_make(
             self.folder / "cases" / key_of(settings, model, source),
             lambda target: make_case(target, settings, model, source),
         )
-        notes = [source.note if source else "", f"rebuilt: {entry.rebuilt}" if entry.rebuilt else ""]
+        notes = [
+            source.note if source else "",
+            f"rebuilt: {entry.rebuilt}" if entry.rebuilt else "",
+        ]
         return {
             "case": settings.text("case", ""),
             "state": str(entry.path / "state.pt"),
@@ -80,11 +84,14 @@ def key_of(settings: Settings, model: ModuleType, source: text.Text | None) -> s
     sources = (model, eager, workload, text, tensors, sys.modules[__name__])
     code = b"".join(Path(module.__file__).read_bytes() for module in sources)  # type: ignore[arg-type]
     parts = f"{related}\n{torch.__version__}\n{tokens}\n".encode() + code
-    return f"{settings.text('model')}-{settings.text('phase')}-{hashlib.sha256(parts).hexdigest()[:16]}"
+    digest = hashlib.sha256(parts).hexdigest()[:16]
+    return f"{settings.text('model')}-{settings.text('phase')}-{digest}"
 
 
-def make_case(target: Path, settings: Settings, model: ModuleType, source: text.Text | None) -> dict:
-    """Writes state.pt and truth.pt into `target`. Raises InputError if the values are not finite."""
+def make_case(
+    target: Path, settings: Settings, model: ModuleType, source: text.Text | None
+) -> dict:
+    """Writes state.pt and truth.pt into `target`. Raises InputError if a value is not finite."""
     seed, dtype = seed_of(settings), dtype_of(settings)
     torch.manual_seed(WEIGHTS_SEED + seed)
     module = model.make(settings)
@@ -110,18 +117,19 @@ def make_case(target: Path, settings: Settings, model: ModuleType, source: text.
     for name, tensor in truth.items():
         if not tensor.isfinite().all():
             raise InputError(
-                f"{settings.text('case', 'case')}: expected a finite float64 truth, found {name} infinite or "
-                "undefined: training diverges; lower lr"
+                f"{settings.text('case', 'case')}: expected a finite float64 truth, found {name} "
+                "infinite or undefined: training diverges; lower lr"
             )
     tensors.save(target / "truth.pt", truth)
     return {"settings": settings.line(), "torch": torch.__version__, "seed": seed}
 
 
 def make_truth(settings: Settings, model: ModuleType) -> dict[str, Tensor]:
-    """The values of the float64 twin, and how far they move when weights and inputs move by rounding: `spread`.
+    """The values of the float64 twin, and the `spread` that rounding of weights and inputs brings.
 
-    The twin is the same model with the same state, rounded to the case's dtype before. spread.<name> [2] holds the
-    largest magnitude and root mean square of the difference, the larger of TWINS perturbed twins.
+    The twin is the same model with the same state, rounded to the case's dtype before.
+    spread.<name> [2] holds the largest magnitude and root mean square of the difference, the larger
+    of TWINS perturbed twins.
     """
     truth = double(eager.load("py-eager", settings, model)).values()
     spread = {name: [0.0, 0.0] for name in truth}
@@ -131,7 +139,9 @@ def make_truth(settings: Settings, model: ModuleType) -> dict[str, Tensor]:
         for name, value in twin.values().items():
             found = parity.norms(value - truth[name])
             spread[name] = [max(pair) for pair in zip(spread[name], found, strict=True)]
-    moved = {parity.SPREAD + name: torch.tensor(v, dtype=torch.float64) for name, v in spread.items()}
+    moved = {
+        parity.SPREAD + name: torch.tensor(v, dtype=torch.float64) for name, v in spread.items()
+    }
     return truth | moved
 
 
@@ -143,16 +153,14 @@ def double(twin: Workload) -> Workload:
     if isinstance(twin, eager.EagerInference):
         twin.inputs = [to_device(x, twin.device, torch.float64) for x in twin.inputs]
     else:
-        twin.batches = [
-            (to_device(x, twin.device, torch.float64), y) for x, y in twin.batches
-        ]
+        twin.batches = [(to_device(x, twin.device, torch.float64), y) for x, y in twin.batches]
         # double() gives modules new buffers, so what a turn restores is looked up again
         twin.initial = [(t, t.detach().clone()) for t in eager.state_of(twin.module)]
     return twin
 
 
 def perturb(twin: Workload, size: float, seed: int) -> None:
-    """Multiplies every weight and every input of a float64 twin by 1 + size or 1 - size, at random."""
+    """Multiplies every weight and input of a float64 twin by 1 + size or 1 - size, at random."""
     generator = torch.Generator().manual_seed(seed)
 
     def perturbed(x: Tensor) -> Tensor:
@@ -173,8 +181,12 @@ def perturb(twin: Workload, size: float, seed: int) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m torchpace.export", description=__doc__.splitlines()[0])
-    parser.add_argument("--cache", type=Path, required=True, help="folder of the cache; made if it is not there")
+    parser = argparse.ArgumentParser(
+        prog="python -m torchpace.export", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument(
+        "--cache", type=Path, required=True, help="folder of the cache; made if it is not there"
+    )
     parser.add_argument("--text", type=Path, help="a text of your own instead of the plays")
     options = parser.parse_args(arguments)
     answers = open_protocol()

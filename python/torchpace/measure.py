@@ -1,4 +1,7 @@
-"""The timed loop: the one place in Python that reads a clock around a step. Twin: include/torchpace/measure.hpp."""
+"""The timed loop: the one place in Python that reads a clock around a step.
+
+Twin: include/torchpace/measure.hpp.
+"""
 
 from __future__ import annotations
 
@@ -29,8 +32,9 @@ class Block:
 def measure(workload: Workload, samples: int, warmup: int, steps: int) -> Block:
     """Runs one turn: `warmup` unrecorded steps, then `samples` samples of `steps` steps each.
 
-    On the CPU the samples share one chain of clock reads. On CUDA, in phase `latency`, every step is synchronised;
-    in the other phases the device is kept busy and a sample lasts from one completion to the next, by events.
+    On the CPU the samples share one chain of clock reads. On CUDA, in phase `latency`, every step
+    is synchronised; in the other phases the device is kept busy and a sample lasts from one
+    completion to the next, by events.
     """
     # The collector would run inside a sample, on garbage that another sample made.
     gc.collect()
@@ -65,7 +69,9 @@ def _on_cpu(workload: Workload, samples: int, index: int, steps: int) -> Block:
 
 
 def _synchronised(workload: Workload, samples: int, index: int, steps: int) -> Block:
-    """step_ns ends with the device's completion, enqueue_ns with step()'s return; device_ns is between events."""
+    """step_ns ends with the device's completion, enqueue_ns with step()'s return; device_ns is
+    between events.
+    """
     clock, step = time.perf_counter_ns, workload.step
     walls, enqueues, devices = [], [], []
     with torch.cuda.device(workload.device):
@@ -95,10 +101,12 @@ def _synchronised(workload: Workload, samples: int, index: int, steps: int) -> B
 
 
 def _throughput(workload: Workload, samples: int, index: int, steps: int) -> Block:
-    """step_ns: from the completion of the sample before to this one's, which is wall time, gaps of the device in it.
+    """step_ns: from the completion of the sample before to this one's, which is wall time, gaps of
+    the device in it.
 
-    device_ns: from a sample's own first event to its last, which leaves out what the host does between samples.
-    The host stays at most one sample ahead, so that enqueue_ns is its own work and not the wait for a full queue.
+    device_ns: from a sample's own first event to its last, which leaves out what the host does
+    between samples. The host stays at most one sample ahead, so that enqueue_ns is its own work and
+    not the wait for a full queue.
     """
     clock, step = time.perf_counter_ns, workload.step
     with torch.cuda.device(workload.device):
@@ -121,7 +129,9 @@ def _throughput(workload: Workload, samples: int, index: int, steps: int) -> Blo
         torch.cuda.synchronize()
         block = _counted(before)
         block.step_ns = [ends[k].elapsed_time(ends[k + 1]) * 1e6 / steps for k in range(samples)]
-        block.device_ns = [starts[k].elapsed_time(ends[k + 1]) * 1e6 / steps for k in range(samples)]
+        block.device_ns = [
+            starts[k].elapsed_time(ends[k + 1]) * 1e6 / steps for k in range(samples)
+        ]
     block.enqueue_ns = enqueues
     return block
 
@@ -133,7 +143,7 @@ def _counted(before: resource.struct_rusage) -> Block:
 
 
 def slow_down(workload: Workload, fraction: float) -> None:
-    """Makes every step last (1 + fraction) of its own time: for tests of the controller's verdicts."""
+    """Makes steps last (1 + fraction) of their own time: for tests of the verdicts."""
     clock, original = time.perf_counter_ns, workload.step
 
     def step(index: int) -> torch.Tensor:

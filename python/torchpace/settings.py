@@ -1,6 +1,8 @@
-"""A case as `key=value` words: how the controller, the exporter and the workers of both languages pass it on.
+"""A case as `key=value` words: how the controller, the exporter and the workers of both languages
+pass it on.
 
-Values are percent-encoded (space, %, control characters). Twin: include/torchpace/settings.hpp. Free of torch.
+Values are percent-encoded (space, %, control characters). Twin: include/torchpace/settings.hpp.
+Free of torch.
 """
 
 from __future__ import annotations
@@ -25,8 +27,12 @@ class SettingsError(InputError):
 
 
 def encode(value: str) -> str:
-    """`value` with space, % and control characters as %XX, so that it is one word of a settings line."""
-    encoded = _UNSAFE.sub(lambda match: b"%%%02X" % match[0][0], value.encode("utf-8", "surrogateescape"))
+    """`value` with space, % and control characters as %XX, so that it is one word of a settings
+    line.
+    """
+    encoded = _UNSAFE.sub(
+        lambda match: b"%%%02X" % match[0][0], value.encode("utf-8", "surrogateescape")
+    )
     return encoded.decode("utf-8", "surrogateescape")
 
 
@@ -81,7 +87,9 @@ class Settings(Mapping[str, str]):
     def text(self, key: str, default: str = _REQUIRED, choices: tuple[str, ...] = ()) -> str:
         value = self._find(key, default)
         if choices and value not in choices:
-            raise SettingsError(f"settings: {key}: expected one of {', '.join(choices)}, got '{value}'")
+            raise SettingsError(
+                f"settings: {key}: expected one of {', '.join(choices)}, got '{value}'"
+            )
         return value
 
     def integer(self, key: str, default: int = _REQUIRED, minimum: int | None = None) -> int:
@@ -146,7 +154,9 @@ def read_cases(path: str | Path | None = None) -> dict[str, Any]:
     try:
         cases = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise SettingsError(f"cases: cannot read {path}: expected JSON with families, {error}") from None
+        raise SettingsError(
+            f"cases: cannot read {path}: expected JSON with families, {error}"
+        ) from None
     if not isinstance(cases, dict) or "families" not in cases:
         raise SettingsError(f"cases: {path}: expected an object with 'families', found none")
     return cases
@@ -155,8 +165,8 @@ def read_cases(path: str | Path | None = None) -> dict[str, Any]:
 def expand_case(name: str, cases: Mapping[str, Any] | None = None, **overrides: Any) -> Settings:
     """The settings of a case by its literal name, `family_phase/size:S/key:value`.
 
-    Defaults: float32, cpu, seed 0, Adam with 2e-4; the latency phase has batch 1. Raises SettingsError if the
-    family, phase or size is unknown, naming those that are known.
+    Defaults: float32, cpu, seed 0, Adam with 2e-4; the latency phase has batch 1. Raises
+    SettingsError if the family, phase or size is unknown, naming those that are known.
     """
     cases = cases or read_cases()
     head, *parts = name.split("/")
@@ -164,7 +174,8 @@ def expand_case(name: str, cases: Mapping[str, Any] | None = None, **overrides: 
     known = cases["families"]
     if family not in known or phase not in PHASES:
         raise SettingsError(
-            f"case '{name}': expected FAMILY_PHASE of {', '.join(known)} and {', '.join(PHASES)}, got '{head}'"
+            f"case '{name}': expected FAMILY_PHASE of {', '.join(known)} and {', '.join(PHASES)}, "
+            f"got '{head}'"
         )
     values: dict[str, Any] = {}
     for part in parts:

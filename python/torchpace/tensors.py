@@ -1,4 +1,5 @@
-"""Files of tensors: a plain dictionary of tensors, readable in both languages with weights_only=True.
+"""Files of tensors: a plain dictionary of tensors, readable in both languages with
+weights_only=True.
 
 Twin: include/torchpace/io/tensors.hpp. Layout: docs/design.md, "Files of tensors".
 """
@@ -19,9 +20,11 @@ FORMAT = 1
 
 
 def save(path: str | Path, tensors: dict[str, Tensor]) -> None:
-    """Writes `tensors`, moved to the CPU, and the format's number to a temporary name beside `path`, then renames it.
+    """Writes `tensors`, moved to the CPU, and the format's number to a temporary name beside
+    `path`, then renames it.
 
-    Raises InputError where that fails (no folder, no permission, disk full); nothing half-written stays.
+    Raises InputError where that fails (no folder, no permission, disk full); nothing half-written
+    stays.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
@@ -47,9 +50,11 @@ def _write_reason(error: BaseException) -> str:
 
 
 def load(path: str | Path, what: str) -> dict[str, Tensor]:
-    """Reads a file of tensors to the CPU. `what` names it in errors (state, truth, reference, tokens).
+    """Reads a file of tensors to the CPU. `what` names it in errors (state, truth, reference,
+    tokens).
 
-    Raises InputError if the file is missing, unreadable, truncated, no dictionary of tensors or of another format.
+    Raises InputError if the file is missing, unreadable, truncated, no dictionary of tensors or of
+    another format.
     """
     path = Path(path)
     advice = "export the case again"
@@ -57,11 +62,13 @@ def load(path: str | Path, what: str) -> dict[str, Tensor]:
         raise InputError(f"{what}: expected a file at {path}, found none; {advice}")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load raises many kinds: EOFError, RuntimeError, UnpicklingError, ...
+    except (
+        Exception
+    ) as error:  # torch.load raises many kinds: EOFError, RuntimeError, UnpicklingError, ...
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(
-            f"{what}: cannot read {path} ({path.stat().st_size} bytes): expected a dictionary of tensors "
-            f"(torch.save), found a damaged or foreign file: {reason[:160]}; {advice}"
+            f"{what}: cannot read {path} ({path.stat().st_size} bytes): expected a dictionary of "
+            f"tensors (torch.save), found a damaged or foreign file: {reason[:160]}; {advice}"
         ) from None
     tensors = isinstance(content, dict) and all(isinstance(v, Tensor) for v in content.values())
     if not tensors or FORMAT_KEY not in content:
@@ -72,6 +79,7 @@ def load(path: str | Path, what: str) -> dict[str, Tensor]:
     found = content.pop(FORMAT_KEY)
     if found.numel() != 1 or found.item() != FORMAT:
         raise InputError(
-            f"{what}: {path}: expected format {FORMAT}, found {found.tolist()}; {advice} with this version"
+            f"{what}: {path}: expected format {FORMAT}, found {found.tolist()}; "
+            f"{advice} with this version"
         )
     return content

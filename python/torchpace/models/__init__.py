@@ -1,6 +1,7 @@
 """The models, one a file. A file x.py defines, for the registry and the runtimes:
 
-- `XOptions` and the module `X`, whose parameter names equal those of include/torchpace/models/x.hpp;
+- `XOptions` and the module `X`, whose parameter names equal those of
+  include/torchpace/models/x.hpp;
 - `make(settings) -> nn.Module`, initialised from torch's global generator;
 - `loss(output, target) -> Tensor`, a scalar;
 - `cost(settings) -> Cost`, without building the model;
@@ -22,7 +23,10 @@ ELEMENT_BYTES = {"float32": 4, "bfloat16": 2}
 
 @dataclass(frozen=True)
 class Cost:
-    """What one step costs at least. A multiply-add counts as two FLOPs, element-wise work as none."""
+    """What one step costs at least.
+
+    A multiply-add counts as two FLOPs, element-wise work as none.
+    """
 
     forward_flops: float  # one forward over the batch
     training_flops: float  # forward and backward; the optimiser is element-wise
@@ -35,12 +39,14 @@ class Cost:
         return self.training_flops if phase == "train" else self.forward_flops
 
 
-def minimum_bytes(settings: Settings, parameter_bytes: int, input_bytes: int, output_bytes: int,
-                  target_bytes: int) -> int:  # fmt: skip
+def minimum_bytes(
+    settings: Settings, parameter_bytes: int, input_bytes: int, output_bytes: int, target_bytes: int
+) -> int:
     """Bytes that one step moves at least; activations and gradients may stay in caches.
 
-    Inference: every parameter read once, the input read, the output written. Training with Adam: parameters and
-    both moments read once and written once (6 x parameter_bytes), the input and the target read.
+    Inference: every parameter read once, the input read, the output written. Training with Adam:
+    parameters and both moments read once and written once (6 x parameter_bytes), the input and the
+    target read.
     """
     if settings.text("phase", "inference") == "train":
         return 6 * parameter_bytes + input_bytes + target_bytes

@@ -1,8 +1,9 @@
 """Dnn: L linear layers of width W, each but the last followed by ReLU.
 
-Source: He et al. 2015, arXiv:1502.01852: Kaiming-uniform weights (ReLU) and zero biases. With PyTorch's default
-initialisation a deep one is dead: at 2048 layers almost every gradient is exactly 0, and its timing would be that of
-zeros and denormals. Twin: include/torchpace/models/dnn.hpp. Dimensions: B batch, W width, L layers.
+Source: He et al. 2015, arXiv:1502.01852: Kaiming-uniform weights (ReLU) and zero biases. With
+PyTorch's default initialisation a deep one is dead: at 2048 layers almost every gradient is exactly
+0, and its timing would be that of zeros and denormals. Twin: include/torchpace/models/dnn.hpp.
+Dimensions: B batch, W width, L layers.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ class DnnOptions:
     @staticmethod
     def of(settings: Settings) -> DnnOptions:
         """Raises SettingsError on a missing or unusable value."""
-        return DnnOptions(settings.integer("layers", minimum=1), settings.integer("width", minimum=2))
+        return DnnOptions(
+            settings.integer("layers", minimum=1), settings.integer("width", minimum=2)
+        )
 
 
 class Dnn(nn.Module):
@@ -47,7 +50,10 @@ class Dnn(nn.Module):
             nn.init.zeros_(layer.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: [B, W] in the parameters' dtype. Returns logits [B, W]. Raises ValueError on another shape."""
+        """x: [B, W] in the parameters' dtype.
+
+        Returns logits [B, W]. Raises ValueError on another shape.
+        """
         if x.dim() != 2 or x.size(1) != self.options.width:
             raise ValueError(f"Dnn: expected x [B, {self.options.width}], got {list(x.shape)}")
         last = len(self.layers) - 1
@@ -66,7 +72,8 @@ def loss(output: Tensor, target: Tensor) -> Tensor:
 
 
 def cost(settings: Settings) -> Cost:
-    """forward_flops = 2 B L W^2; training_flops = 3 forward_flops - 2 B W^2: the input needs no gradient.
+    """forward_flops = 2 B L W^2; training_flops = 3 forward_flops - 2 B W^2: the input needs no
+    gradient.
 
     parameters = L (W^2 + W). Input and output: B W elements each; target: 8 B bytes.
     """
@@ -83,7 +90,9 @@ def cost(settings: Settings) -> Cost:
 def inputs(
     settings: Settings, generator: torch.Generator, tokens: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """One batch: input [B, W] standard normal, float32; target [B] uniform classes, int64. Uses no text."""
+    """One batch: input [B, W] standard normal, float32; target [B] uniform classes, int64. Uses no
+    text.
+    """
     batch, width = settings.integer("batch", minimum=1), settings.integer("width", minimum=2)
     x = torch.randn(batch, width, generator=generator)
     return x, torch.randint(0, width, (batch,), generator=generator)

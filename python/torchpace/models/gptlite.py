@@ -1,7 +1,7 @@
 """GPTlite: a decoder-only transformer on characters, pre-norm, with ReLU feed-forward blocks.
 
-Source: Vaswani et al. 2017, arXiv:1706.03762; pre-norm as in Radford et al. 2019 (GPT-2), whose initialisation it
-takes: weights N(0, 0.02), biases 0. Twin: include/torchpace/models/gptlite.hpp.
+Source: Vaswani et al. 2017, arXiv:1706.03762; pre-norm as in Radford et al. 2019 (GPT-2), whose
+initialisation it takes: weights N(0, 0.02), biases 0. Twin: include/torchpace/models/gptlite.hpp.
 Dimensions: B batch, T tokens, C width, H heads, L layers, V vocabulary, N context (T <= N).
 """
 
@@ -46,15 +46,20 @@ class GptliteOptions:
         )
         if options.width % options.heads:
             raise SettingsError(
-                f"settings: width: expected a multiple of heads={options.heads}, got {options.width}"
+                f"settings: width: expected a multiple of heads={options.heads}, "
+                f"got {options.width}"
             )
         if not 0 <= options.dropout < 1:
-            raise SettingsError(f"settings: dropout: expected 0 <= dropout < 1, got {options.dropout}")
+            raise SettingsError(
+                f"settings: dropout: expected 0 <= dropout < 1, got {options.dropout}"
+            )
         return options
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention with one fused projection, whose rows are q, k and v, each of H heads."""
+    """Multi-head self-attention with one fused projection, whose rows are q, k and v, each of H
+    heads.
+    """
 
     def __init__(self, o: GptliteOptions):
         super().__init__()
@@ -63,7 +68,9 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(o.width, 3 * o.width, bias=False)
         self.projection = nn.Linear(o.width, o.width)
         self.dropout = nn.Dropout(o.dropout)
-        self.register_buffer("mask", None, persistent=False)  # [T, T], true where hidden; built at first use
+        self.register_buffer(
+            "mask", None, persistent=False
+        )  # [T, T], true where hidden; built at first use
 
     def forward(self, x: Tensor) -> Tensor:  # [B, T, C]
         B, T, C = x.shape
@@ -115,8 +122,8 @@ class Block(nn.Module):
 class Gptlite(nn.Module):
     """Logits of the next token.
 
-    >>> Gptlite(GptliteOptions(layers=1, width=8, heads=2, context=4))(torch.zeros(1, 4, dtype=torch.int64)).shape
-    torch.Size([1, 4, 65])
+    >>> Gptlite(GptliteOptions(layers=1, width=8, heads=2, context=4))(torch.zeros(1, 4,
+    dtype=torch.int64)).shape torch.Size([1, 4, 65])
     """
 
     def __init__(self, options: GptliteOptions | None = None):
@@ -143,9 +150,12 @@ class Gptlite(nn.Module):
         """
         if tokens.dim() != 2 or tokens.size(1) > self.options.context:
             raise ValueError(
-                f"Gptlite: expected tokens [B, T <= {self.options.context}], got {list(tokens.shape)}"
+                f"Gptlite: expected tokens [B, T <= {self.options.context}], "
+                f"got {list(tokens.shape)}"
             )
-        x = self.token_embedding(tokens) + self.position_embedding.weight[: tokens.size(1)]  # [B, T, C]
+        x = (
+            self.token_embedding(tokens) + self.position_embedding.weight[: tokens.size(1)]
+        )  # [B, T, C]
         for block in self.blocks:
             x = block(x)
         return self.head(self.norm(x))  # [B, T, V]
@@ -163,11 +173,11 @@ def loss(output: Tensor, target: Tensor) -> Tensor:
 def cost(settings: Settings) -> Cost:
     """With T = N tokens a row and causal attention counted as full T^2:
 
-    forward_flops = B T (L (24 C^2 + 4 T C) + 2 C V): 6 C^2 for q, k and v, 2 C^2 for the projection, 16 C^2 for the
-    feed-forward, 2 T C for the scores and as much for the weighted sum, a token and layer; 2 C V for the head.
-    training_flops = 3 forward_flops: the input of every product needs a gradient, since embeddings are trained.
-    parameters = 2 V C + V + N C + L (12 C^2 + 10 C) + 2 C.
-    Input and target: 8 B T bytes each; output: B T V elements.
+    forward_flops = B T (L (24 C^2 + 4 T C) + 2 C V): 6 C^2 for q, k and v, 2 C^2 for the
+    projection, 16 C^2 for the feed-forward, 2 T C for the scores and as much for the weighted sum,
+    a token and layer; 2 C V for the head. training_flops = 3 forward_flops: the input of every
+    product needs a gradient, since embeddings are trained. parameters = 2 V C + V + N C + L (12 C^2
+    + 10 C) + 2 C. Input and target: 8 B T bytes each; output: B T V elements.
     """
     o = GptliteOptions.of(settings)
     batch = settings.integer("batch", minimum=1)
@@ -182,7 +192,9 @@ def cost(settings: Settings) -> Cost:
 def inputs(
     settings: Settings, generator: torch.Generator, tokens: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """One batch of the text: input and target [B, N], int64. Raises InputError where there is no text."""
+    """One batch of the text: input and target [B, N], int64. Raises InputError where there is no
+    text.
+    """
     if tokens is None:
         raise SettingsError("settings: tokens: expected a file of tokens for data=text, found none")
     batch, context = settings.integer("batch", minimum=1), settings.integer("context", minimum=1)

@@ -1,4 +1,7 @@
-"""py-eager: the model as PyTorch runs it from Python by default. Twin: include/torchpace/runtimes/eager.hpp."""
+"""py-eager: the model as PyTorch runs it from Python by default.
+
+Twin: include/torchpace/runtimes/eager.hpp.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +32,10 @@ RUNTIMES = {"py-eager": "PyTorch eager mode from Python; Adam with one set of ke
 
 
 def load(name: str, settings: Settings, model: ModuleType) -> Workload:
-    """Loads a case. Raises InputError on unusable settings or files, Skipped where the device is missing."""
+    """Loads a case.
+
+    Raises InputError on unusable settings or files, Skipped where the device is missing.
+    """
     phase = settings.text("phase")
     return EagerTraining(settings, model) if phase == "train" else EagerInference(settings, model)
 
@@ -105,7 +111,10 @@ class EagerTraining(Workload):
                 losses.append(self.step(index).detach())
                 if index == 0:
                     first = first_step_values(self.module, before, self.settings.number("lr", LR))
-            after = {f"parameter.{name}": p.detach().clone() for name, p in self.module.named_parameters()}
+            after = {
+                f"parameter.{name}": p.detach().clone()
+                for name, p in self.module.named_parameters()
+            }
         return {"losses": torch.stack(losses), **first, **after}
 
     def losses(self, steps: int, tokens: Tensor | None) -> list[float]:
@@ -119,7 +128,9 @@ class EagerTraining(Workload):
                     batch = tuple(to_device(x, self.device, self.dtype) for x in fresh)
                 found.append(self.train_on(*batch).item())
                 if not math.isfinite(found[-1]):
-                    raise InputError(f"losses: expected finite losses, found {found[-1]} at step {index}")
+                    raise InputError(
+                        f"losses: expected finite losses, found {found[-1]} at step {index}"
+                    )
         return found
 
 
