@@ -143,8 +143,10 @@ function(_torchpace_make_libtorch folder)
   endif()
   target_compile_definitions(torchpace::libtorch INTERFACE _GLIBCXX_USE_CXX11_ABI=${abi})
 
-  # Nothing refers to these by symbol: a linker with --as-needed drops them, and with them the CUDA kernels.
-  set(registered "")
+  # libstdc++ first: LibTorch's libraries export their own, partial copies of std::filesystem, and a program that binds to
+  # those crashes in std::filesystem::remove_all. The others are not referred to by symbol: a linker with --as-needed drops
+  # them, and with them the CUDA kernels.
+  set(registered ",-lstdc++")
   foreach(name IN ITEMS torch_cuda c10_cuda torch)
     if(EXISTS "${folder}/lib/lib${name}.so")
       string(APPEND registered ",\"${folder}/lib/lib${name}.so\"")
@@ -189,7 +191,7 @@ endfunction()
 set(TORCHPACE_TORCH_HAS_CUDA FALSE)
 if(TARGET torch)
   add_library(torchpace::libtorch INTERFACE IMPORTED GLOBAL)
-  target_link_libraries(torchpace::libtorch INTERFACE torch)
+  target_link_libraries(torchpace::libtorch INTERFACE "-lstdc++" torch)  # the order: see _torchpace_make_libtorch
   if(TARGET torch_cuda)
     set(TORCHPACE_TORCH_HAS_CUDA TRUE)
   endif()
