@@ -57,10 +57,11 @@ void check_values(const CompareOptions& o) {
   at_least_1("--rounds", o.rounds);
   at_least_1("--generations", o.generations);
   if (o.max_seconds) {
-    require(*o.max_seconds > 0 && std::isfinite(*o.max_seconds), "--max-seconds", "a number above 0",
-            fmt::format("{}", *o.max_seconds));
+    require(*o.max_seconds > 0 && std::isfinite(*o.max_seconds), "--max-seconds",
+            "a number above 0", fmt::format("{}", *o.max_seconds));
   }
-  require(o.delta > 0 && o.delta < 1, "--delta", "a number between 0 and 1", fmt::format("{}", o.delta));
+  require(o.delta > 0 && o.delta < 1, "--delta", "a number between 0 and 1",
+          fmt::format("{}", o.delta));
   require(o.seed >= 0, "--seed", "at least 0", std::to_string(o.seed));
   require(o.patience_s > 0 && std::isfinite(o.patience_s), "--patience", "a number above 0",
           fmt::format("{}", o.patience_s));
@@ -89,7 +90,8 @@ std::string chosen_device(const std::string& option, const Installation& install
 }
 
 /// The runtimes that take part, the user's own among them.
-std::vector<WorkerSpec> chosen_runtimes(const CompareOptions& options, const Installation& installation) {
+std::vector<WorkerSpec> chosen_runtimes(const CompareOptions& options,
+                                        const Installation& installation) {
   std::vector<WorkerSpec> own;
   for (const auto& text : options.workers) own.push_back(own_worker(text));
   std::vector<WorkerSpec> chosen;
@@ -125,7 +127,8 @@ std::string chosen_reference(const std::string& option, const std::vector<Worker
   const auto wanted = option.empty() ? "py-eager" : option;
   if (std::find(names.begin(), names.end(), wanted) != names.end()) return wanted;
   if (!option.empty()) {
-    throw Error(fmt::format("--reference: '{}' is not among the runtimes{}", option, did_you_mean(option, names)));
+    throw Error(fmt::format("--reference: '{}' is not among the runtimes{}", option,
+                            did_you_mean(option, names)));
   }
   return names.back();  // of `--worker new=... --worker old=...` the old one
 }
@@ -138,7 +141,8 @@ std::vector<std::string> offered_cases(const std::vector<WorkerSpec>& runtimes, 
       WorkerClient worker(spec, patience_s);
       worker.await_greeting();
       for (const auto& name : worker.cases()) {
-        if (std::find(offered.begin(), offered.end(), name) == offered.end()) offered.push_back(name);
+        if (std::find(offered.begin(), offered.end(), name) == offered.end())
+          offered.push_back(name);
       }
       worker.quit();
     } catch (const WorkerFailure& failure) {
@@ -162,7 +166,8 @@ std::vector<Case> chosen_cases(const CompareOptions& options, const Catalogue& c
     }
   }
   auto trained = common;
-  for (const auto& [key, value] : {std::pair{"optimizer", "adam"}, {"lr", "2e-4"}, {"eps", "1e-8"}}) {
+  for (const auto& [key, value] :
+       {std::pair{"optimizer", "adam"}, {"lr", "2e-4"}, {"eps", "1e-8"}}) {
     trained.set(key, value);
   }
   return catalogue.expand(options.cases, preset.size, parse_axes(options.set), trained);
@@ -205,7 +210,8 @@ Results resumed(const CompareOptions& options, Results fresh) {
   return fresh;
 }
 
-void report(const Results& results, const CompareOptions& options, const Installation& installation) {
+void report(const Results& results, const CompareOptions& options,
+            const Installation& installation) {
   const fs::path folder = options.output;
   print_report(results, std::cout, isatty(STDOUT_FILENO) == 1);
   std::cout.flush();
@@ -219,7 +225,8 @@ void report(const Results& results, const CompareOptions& options, const Install
 int verdict_of(const Results& results, const std::optional<FailOn>& fail_on) {
   if (fail_on) {
     const auto regressions = find_regressions(results, *fail_on);
-    for (const auto& line : regressions.found) fmt::print(stderr, "torchpace: regression: {}\n", line);
+    for (const auto& line : regressions.found)
+      fmt::print(stderr, "torchpace: regression: {}\n", line);
     for (const auto& line : regressions.not_judged) fmt::print(stderr, "torchpace: {}\n", line);
   }
   return exit_code(results, fail_on);
@@ -230,7 +237,8 @@ int verdict_of(const Results& results, const std::optional<FailOn>& fail_on) {
 fs::path cache_folder(const std::string& option) {
   if (!option.empty()) return fs::absolute(option);
   if (const auto named = variable("TORCHPACE_CACHE"); !named.empty()) return fs::absolute(named);
-  if (const auto base = variable("XDG_CACHE_HOME"); !base.empty()) return fs::path(base) / "torchpace";
+  if (const auto base = variable("XDG_CACHE_HOME"); !base.empty())
+    return fs::path(base) / "torchpace";
   const auto home = variable("HOME");
   return fs::path(home.empty() ? "/tmp" : home) / ".cache" / "torchpace";
 }
@@ -252,13 +260,13 @@ int compare(const CompareOptions& options) {
     spec.command.environment.merge(
         common_environment({.threads = plan.threads, .allocator = plan.allocator}, installation));
   }
-  Settings common{{"dtype", plan.dtype}, {"threads", std::to_string(plan.threads)},
-                  {"seed", std::to_string(plan.seed)}, {"device", "cpu"}};
-  chosen_cases(options, catalogue, preset, experiment.runtimes, common);  // errors before the slow part
-  prepare_output(options.output);
-  plan.device = chosen_device(options.device, installation);
-  common.set("device", plan.device);
+  const Settings common{{"dtype", plan.dtype},
+                        {"threads", std::to_string(plan.threads)},
+                        {"seed", std::to_string(plan.seed)}};
   experiment.cases = chosen_cases(options, catalogue, preset, experiment.runtimes, common);
+  prepare_output(options.output);
+  plan.device = chosen_device(options.device, installation);  // slow: after all that can be wrong
+  for (auto& item : experiment.cases) item.settings.set("device", plan.device);
   experiment.curves = preset.curves;
   std::vector<std::string> words{"--cache", cache_folder(options.cache)};
   if (!plan.text.empty()) words.insert(words.end(), {"--text", plan.text});
@@ -271,7 +279,8 @@ int compare(const CompareOptions& options) {
   results.created = now_utc();
   results.plan = plan;
   results.environment = host;
-  for (const auto& item : experiment.cases) results.cases.push_back(empty_result(item, plan.reference));
+  for (const auto& item : experiment.cases)
+    results.cases.push_back(empty_result(item, plan.reference));
   results = resumed(options, std::move(results));
 
   bool stopped = false;

@@ -10,7 +10,7 @@
 namespace torchpace::cli {
 namespace {
 
-constexpr double kFaultRatio = 10;     // page faults per step that differ more than this
+constexpr double kFaultRatio = 10;        // page faults per step that differ more than this
 constexpr double kFewFaultsPerStep = 10;  // and are more than this are pointed at
 
 /// Keys of a worker's environment that differ between languages by nature.
@@ -131,19 +131,26 @@ void derive_case(CaseResult& result, double delta) {
   for (auto& row : result.runtimes) derive_verdict(result, row, delta);
 }
 
-std::string shown(const Json& value) { return value.is_string() ? value.get<std::string>() : value.dump(); }
+/// The same thing said alike: workers of several languages write numbers, switches and paths in
+/// their own way.
+std::string comparable(const std::string& key, const Json& value) {
+  if (value.is_boolean()) return value.get<bool>() ? "on" : "off";
+  if (!value.is_string()) return value.dump();
+  const auto text = value.get<std::string>();
+  if (key == "torch") return text.substr(0, text.find('+'));  // 2.11.0+cpu: the build's name
+  return text.substr(text.rfind('/') + 1);
+}
 
 void warn_of_unequal(std::vector<Warning>& warnings, const CaseResult& result,
                      const RuntimeResult& reference, const RuntimeResult& row) {
   for (const auto& [key, value] : row.environment.items()) {
     const auto other = reference.environment.find(key);
-    if (kMayDiffer.contains(key) || other == reference.environment.end() || *other == value) {
-      continue;
-    }
+    if (kMayDiffer.contains(key) || other == reference.environment.end()) continue;
+    const auto ours = comparable(key, value), theirs = comparable(key, *other);
+    if (ours == theirs || ours.empty() || theirs.empty()) continue;
     warnings.push_back({.code = "unequal-" + key,
                         .text = fmt::format("{} runs with {} = {}, the reference {} with {}",
-                                            row.runtime, key, shown(value), reference.runtime,
-                                            shown(*other)),
+                                            row.runtime, key, ours, reference.runtime, theirs),
                         .case_name = result.name,
                         .runtime = row.runtime});
   }
@@ -151,15 +158,15 @@ void warn_of_unequal(std::vector<Warning>& warnings, const CaseResult& result,
 
 void warn_of_faults(std::vector<Warning>& warnings, const CaseResult& result,
                     const RuntimeResult& reference, const RuntimeResult& row) {
-  const auto [less, more] =
-      std::minmax(row.page_faults_per_step, reference.page_faults_per_step);
+  const auto [less, more] = std::minmax(row.page_faults_per_step, reference.page_faults_per_step);
   if (!(more > kFewFaultsPerStep && more > kFaultRatio * less)) return;
   warnings.push_back(
       {.code = "page-faults-differ",
-       .text = fmt::format("{} takes {:.3g} page faults a step, the reference {} {:.3g}: part of the "
-                           "difference may be the heap; rerun with --allocator tuned to tell",
-                           row.runtime, row.page_faults_per_step, reference.runtime,
-                           reference.page_faults_per_step),
+       .text =
+           fmt::format("{} takes {:.3g} page faults a step, the reference {} {:.3g}: part of the "
+                       "difference may be the heap; rerun with --allocator tuned to tell",
+                       row.runtime, row.page_faults_per_step, reference.runtime,
+                       reference.page_faults_per_step),
        .case_name = result.name,
        .runtime = row.runtime});
 }

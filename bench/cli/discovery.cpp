@@ -49,7 +49,8 @@ fs::path source_tree() {
 fs::path find_package(const fs::path& tree) {
   if (const auto named = variable("TORCHPACE_PYTHON_PATH"); !named.empty()) {
     if (is_file(fs::path(named) / "torchpace/worker.py")) return fs::absolute(named);
-    throw Error(fmt::format("TORCHPACE_PYTHON_PATH: expected a folder with torchpace/worker.py, found '{}'", named));
+    throw Error(fmt::format(
+        "TORCHPACE_PYTHON_PATH: expected a folder with torchpace/worker.py, found '{}'", named));
   }
   if (!tree.empty()) return tree / "python";
   const auto installed = program_folder() / "../share/torchpace/python";
@@ -112,15 +113,16 @@ std::vector<std::string> names_of(const std::vector<WorkerSpec>& specs) {
 
 std::string find_jemalloc() {
   std::vector<std::string> folders = split_list(variable("LD_LIBRARY_PATH"), ':');
-  for (const char* folder : {"/usr/local/lib", "/usr/lib/x86_64-linux-gnu", "/usr/lib/aarch64-linux-gnu",
-                             "/usr/lib64", "/usr/lib"}) {
+  for (const char* folder : {"/usr/local/lib", "/usr/lib/x86_64-linux-gnu",
+                             "/usr/lib/aarch64-linux-gnu", "/usr/lib64", "/usr/lib"}) {
     folders.emplace_back(folder);
   }
   for (const auto& folder : folders) {
     if (const auto path = fs::path(folder) / "libjemalloc.so.2"; is_file(path)) return path;
   }
-  throw Error("--allocator jemalloc: expected libjemalloc.so.2 in the usual folders or "
-              "LD_LIBRARY_PATH, found none; install libjemalloc2");
+  throw Error(
+      "--allocator jemalloc: expected libjemalloc.so.2 in the usual folders or "
+      "LD_LIBRARY_PATH, found none; install libjemalloc2");
 }
 
 }  // namespace
@@ -130,7 +132,8 @@ Installation find_installation(const std::string& python_option) {
   Installation found;
   found.package = find_package(tree);
   found.python = find_python(python_option, tree);
-  if (const auto worker = program_folder() / "torchpace_worker"; is_file(worker)) found.worker = worker;
+  if (const auto worker = program_folder() / "torchpace_worker"; is_file(worker))
+    found.worker = worker;
   try {
     if (!python_option.empty()) run_to_end({{found.python, "-c", ""}, {}}, kListLimit_s);
   } catch (const ProcessError& error) {
@@ -167,7 +170,9 @@ std::vector<WorkerSpec> discover_runtimes(const Installation& installation,
     }
   }
   if (installation.package.empty()) {
-    problems.push_back("no Python runtimes: expected the folder of torchpace/worker.py, set TORCHPACE_PYTHON_PATH");
+    problems.push_back(
+        "no Python runtimes: expected the folder of torchpace/worker.py, set "
+        "TORCHPACE_PYTHON_PATH");
   } else {
     try {
       list_runtimes(python_command(installation, "torchpace.worker", {}), found);
@@ -181,12 +186,14 @@ std::vector<WorkerSpec> discover_runtimes(const Installation& installation,
 WorkerSpec own_worker(const std::string& text) {
   const auto equals = text.find('=');
   const auto name = text.substr(0, equals);
-  if (equals == std::string::npos || name.empty() || name.find_first_of("#,* ") != std::string::npos) {
+  if (equals == std::string::npos || name.empty() ||
+      name.find_first_of("#,* ") != std::string::npos) {
     throw Error(fmt::format("--worker: expected NAME=COMMAND, found '{}'", text));
   }
   const auto words = split_words(text.substr(equals + 1));
   if (words.empty()) throw Error(fmt::format("--worker: expected a command after '{}='", name));
-  return {.runtime = name, .command = {words, {}}, .description = text.substr(equals + 1), .own = true};
+  return {
+      .runtime = name, .command = {words, {}}, .description = text.substr(equals + 1), .own = true};
 }
 
 std::vector<WorkerSpec> choose_runtimes(const std::vector<WorkerSpec>& known,
@@ -205,7 +212,8 @@ std::vector<WorkerSpec> choose_runtimes(const std::vector<WorkerSpec>& known,
     }
     if (matched) continue;
     if (pattern == "all" || !is_pattern(pattern)) {
-      throw Error(fmt::format("--runtimes: unknown runtime '{}'{}{}", pattern, did_you_mean(pattern, names), why));
+      throw Error(fmt::format("--runtimes: unknown runtime '{}'{}{}", pattern,
+                              did_you_mean(pattern, names), why));
     }
     throw Error(fmt::format("--runtimes: '{}' matches nothing; there are {}{}", pattern,
                             fmt::join(names, ", "), why),

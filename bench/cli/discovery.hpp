@@ -15,9 +15,9 @@ struct Installation {
   std::string python;             // interpreter
 };
 
-/// `python_option`: --python; else TORCHPACE_PYTHON, the tree's .venv, the one of the build, python3.
-/// TORCHPACE_PYTHON_PATH names the package's folder. Throws Error when one that the user named does
-/// not exist.
+/// `python_option`: --python; else TORCHPACE_PYTHON, the tree's .venv, the one of the build,
+/// python3. TORCHPACE_PYTHON_PATH names the package's folder. Throws Error when one that the user
+/// named does not exist.
 Installation find_installation(const std::string& python_option);
 
 /// A Python program of the package: `python -m module arguments`.

@@ -1,7 +1,7 @@
 #include "experiment.hpp"
 
-#include <fmt/format.h>
 #include <fcntl.h>
+#include <fmt/format.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -28,7 +28,8 @@ class TemporaryFolder {
   TemporaryFolder() {
     auto name = (fs::temp_directory_path() / "torchpace-XXXXXX").string();
     if (mkdtemp(name.data()) == nullptr) {
-      throw Error(fmt::format("{}: no temporary folder can be made: {}", name, std::strerror(errno)));
+      throw Error(
+          fmt::format("{}: no temporary folder can be made: {}", name, std::strerror(errno)));
     }
     path_ = name;
   }
@@ -63,10 +64,10 @@ double device_bytes(const std::string& device) {
   const auto colon = device.find(':');
   const auto index = colon == std::string::npos ? "0" : device.substr(colon + 1);
   try {
-    const auto text = run_to_end({{"nvidia-smi", "-i", index, "--query-gpu=memory.free",
-                                   "--format=csv,noheader,nounits"},
-                                  {}},
-                                 30);
+    const auto text = run_to_end(
+        {{"nvidia-smi", "-i", index, "--query-gpu=memory.free", "--format=csv,noheader,nounits"},
+         {}},
+        30);
     return std::stod(text) * 1048576;  // MiB
   } catch (const std::exception&) {
     return INFINITY;
@@ -91,8 +92,8 @@ void prepare_output(const fs::path& folder) {
   const auto probe = folder / ".torchpace-probe";
   const int file = error ? -1 : open(probe.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
   if (file < 0) {
-    throw Error(fmt::format("--output {}: cannot be written: {}; choose another folder", folder.string(),
-                            error ? error.message() : std::strerror(errno)));
+    throw Error(fmt::format("--output {}: cannot be written: {}; choose another folder",
+                            folder.string(), error ? error.message() : std::strerror(errno)));
   }
   close(file);
   unlink(probe.c_str());
@@ -101,13 +102,15 @@ void prepare_output(const fs::path& folder) {
 void check_same_plan(const Results& earlier, const Results& now, const std::string& file) {
   const auto differ = [&](const std::string& what, const std::string& a, const std::string& b) {
     if (a == b) return;
-    throw Error(fmt::format("--resume: {} was measured with {} {}, now it is {}; use the same or another --output",
-                            file, what, a.empty() ? "none" : a, b.empty() ? "none" : b));
+    throw Error(fmt::format(
+        "--resume: {} was measured with {} {}, now it is {}; use the same or another --output",
+        file, what, a.empty() ? "none" : a, b.empty() ? "none" : b));
   };
   const auto &a = earlier.plan, &b = now.plan;
   differ("preset", a.preset, b.preset);
   differ("reference", a.reference, b.reference);
-  differ("runtimes", fmt::format("{}", fmt::join(a.runtimes, ",")), fmt::format("{}", fmt::join(b.runtimes, ",")));
+  differ("runtimes", fmt::format("{}", fmt::join(a.runtimes, ",")),
+         fmt::format("{}", fmt::join(b.runtimes, ",")));
   differ("generations", std::to_string(a.generations), std::to_string(b.generations));
   differ("rounds", std::to_string(a.rounds), std::to_string(b.rounds));
   differ("threads", std::to_string(a.threads), std::to_string(b.threads));
@@ -140,7 +143,7 @@ double Experiment::elapsed_s() const {
 }
 
 double Experiment::left_s() const {
-  if (options_.plan.rounds == 0) return budget_left_s();
+  if (options_.plan.rounds == 0) return std::max(0.0, budget_left_s());
   if (turns_done_ == 0) return -1;
   const double spent_s = std::chrono::duration<double>(Clock::now() - turns_begin_).count();
   return spent_s / static_cast<double>(turns_done_) * static_cast<double>(turns_left_);
@@ -210,8 +213,9 @@ void Experiment::pass_gates() {
     };
     try {
       pass_gate(results_.cases[i], warnings, request, [&](const std::string& runtime) {
-        progress_.note(fmt::format("gate {}/{}: {} in {}", i + 1, options_.cases.size(), item.name, runtime),
-                       left_s());
+        progress_.note(
+            fmt::format("gate {}/{}: {} in {}", i + 1, options_.cases.size(), item.name, runtime),
+            left_s());
       });
     } catch (const Interrupted&) {
       keep_warnings();
@@ -264,10 +268,11 @@ bool Experiment::is_done(const CaseResult& result, const std::vector<std::string
   const auto* reference = result.find(result.reference);
   if (reference == nullptr || reference->status != Status::ok) return true;
   // Not the reference's own: in pairs it is there from the other pairs.
-  return std::none_of(rows.begin() + 1, rows.end(), [&](const std::string& name) {
-           const auto* row = result.find(name);
-           return row != nullptr && row->status == Status::ok;
-         }) ||
+  return std::none_of(rows.begin() + 1, rows.end(),
+                      [&](const std::string& name) {
+                        const auto* row = result.find(name);
+                        return row != nullptr && row->status == Status::ok;
+                      }) ||
          std::any_of(rows.begin() + 1, rows.end(), [&](const std::string& name) {
            return find_generation(result.find(name), generation) != nullptr;
          });
@@ -337,10 +342,10 @@ void Experiment::run_visit(const Visit& visit, double later_visits) {
     const auto* reference = result.find(result.reference);
     const auto text = fmt::format("{}: {}", of_all, result.name);
     progress_.note(text, left_s());
-    const RoundRule rule{.rounds = options_.plan.rounds,
-                         .budget_s = (budget_left_s() - later_visits * start_s_) /
-                                     static_cast<double>(turns_left_),
-                         .first_round = next_round(*reference, visit.generation)};
+    const RoundRule rule{
+        .rounds = options_.plan.rounds,
+        .budget_s = (budget_left_s() - later_visits * start_s_) / static_cast<double>(turns_left_),
+        .first_round = next_round(*reference, visit.generation)};
     team.measure(result, settings_[index], visit.generation, rule, random_, [&](int rounds) {
       progress_.update(fmt::format("{}, round {}", text, rounds), left_s());
     });

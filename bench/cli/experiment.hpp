@@ -19,10 +19,10 @@ namespace torchpace::cli {
 struct ExperimentOptions {
   PlanRecord plan;
   std::vector<Case> cases;
-  std::vector<WorkerSpec> runtimes;    // with the environment that all get; the reference among them
-  std::map<std::string, int> curves;   // family -> steps
-  Command exporter;                    // not run where all cases are the user's own
-  std::filesystem::path output;        // folder, exists
+  std::vector<WorkerSpec> runtimes;   // with the environment that all get; the reference among them
+  std::map<std::string, int> curves;  // family -> steps
+  Command exporter;                   // not run where all cases are the user's own
+  std::filesystem::path output;       // folder, exists
   double patience_s = 30;
 };
 
@@ -58,7 +58,8 @@ class Experiment {
   void run_visit(const Visit& visit, double later_visits);
   std::vector<Visit> missing_visits();
   std::vector<std::vector<std::string>> groups() const;
-  bool is_done(const CaseResult& result, const std::vector<std::string>& rows, int generation) const;
+  bool is_done(const CaseResult& result, const std::vector<std::string>& rows,
+               int generation) const;
   bool memory_is_short() const;
   WorkerSpec spec_of(const std::string& row) const;
   double elapsed_s() const;

@@ -33,7 +33,8 @@ Exported Exporter::export_case(const Case& item) {
     throw Error(fmt::format("the export of {} failed: {}{}{}", item.name, error.what(),
                             tail.empty() ? "" : ": ", tail));
   }
-  for (const auto& [key, status] : {std::pair{"error", Status::failed}, {"skipped", Status::skipped}}) {
+  for (const auto& [key, status] :
+       {std::pair{"error", Status::failed}, {"skipped", Status::skipped}}) {
     if (!json.contains(key)) continue;
     result.status = status;
     result.reason = fmt::format("export: {}", json.value(key, ""));

@@ -34,9 +34,10 @@ class Gate {
       row.parity = worker.check(request_.values, truth_of(request_.settings), step_s);
       if (row.parity->passed) return;
       row.status = Status::invalid;
-      row.reason = fmt::format("outputs differ from the reference's: {} by {:.3g}, allowed {:.3g}{}{}",
-                               row.parity->worst, row.parity->max_abs_error, row.parity->tolerance,
-                               row.parity->note.empty() ? "" : "; ", row.parity->note);
+      row.reason =
+          fmt::format("outputs differ from the reference's: {} by {:.3g}, allowed {:.3g}{}{}",
+                      row.parity->worst, row.parity->max_abs_error, row.parity->tolerance,
+                      row.parity->note.empty() ? "" : "; ", row.parity->note);
     });
   }
 
@@ -50,8 +51,9 @@ class Gate {
       worker.await_greeting();
       row.cold_s["start"] = worker.start_s();
       if (!worker.offers(request_.item.name, request_.item.own())) {
-        throw WorkerFailure(fmt::format("this worker offers only {}", fmt::join(worker.cases(), ", ")),
-                            Status::skipped, true);
+        throw WorkerFailure(
+            fmt::format("this worker offers only {}", fmt::join(worker.cases(), ", ")),
+            Status::skipped, true);
       }
       load(worker, row);
       const double step_s = row.cold_s["first_step"] = worker.first();

@@ -14,10 +14,10 @@ namespace torchpace::cli {
 
 struct GateRequest {
   const Case& item;
-  Settings settings;                  // with the paths of the files
-  std::filesystem::path values;       // where the reference writes what the others check
-  std::vector<WorkerSpec> runtimes;   // the reference among them
-  int curve_steps = 0;                // of training in each runtime that passes; 0: none
+  Settings settings;                 // with the paths of the files
+  std::filesystem::path values;      // where the reference writes what the others check
+  std::vector<WorkerSpec> runtimes;  // the reference among them
+  int curve_steps = 0;               // of training in each runtime that passes; 0: none
   double patience_s = 30;
 };
 

@@ -8,8 +8,8 @@
 
 namespace torchpace::cli {
 
-/// A random one: the cyclic square with its rows, columns and symbols shuffled. square[round][place]
-/// is the worker.
+/// A random one: the cyclic square with its rows, columns and symbols shuffled.
+/// square[round][place] is the worker.
 inline std::vector<std::vector<size_t>> latin_square(size_t n, std::mt19937_64& random) {
   const auto shuffled = [&] {
     std::vector<size_t> order(n);

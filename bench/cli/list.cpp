@@ -24,7 +24,8 @@ std::string settings_text(const Json& values) {
 void print_text(const Catalogue& catalogue, const std::vector<WorkerSpec>& runtimes,
                 const std::vector<std::string>& problems) {
   const auto& json = catalogue.json();
-  fmt::print("Cases are named FAMILY_PHASE/size:SIZE; phases: {}\n\n", fmt::join(catalogue.phases(), ", "));
+  fmt::print("Cases are named FAMILY_PHASE/size:SIZE; phases: {}\n\n",
+             fmt::join(catalogue.phases(), ", "));
   for (const auto& [family, entry] : json.at("families").items()) {
     fmt::print("{}  {}\n", family, settings_text(entry.at("settings")));
     for (const auto& [size, values] : entry.at("sizes").items()) {
@@ -33,13 +34,15 @@ void print_text(const Catalogue& catalogue, const std::vector<WorkerSpec>& runti
   }
   fmt::print("\nPresets\n");
   for (const auto& [name, entry] : json.at("presets").items()) {
-    fmt::print("  {:<8} size {}, {} generations, at most {} s\n", name, entry.at("size").get<std::string>(),
-               entry.at("generations").get<int>(), entry.at("max_seconds").get<double>());
+    fmt::print("  {:<8} size {}, {} generations, at most {} s\n", name,
+               entry.at("size").get<std::string>(), entry.at("generations").get<int>(),
+               entry.at("max_seconds").get<double>());
   }
   fmt::print("\nRuntimes\n");
   size_t width = 0;
   for (const auto& spec : runtimes) width = std::max(width, spec.runtime.size());
-  for (const auto& spec : runtimes) fmt::print("  {:<{}}  {}\n", spec.runtime, width, spec.description);
+  for (const auto& spec : runtimes)
+    fmt::print("  {:<{}}  {}\n", spec.runtime, width, spec.description);
   for (const auto& problem : problems) fmt::print("  {}\n", problem);
 }
 

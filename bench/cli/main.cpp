@@ -38,33 +38,42 @@ void add_list(CLI::App& app, const std::string& name, std::vector<std::string>& 
            }
          },
          help)
+      ->take_all()
       ->allow_extra_args(false);
 }
 
 void add_compare(CLI::App& app, CompareOptions& o) {
+  app.option_defaults()->take_last();  // a script's options can be overridden by what follows
   app.add_option("--preset", o.preset, "smoke, quick or paper: size, generations and time (quick)");
   add_list(app, "--cases", o.cases, "names or patterns: gptlite_train,dnn_*/size:smoke (all)");
   app.add_option("--set", o.set, "axes: layers=64,batch=1:64*2; lists and ranges multiply out")
+      ->take_all()
       ->allow_extra_args(false);
   add_list(app, "--runtimes", o.runtimes, "names or patterns: cpp-eager,py-* (all)");
   app.add_option("--worker", o.workers, "NAME=COMMAND: a worker of your own; may be repeated")
+      ->take_all()
       ->allow_extra_args(false);
-  app.add_option("--reference", o.reference, "what speedups are over (py-eager, else the last worker)");
+  app.add_option("--reference", o.reference,
+                 "what speedups are over (py-eager, else the last worker)");
   app.add_option("--device", o.device, "auto, cpu, cuda or cuda:N (auto)");
   app.add_option("--dtype", o.dtype, "float32, bfloat16, float16 or float64 (float32)");
   app.add_option("--threads", o.threads, "of every worker (physical cores that are ours)");
   app.add_option("--allocator", o.allocator, "of every worker: system, tuned or jemalloc (system)");
   app.add_option("--generations", o.generations, "fresh processes per runtime (of the preset)");
-  app.add_option("--rounds", o.rounds, "turns per case and generation (as many as the time allows)");
+  app.add_option("--rounds", o.rounds,
+                 "turns per case and generation (as many as the time allows)");
   app.add_option("--max-seconds", o.max_seconds, "time for everything (of the preset)");
   app.add_option("--delta", o.delta, "SAME means within 1 +- this (0.02)");
   app.add_option("--seed", o.seed, "of weights, inputs and the order of turns (0)");
   app.add_option("--output", o.output, "folder of results.json and the report (torchpace-report)");
-  app.add_option("--cache", o.cache, "folder of weights and inputs (TORCHPACE_CACHE, ~/.cache/torchpace)");
+  app.add_option("--cache", o.cache,
+                 "folder of weights and inputs (TORCHPACE_CACHE, ~/.cache/torchpace)");
   app.add_option("--text", o.text, "train on this file instead of the plays");
   app.add_option("--python", o.python, "interpreter (TORCHPACE_PYTHON, .venv, python3)");
-  app.add_option("--fail-on", o.fail_on, "speedup<X: exit code 5 where a whole interval is below X");
-  app.add_option("--patience", o.patience_s, "seconds until a silent worker counts as hung, at least (30)");
+  app.add_option("--fail-on", o.fail_on,
+                 "speedup<X: exit code 5 where a whole interval is below X");
+  app.add_option("--patience", o.patience_s,
+                 "seconds until a silent worker counts as hung, at least (30)");
   app.add_flag("--resume", o.resume, "measure only what is missing in the output folder");
   app.add_flag("--no-html", o.no_html, "no report.html");
 }
@@ -98,20 +107,23 @@ int report_files(const std::vector<std::string>& paths, const std::string& outpu
                                  ? std::filesystem::path(paths[0]) / "results.json"
                                  : std::filesystem::path(paths[0]);
     write_markdown(files[0].results, std::filesystem::path(output) / "report.md");
-    fmt::print(stderr, "torchpace: {}\n", make_html(find_installation(python), page_source, output).message);
+    fmt::print(stderr, "torchpace: {}\n",
+               make_html(find_installation(python), page_source, output).message);
   }
   return worst;
 }
 
 int run(int argc, char** argv) {
-  CLI::App app("Which way of running this PyTorch model is fastest on this machine, and by how much?");
+  CLI::App app(
+      "Which way of running this PyTorch model is fastest on this machine, and by how much?");
   app.name("torchpace");
   app.set_version_flag("--version", "torchpace " TORCHPACE_VERSION);
   app.require_subcommand(1);
 
   CompareOptions options;
   for (int i = 1; i < argc; ++i) options.arguments.emplace_back(argv[i]);
-  auto* compare_command = app.add_subcommand("compare", "measure runtimes side by side and judge them");
+  auto* compare_command =
+      app.add_subcommand("compare", "measure runtimes side by side and judge them");
   add_compare(*compare_command, options);
 
   bool as_json = false;
@@ -125,7 +137,8 @@ int run(int argc, char** argv) {
   auto* report_command = app.add_subcommand("report", "print what results.json files hold");
   report_command->add_option("results", paths, "folders or results.json files")->required();
   report_command->add_option("--output", output, "folder for report.md and report.html");
-  report_command->add_option("--fail-on", fail_on, "speedup<X: exit code 5 where a whole interval is below X");
+  report_command->add_option("--fail-on", fail_on,
+                             "speedup<X: exit code 5 where a whole interval is below X");
   report_command->add_option("--python", python, "interpreter for report.html");
 
   auto* doctor_command = app.add_subcommand("doctor", "what this machine will do to the numbers");

@@ -27,9 +27,10 @@ std::optional<long long> to_integer(std::string_view text) {
 }
 
 [[noreturn]] void bad_range(std::string_view text) {
-  throw Error(fmt::format("--set: expected a range a:b, a:b+step or a:b*factor of integers with a <= "
-                          "b, step >= 1, factor >= 2 and at most {} values, found '{}'",
-                          kMostValues, text));
+  throw Error(
+      fmt::format("--set: expected a range a:b, a:b+step or a:b*factor of integers with a <= "
+                  "b, step >= 1, factor >= 2 and at most {} values, found '{}'",
+                  kMostValues, text));
 }
 
 std::vector<std::string> parse_values(std::string_view text) {
@@ -83,7 +84,8 @@ CasePattern parse_pattern(const std::string& text, const std::string& default_si
     const auto key = parts[i].substr(0, colon);
     const auto value = colon == std::string::npos ? "" : parts[i].substr(colon + 1);
     if (value.empty() && parts[i] != "*") {
-      throw Error(fmt::format("--cases: expected key:value after '/', found '{}' in '{}'", parts[i], text));
+      throw Error(
+          fmt::format("--cases: expected key:value after '/', found '{}' in '{}'", parts[i], text));
     }
     if (key == "size" || parts[i] == "*") {
       pattern.size = key == "size" ? value : "*";
@@ -132,7 +134,8 @@ std::vector<Axis> parse_axes(const std::vector<std::string>& texts) {
       const auto equals = part.find('=');
       if (equals != std::string::npos) {
         const auto key = part.substr(0, equals);
-        auto found = std::find_if(axes.begin(), axes.end(), [&](const Axis& a) { return a.key == key; });
+        auto found =
+            std::find_if(axes.begin(), axes.end(), [&](const Axis& a) { return a.key == key; });
         if (found == axes.end()) found = axes.insert(axes.end(), Axis{key, {}});
         current = &*found;
       }
@@ -175,7 +178,8 @@ std::vector<std::string> Catalogue::sizes(const std::string& family) const {
 Preset Catalogue::preset(const std::string& name) const {
   const auto& presets = json_.at("presets");
   if (!presets.contains(name)) {
-    throw Error(fmt::format("--preset: unknown preset '{}'{}", name, did_you_mean(name, keys("presets"))));
+    throw Error(
+        fmt::format("--preset: unknown preset '{}'{}", name, did_you_mean(name, keys("presets"))));
   }
   const auto& json = presets.at(name);
   return {.name = name,
@@ -200,7 +204,8 @@ void Catalogue::check(const std::string& family, const Axis& axis) const {
   }
   for (const auto& value : axis.values) {
     if (counts.contains(axis.key) && to_integer(value).value_or(0) < 1) {
-      throw Error(fmt::format("--set: {}: expected an integer above 0, found '{}'", axis.key, value));
+      throw Error(
+          fmt::format("--set: {}: expected an integer above 0, found '{}'", axis.key, value));
     }
   }
 }
@@ -306,7 +311,8 @@ std::vector<Case> own_cases(const std::vector<std::string>& offered,
                               fmt::join(offered, ", ")),
                   kNothingMatched);
     }
-    throw Error(fmt::format("--cases: unknown case '{}'{}", pattern, did_you_mean(pattern, offered)));
+    throw Error(
+        fmt::format("--cases: unknown case '{}'{}", pattern, did_you_mean(pattern, offered)));
   }
   return cases;
 }

@@ -1,5 +1,5 @@
-// Which cases are run: families x phases x sizes of cases.json, chosen by patterns, multiplied by axes.
-// A case is named family_phase/size:S, with /key:value for each axis that --set gives.
+// Which cases are run: families x phases x sizes of cases.json, chosen by patterns, multiplied by
+// axes. A case is named family_phase/size:S, with /key:value for each axis that --set gives.
 #pragma once
 
 #include <map>
@@ -62,7 +62,8 @@ class Catalogue {
  private:
   std::vector<std::string> keys(const char* section) const;
   void check(const std::string& family, const Axis& axis) const;
-  std::vector<std::string> chosen_sizes(const std::string& family, const std::string& pattern) const;
+  std::vector<std::string> chosen_sizes(const std::string& family,
+                                        const std::string& pattern) const;
   void add(std::vector<Case>& cases, const std::string& family, const std::string& phase,
            const std::string& size, const std::vector<Axis>& axes, const Settings& common) const;
 

@@ -155,9 +155,9 @@ void Process::kill() {
 
 bool Process::ended_without_reaping() const {
   siginfo_t info{};
-  return reaped_ || (waitid(P_PID, static_cast<id_t>(pid_), &info, WEXITED | WNOHANG | WNOWAIT) ==
-                         0 &&
-                     info.si_pid == pid_);
+  return reaped_ ||
+         (waitid(P_PID, static_cast<id_t>(pid_), &info, WEXITED | WNOHANG | WNOWAIT) == 0 &&
+          info.si_pid == pid_);
 }
 
 void Process::stop() {
@@ -279,8 +279,8 @@ std::string run_to_end(const Command& command, double limit_s) {
   const auto ending = process.wait(deadline);
   if (ending.empty()) return output;
   const auto tail = process.stderr_tail();
-  throw ProcessError(fmt::format("{}: {}{}{}", command.words[0], ending, tail.empty() ? "" : ": ",
-                                 tail));
+  throw ProcessError(
+      fmt::format("{}: {}{}{}", command.words[0], ending, tail.empty() ? "" : ": ", tail));
 }
 
 }  // namespace torchpace::cli

@@ -46,6 +46,7 @@ class Process {
 
   /// Closes standard input: most programs end then.
   void close_input();
+  bool accepts_input() const { return in_ >= 0; }
 
   /// Waits for the child's end and returns its exit status in words, empty for exit code 0.
   /// Kills the group at the deadline.
@@ -59,6 +60,8 @@ class Process {
   /// The last lines of standard error on one line, empty when there were none.
   std::string stderr_tail();
 
+  /// False once the child was waited for or killed.
+  bool is_alive() const { return !reaped_; }
   pid_t pid() const { return pid_; }
 
  private:

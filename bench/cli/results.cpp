@@ -16,10 +16,14 @@ namespace torchpace::cli {
 
 const char* to_string(Status status) {
   switch (status) {
-    case Status::ok: return "ok";
-    case Status::skipped: return "skipped";
-    case Status::invalid: return "invalid";
-    case Status::failed: break;
+    case Status::ok:
+      return "ok";
+    case Status::skipped:
+      return "skipped";
+    case Status::invalid:
+      return "invalid";
+    case Status::failed:
+      break;
   }
   return "failed";
 }
@@ -68,15 +72,15 @@ void write_whole(int file, const std::string& text) {
 
 Results load_results(const std::filesystem::path& path) {
   std::error_code ignored;
-  const auto file =
-      std::filesystem::is_directory(path, ignored) ? path / "results.json" : path;
+  const auto file = std::filesystem::is_directory(path, ignored) ? path / "results.json" : path;
   const auto text = read_whole(file);
   try {
     return from_json(Json::parse(text), file.string());
   } catch (const Json::parse_error& error) {
-    throw Error(fmt::format("{}: expected a whole results.json, found text that is not JSON at byte "
-                            "{} of {} (truncated?): run the comparison again",
-                            file.string(), error.byte, text.size()));
+    throw Error(
+        fmt::format("{}: expected a whole results.json, found text that is not JSON at byte "
+                    "{} of {} (truncated?): run the comparison again",
+                    file.string(), error.byte, text.size()));
   }
 }
 

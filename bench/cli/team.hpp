@@ -25,9 +25,9 @@ BlockSize choose_block(const std::vector<double>& step_s);
 
 /// When the rounds of a case end.
 struct RoundRule {
-  int rounds = 0;        // exactly so many; 0: until `budget_s` is spent, at least kFewestRounds
-  double budget_s = 0;   // for loading and all rounds
-  int first_round = 0;   // number of the first
+  int rounds = 0;       // exactly so many; 0: until `budget_s` is spent, at least kFewestRounds
+  double budget_s = 0;  // for loading and all rounds
+  int first_round = 0;  // number of the first
 };
 inline constexpr int kFewestRounds = 3;
 

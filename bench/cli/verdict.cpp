@@ -22,7 +22,8 @@ FailOn parse_fail_on(const std::string& text) {
     }
     return {below};
   } catch (const std::logic_error&) {
-    throw Error(fmt::format("--fail-on: expected speedup<NUMBER such as speedup<0.9, found '{}'", text));
+    throw Error(
+        fmt::format("--fail-on: expected speedup<NUMBER such as speedup<0.9, found '{}'", text));
   }
 }
 
@@ -33,8 +34,8 @@ Regressions find_regressions(const Results& results, const FailOn& rule) {
       if (row.is_copy() || row.runtime == result.reference || row.status != Status::ok) continue;
       const auto& ratio = row.speedup.ratio;
       if (!ratio.bounded()) {
-        regressions.not_judged.push_back(
-            fmt::format("{}: {} has no interval, so --fail-on cannot judge it", result.name, row.runtime));
+        regressions.not_judged.push_back(fmt::format(
+            "{}: {} has no interval, so --fail-on cannot judge it", result.name, row.runtime));
       } else if (ratio.high < rule.below) {
         regressions.found.push_back(
             fmt::format("{}: speedup of {} is {:.3f} [{:.3f}, {:.3f}], below {}", result.name,

@@ -82,7 +82,8 @@ std::vector<std::string> closest(const std::string& word, const std::vector<std:
   std::stable_sort(ranked.begin(), ranked.end(),
                    [](const auto& a, const auto& b) { return a.first < b.first; });
   std::vector<std::string> result;
-  for (size_t i = 0; i < std::min<size_t>(3, ranked.size()); ++i) result.push_back(ranked[i].second);
+  for (size_t i = 0; i < std::min<size_t>(3, ranked.size()); ++i)
+    result.push_back(ranked[i].second);
   return result;
 }
 

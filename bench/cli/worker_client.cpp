@@ -10,9 +10,9 @@ namespace torchpace::cli {
 namespace {
 
 constexpr int kProtocol = 1;
-constexpr double kStartFactor = 4;     // starting and loading, in units of the patience
-constexpr double kLateFactor = 20;     // an answer may take so many times what was expected
-constexpr double kParitySteps = 10;    // of Adam, behind `write` and `check`
+constexpr double kStartFactor = 4;   // starting and loading, in units of the patience
+constexpr double kLateFactor = 20;   // an answer may take so many times what was expected
+constexpr double kParitySteps = 10;  // of Adam, behind `write` and `check`
 
 double seconds_since(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
@@ -103,13 +103,15 @@ Json WorkerClient::read_answer(const std::string& command, double limit_s) {
                             shortened(line.substr(0, 80))));
     }
   } catch (const ProcessError& error) {
-    fail_dead(fmt::format("{}: {} (limit {:.0f} s)", word, error.what(), limit_s));
+    const auto limit = process_->is_alive() ? fmt::format(" ({:.0f} s)", limit_s) : "";
+    fail_dead(fmt::format("{}: {}{}", word, error.what(), limit));
   }
-  for (const auto& [key, status] : {std::pair{"error", Status::failed}, {"skipped", Status::skipped}}) {
+  for (const auto& [key, status] :
+       {std::pair{"error", Status::failed}, {"skipped", Status::skipped}}) {
     if (!json.contains(key)) continue;
-    throw WorkerFailure(shortened(json[key].is_string() ? json[key].get<std::string>()
-                                                        : json[key].dump()),
-                        status, true);
+    throw WorkerFailure(
+        shortened(json[key].is_string() ? json[key].get<std::string>() : json[key].dump()), status,
+        true);
   }
   return json;
 }
@@ -132,7 +134,8 @@ void WorkerClient::await_greeting() {
   start_s_ = seconds_since(started_);
   const Answer answer(json, "start");
   if (const auto protocol = answer.number("protocol"); protocol != kProtocol) {
-    fail_dead(fmt::format("speaks worker protocol {}, expected {}: rebuild it", protocol, kProtocol));
+    fail_dead(
+        fmt::format("speaks worker protocol {}, expected {}: rebuild it", protocol, kProtocol));
   }
   if (!json.contains("cases") || !json["cases"].is_array()) answer.fail("cases", "a list of names");
   for (const auto& name : json["cases"]) {
@@ -219,10 +222,18 @@ std::map<std::string, double> WorkerClient::peaks() {
 
 Json WorkerClient::environment() { return ask("environment", patience_s_); }
 
-void WorkerClient::quit() {
+void WorkerClient::ask_to_quit() {
   try {
     process_->write_line("quit", in_seconds(1));
     process_->close_input();
+  } catch (const ProcessError&) {
+    process_->kill();
+  }
+}
+
+void WorkerClient::quit() {
+  if (process_->accepts_input()) ask_to_quit();
+  try {
     process_->wait(in_seconds(5));
   } catch (const ProcessError&) {
     process_->kill();

@@ -54,6 +54,8 @@ class WorkerClient {
 
   /// Ends the worker: quit, and the kill of its group when it does not obey in 5 s.
   void quit();
+  /// The first half of quit(): several workers can end at once.
+  void ask_to_quit();
 
   void stop() { process_->stop(); }
   void resume() { process_->resume(); }

@@ -1,6 +1,6 @@
 """A worker in another language, without torch: it obeys docs/worker.md and makes its times up.
 
-    fake_worker.py [--step-ms 2] [--noise 0.002] [--fail HOW@COMMAND[:N]] [--sleep-ms 0] [--cases a,b] [--wrong]
+    python3 -I -S fake_worker.py [--step-ms 2] [--noise 0.002] [--fail HOW@COMMAND[:N]] [--wrong] ...
 
 Times are drawn, not measured, so that what a test expects does not depend on the machine.
 HOW is die, killed, hang, error, skip or garbage, at the N-th COMMAND of a process (1).
@@ -8,12 +8,11 @@ HOW is die, killed, hang, error, skip or garbage, at the N-th COMMAND of a proce
 
 import argparse
 import json
+import math
 import os
-import random
 import signal
 import sys
 import time
-from pathlib import Path
 
 
 def words(line):
@@ -22,16 +21,15 @@ def words(line):
 
 
 def decode(word):
-    from urllib.parse import unquote
-
-    return unquote(word)
+    head, *escapes = word.split("%")
+    return head + "".join(chr(int(e[:2], 16)) + e[2:] for e in escapes)
 
 
 class Worker:
     def __init__(self, options):
         self.options = options
         self.counts = {}
-        self.random = random.Random(f"{options.seed}-{os.getpid()}")
+        self.state = os.getpid()
         self.settings = {}
 
     def answer(self, command, rest):
@@ -59,6 +57,11 @@ class Worker:
             return {"skipped": "no such device here"}
         return {"error": "failed as asked"}
 
+    def noise(self):
+        """A factor near 1; importing `random` would double the time to start."""
+        self.state = (self.state * 1103515245 + 12345) % 2**31
+        return math.exp(self.options.noise * (self.state / 2**30 - 1))
+
     def load(self, rest):
         self.settings = {k: decode(v) for k, v in (word.split("=", 1) for word in rest)}
         return {"load_s": 0.01, "flops": 1e9, "items": 8, "item": "samples", "parameter_bytes": 4, "minimum_bytes": 4}
@@ -69,7 +72,7 @@ class Worker:
     def run(self, rest):
         samples, _, steps = int(rest[0]), int(rest[1]), int(rest[2]) if len(rest) > 2 else 1
         time.sleep(self.options.sleep_ms / 1e3)
-        step_ns = [self.options.step_ms * 1e6 * self.random.lognormvariate(0, self.options.noise) for _ in range(samples)]
+        step_ns = [self.options.step_ms * 1e6 * self.noise() for _ in range(samples)]
         return {
             "step_ns": step_ns,
             "device_ns": [],
@@ -79,11 +82,13 @@ class Worker:
         }
 
     def write(self, rest):
-        Path(decode(rest[0])).write_text(json.dumps({"output": 1.0}))
+        with open(decode(rest[0]), "w") as file:
+            json.dump({"output": 1.0}, file)
         return {"written": 1}
 
     def check(self, rest):
-        reference = json.loads(Path(decode(rest[0])).read_text())["output"]
+        with open(decode(rest[0])) as file:
+            reference = json.load(file)["output"]
         error = abs(reference - (1.5 if self.options.wrong else 1.0))
         return {"passed": error <= 1e-6, "max_abs_error": error, "tolerance": 1e-6, "worst": "output", "compared": 1}
 
@@ -119,7 +124,6 @@ def main():
     parser.add_argument("--sleep-ms", type=float, default=0)
     parser.add_argument("--peak-mb", type=int, default=10)
     parser.add_argument("--torch", default="none")
-    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--fail", default="")
     parser.add_argument("--wrong", action="store_true")
     parser.add_argument("--log", help="a file that gets one line a command: name, pid, command")

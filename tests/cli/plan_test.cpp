@@ -63,8 +63,9 @@ TEST(Axes, ValuesThatComeAgainCountOnce) {
 }
 
 TEST(Axes, RefusesWhatIsNoAxis) {
-  for (const char* text : {"layers", "3,layers=4", "layers=", "=4", "batch=4:1", "batch=1:8*1", "batch=0:8*2",
-                           "batch=1:8+0", "batch=a:b", "batch=1:", "batch=1:1000000", "batch=1:4*"}) {
+  for (const char* text :
+       {"layers", "3,layers=4", "layers=", "=4", "batch=4:1", "batch=1:8*1", "batch=0:8*2",
+        "batch=1:8+0", "batch=a:b", "batch=1:", "batch=1:1000000", "batch=1:4*"}) {
     expect_error([&] { parse_axes({text}); }, kBadInput, "--set");
   }
 }
@@ -76,12 +77,13 @@ TEST(Axes, AnyRangeStaysWithinItsEnds) {
     const auto last = first + *rc::gen::inRange<long long>(0, 1000);
     const bool multiply = *rc::gen::arbitrary<bool>();
     const auto step = *rc::gen::inRange<long long>(2, 50);
-    const auto text = "batch=" + std::to_string(first) + ":" + std::to_string(last) + (multiply ? "*" : "+") +
-                      std::to_string(step);
+    const auto text = "batch=" + std::to_string(first) + ":" + std::to_string(last) +
+                      (multiply ? "*" : "+") + std::to_string(step);
     const auto values = parse_axes({text})[0].values;
     RC_ASSERT(std::stoll(values.front()) == first);
     RC_ASSERT(std::stoll(values.back()) <= last);
-    const auto beyond = multiply ? std::stoll(values.back()) * step : std::stoll(values.back()) + step;
+    const auto beyond =
+        multiply ? std::stoll(values.back()) * step : std::stoll(values.back()) + step;
     RC_ASSERT(beyond > last);
     for (size_t i = 1; i < values.size(); ++i) {
       const auto before = std::stoll(values[i - 1]);
@@ -92,18 +94,20 @@ TEST(Axes, AnyRangeStaysWithinItsEnds) {
 
 TEST(Axes, AnyListsOfKeysParse) {
   EXPECT_TRUE(rc::check("key=v,v,key=v", [] {
-    const auto lists = *rc::gen::nonEmpty(
-        rc::gen::container<std::vector<std::vector<int>>>(rc::gen::nonEmpty(rc::gen::unique<std::vector<int>>(rc::gen::inRange(1, 99)))));
+    const auto lists = *rc::gen::nonEmpty(rc::gen::container<std::vector<std::vector<int>>>(
+        rc::gen::nonEmpty(rc::gen::unique<std::vector<int>>(rc::gen::inRange(1, 99)))));
     std::string text;
     for (size_t i = 0; i < lists.size(); ++i) {
       text += (i == 0 ? "k" : ",k") + std::to_string(i) + "=";
-      for (size_t j = 0; j < lists[i].size(); ++j) text += (j == 0 ? "" : ",") + std::to_string(lists[i][j]);
+      for (size_t j = 0; j < lists[i].size(); ++j)
+        text += (j == 0 ? "" : ",") + std::to_string(lists[i][j]);
     }
     const auto axes = parse_axes({text});
     RC_ASSERT(axes.size() == lists.size());
     for (size_t i = 0; i < lists.size(); ++i) {
       RC_ASSERT(axes[i].values.size() == lists[i].size());
-      for (size_t j = 0; j < lists[i].size(); ++j) RC_ASSERT(axes[i].values[j] == std::to_string(lists[i][j]));
+      for (size_t j = 0; j < lists[i].size(); ++j)
+        RC_ASSERT(axes[i].values[j] == std::to_string(lists[i][j]));
     }
   }));
 }
@@ -117,7 +121,8 @@ TEST(Plan, EveryCaseOfThePresetWithoutPatterns) {
 
 TEST(Plan, NamesAndSettings) {
   const auto cases = expand({"dnn_deep_train"}, {"batch=16,64"});
-  EXPECT_EQ(names(cases), (Words{"dnn_deep_train/size:quick/batch:16", "dnn_deep_train/size:quick/batch:64"}));
+  EXPECT_EQ(names(cases),
+            (Words{"dnn_deep_train/size:quick/batch:16", "dnn_deep_train/size:quick/batch:64"}));
   const auto& settings = cases[1].settings;
   EXPECT_EQ(settings.get("case", ""), cases[1].name);
   EXPECT_EQ(settings.get("family", ""), "dnn_deep");

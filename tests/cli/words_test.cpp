@@ -11,7 +11,8 @@ using Words = std::vector<std::string>;
 
 TEST(Words, SplitsAsAShellDoes) {
   EXPECT_EQ(split_words("a  b\tc"), (Words{"a", "b", "c"}));
-  EXPECT_EQ(split_words(R"(python -m 'my module' "a b"c)"), (Words{"python", "-m", "my module", "a bc"}));
+  EXPECT_EQ(split_words(R"(python -m 'my module' "a b"c)"),
+            (Words{"python", "-m", "my module", "a bc"}));
   EXPECT_EQ(split_words(R"(a\ b '\n' "\"")"), (Words{"a b", "\\n", "\""}));
   EXPECT_EQ(split_words("'' x"), (Words{"", "x"}));
   EXPECT_EQ(split_words("  "), Words{});
