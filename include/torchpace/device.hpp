@@ -45,6 +45,7 @@ class DeviceEvent {
   explicit DeviceEvent(const torch::Device& device)
       : device_(device), event_(device.type(), c10::EventFlag::BACKEND_DEFAULT) {}
   void record() { event_.record(c10::impl::VirtualGuardImpl(device_.type()).getStream(device_)); }
+  void synchronize() const { event_.synchronize(); }
   /// Time from this to the later event in ns. Both must have completed.
   double elapsed_ns(const DeviceEvent& later) const { return event_.elapsedTime(later.event_) * 1e6; }
 

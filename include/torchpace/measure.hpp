@@ -1,6 +1,6 @@
 // The timed loop: warm-up, synchronise, sample, stop rule. The one place in C++ that reads a clock.
-// CPU: k samples share one chain of k + 1 clock reads. CUDA: events around each sample; `latency` synchronises every sample,
-// `throughput` only at the ends of a block, so that the device is kept busy.
+// CPU: k samples share one chain of k + 1 clock reads. CUDA: `latency` synchronises every step; `throughput` keeps the device
+// busy and reads events. Twin: python/torchpace/measure.py.
 #pragma once
 
 #include <sys/resource.h>
@@ -62,46 +62,63 @@ void sample_on_cpu(Step& step, std::size_t samples, int64_t steps_per_sample, Bl
   }
 }
 
+/// step_ns ends with the device's completion, enqueue_ns with the return of step(); device_ns is between events.
 template <class Step>
-void sample_on_device(Step& step, const torch::Device& device, Phase phase, std::size_t samples,
-                      int64_t steps_per_sample, Block& block) {
+void sample_synchronised(Step& step, const torch::Device& device, std::size_t samples, int64_t steps_per_sample,
+                         Block& block) {
   const auto steps = static_cast<double>(steps_per_sample);
-  std::vector<DeviceEvent> events;
-  events.reserve(samples + 1);
-  for (std::size_t i = 0; i <= samples; ++i) events.emplace_back(device);
+  DeviceEvent start(device), end(device);
   synchronize(device);
-  events[0].record();
-  const auto start = Clock::now();
   for (std::size_t i = 0; i < samples; ++i) {
-    if (phase == Phase::kLatency) {
-      events[i].record();
+    double wall_ns = 0, enqueue_ns = 0, device_ns = 0;
+    for (int64_t s = 0; s < steps_per_sample; ++s) {
+      const auto begin = Clock::now();
+      start.record();
+      step();
+      end.record();
+      const auto enqueued = Clock::now();
+      end.synchronize();
+      wall_ns += elapsed_ns(begin, Clock::now());
+      enqueue_ns += elapsed_ns(begin, enqueued);
+      device_ns += start.elapsed_ns(end);
     }
+    block.step_ns.push_back(wall_ns / steps);
+    block.enqueue_ns.push_back(enqueue_ns / steps);
+    block.device_ns.push_back(device_ns / steps);
+  }
+}
+
+/// step_ns: from the completion of the sample before to this one's, which is wall time with the device's gaps in it.
+/// device_ns: from a sample's own first event to its last, which leaves out what the host does between samples. The host
+/// stays at most one sample ahead, so that enqueue_ns is its own work and not the wait for a full queue.
+template <class Step>
+void sample_busy_device(Step& step, const torch::Device& device, std::size_t samples, int64_t steps_per_sample,
+                        Block& block) {
+  const auto steps = static_cast<double>(steps_per_sample);
+  std::vector<DeviceEvent> starts, ends;
+  for (std::size_t i = 0; i <= samples; ++i) {
+    starts.emplace_back(device);
+    ends.emplace_back(device);
+  }
+  ends[0].record();  // the completion of what came before
+  for (std::size_t i = 0; i < samples; ++i) {
+    if (i > 0) ends[i - 1].synchronize();
     const auto begin = Clock::now();
+    starts[i].record();
     for (int64_t s = 0; s < steps_per_sample; ++s) step();
-    const auto enqueued = Clock::now();
-    events[i + 1].record();
-    block.enqueue_ns.push_back(elapsed_ns(begin, enqueued) / steps);
-    if (phase == Phase::kLatency) {
-      synchronize(device);
-      block.step_ns.push_back(elapsed_ns(begin, Clock::now()) / steps);
-      block.device_ns.push_back(events[i].elapsed_ns(events[i + 1]) / steps);
-    }
+    ends[i + 1].record();
+    block.enqueue_ns.push_back(elapsed_ns(begin, Clock::now()) / steps);
   }
-  if (phase == Phase::kLatency) return;
   synchronize(device);
-  const double wall_ns = elapsed_ns(start, Clock::now());
-  double device_total_ns = 0;
   for (std::size_t i = 0; i < samples; ++i) {
-    block.device_ns.push_back(events[i].elapsed_ns(events[i + 1]) / steps);
-    device_total_ns += block.device_ns.back() * steps;
+    block.step_ns.push_back(ends[i].elapsed_ns(ends[i + 1]) / steps);
+    block.device_ns.push_back(starts[i].elapsed_ns(ends[i + 1]) / steps);
   }
-  // Steps of a busy device have no wall time of their own: the block's wall time is shared out as the events tell.
-  for (const double ns : block.device_ns) block.step_ns.push_back(ns * wall_ns / device_total_ns);
 }
 
 }  // namespace detail
 
-/// Runs `samples` x `steps_per_sample` steps and times them; the device is idle before and after. `step()` may leave work
+/// Runs `samples` x `steps_per_sample` steps and times them; the device is idle afterwards. `step()` may leave work
 /// enqueued on the device's current stream. Does not warm up.
 template <class Step>
 Block run_block(Step& step, const torch::Device& device, Phase phase, std::size_t samples,
@@ -110,8 +127,10 @@ Block run_block(Step& step, const torch::Device& device, Phase phase, std::size_
   const auto [faults, switches] = detail::fault_counts();
   if (device.is_cpu()) {
     detail::sample_on_cpu(step, samples, steps_per_sample, block);
+  } else if (phase == Phase::kLatency) {
+    detail::sample_synchronised(step, device, samples, steps_per_sample, block);
   } else {
-    detail::sample_on_device(step, device, phase, samples, steps_per_sample, block);
+    detail::sample_busy_device(step, device, samples, steps_per_sample, block);
   }
   const auto [faults_after, switches_after] = detail::fault_counts();
   block.page_faults = faults_after - faults;

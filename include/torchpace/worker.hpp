@@ -141,8 +141,8 @@ class Worker {
     }
     auto& w = loaded();
     if (w.restore) w.restore();
+    torch::manual_seed(static_cast<uint64_t>(settings_.get<int64_t>("seed", 0)));
     for (int64_t i = 0; i < warmup; ++i) w.step();
-    synchronize(w.device);
     const auto block = run_block(w.step, w.device, w.phase, static_cast<std::size_t>(samples), steps_per_sample);
     return JsonObject()
         .add("step_ns", std::span<const double>(block.step_ns))

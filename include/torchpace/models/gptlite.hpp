@@ -125,6 +125,11 @@ struct GptliteImpl : torch::nn::Module {
     for (int64_t i = 0; i < o.layers; ++i) blocks->push_back(GptliteBlock(o));
     norm = register_module("norm", torch::nn::LayerNorm(torch::nn::LayerNormOptions({o.width})));
     head = register_module("head", torch::nn::Linear(o.width, o.vocabulary));
+    // As GPT-2: with PyTorch's N(0, 1) embeddings the first blocks would hardly matter.
+    for (const auto& p : named_parameters()) {
+      if (p.value().dim() == 2) torch::nn::init::normal_(p.value(), 0, 0.02);
+      if (p.key().ends_with("bias")) torch::nn::init::zeros_(p.value());
+    }
   }
 
   /// tokens: [B, T], int64, T at most the context. Returns logits [B, T, V], no softmax.
@@ -132,8 +137,7 @@ struct GptliteImpl : torch::nn::Module {
   torch::Tensor forward(const torch::Tensor& tokens) {
     TORCH_CHECK(tokens.dim() == 2 && tokens.size(1) <= options.context, "Gptlite: expected tokens [B, T <= ",
                 options.context, "], got ", tokens.sizes());
-    const auto positions = torch::arange(tokens.size(1), tokens.options());
-    auto x = token_embedding(tokens) + position_embedding(positions);  // [B, T, C]
+    auto x = token_embedding(tokens) + position_embedding->weight.slice(0, 0, tokens.size(1));  // [B, T, C]
     for (const auto& block : *blocks) x = block->as<GptliteBlock>()->forward(x);
     return head(norm(x));
   }
