@@ -10,9 +10,11 @@
 #include <ctime>
 #include <fstream>
 #include <iostream>
+#include <set>
 
 #include "cases_json.hpp"
 #include "discovery.hpp"
+#include "doctor.hpp"
 #include "error.hpp"
 #include "experiment.hpp"
 #include "host.hpp"
@@ -205,7 +207,7 @@ Results resumed(const CompareOptions& options, Results fresh) {
   fresh.plan.pairs = earlier.plan.pairs;
   fresh.created = earlier.created;
   fresh.elapsed_s = earlier.elapsed_s;
-  fresh.warnings = earlier.warnings;
+  for (auto& warning : earlier.warnings) fresh.warn(std::move(warning));
   fresh.cases = std::move(earlier.cases);
   return fresh;
 }
@@ -225,11 +227,87 @@ void report(const Results& results, const CompareOptions& options,
 int verdict_of(const Results& results, const std::optional<FailOn>& fail_on) {
   if (fail_on) {
     const auto regressions = find_regressions(results, *fail_on);
-    for (const auto& line : regressions.found)
+    for (const auto& line : regressions.found) {
       fmt::print(stderr, "torchpace: regression: {}\n", line);
+    }
     for (const auto& line : regressions.not_judged) fmt::print(stderr, "torchpace: {}\n", line);
   }
   return exit_code(results, fail_on);
+}
+
+/// From words to what is to be measured. Nothing is measured and nothing slow is done before all
+/// that can be wrong with the words is known.
+ExperimentOptions planned(const CompareOptions& options, const Installation& installation,
+                          const Json& host) {
+  const Catalogue catalogue(kCasesJson);
+  const auto preset = catalogue.preset(options.preset);
+  ExperimentOptions experiment;
+  experiment.runtimes = chosen_runtimes(options, installation);
+  experiment.plan = plan_record(options, preset, experiment.runtimes, host);
+  auto& plan = experiment.plan;
+  for (auto& spec : experiment.runtimes) {
+    spec.command.environment.merge(
+        common_environment({.threads = plan.threads, .allocator = plan.allocator}, installation));
+  }
+  const Settings common{{"dtype", plan.dtype},
+                        {"threads", std::to_string(plan.threads)},
+                        {"seed", std::to_string(plan.seed)}};
+  experiment.cases = chosen_cases(options, catalogue, preset, experiment.runtimes, common);
+  experiment.output = options.output;
+  prepare_output(experiment.output);
+  plan.device = chosen_device(options.device, installation);
+  for (auto& item : experiment.cases) item.settings.set("device", plan.device);
+  experiment.curves = preset.curves;
+  experiment.patience_s = options.patience_s;
+  std::vector<std::string> words{"--cache", cache_folder(options.cache)};
+  if (!plan.text.empty()) words.insert(words.end(), {"--text", plan.text});
+  experiment.exporter = python_command(installation, "torchpace.export", words);
+  return experiment;
+}
+
+/// What the doctor finds about the machine as it is now.
+void warn_of_machine(Results& results) {
+  const std::set<std::string> topics = {"threads", "governor",     "load", "memory",
+                                        "swap",    "BLAS, OpenMP", "GPU"};
+  for (const auto& finding : examine(results.environment, {})) {
+    if (finding.level != "warn" || !topics.contains(finding.topic)) continue;
+    const auto advice = finding.advice.empty() ? "" : "; " + finding.advice;
+    results.warn({"machine", "warning",
+                  fmt::format("{}: {}{}", finding.topic, finding.text, advice), "", ""});
+  }
+  const int cores = usable_cores(results.environment);
+  if (results.plan.threads <= cores) return;
+  results.warn(
+      {"threads", "warning",
+       fmt::format("{} threads share {} physical cores: steps wait for each other; --threads {}",
+                   results.plan.threads, cores, cores),
+       "", ""});
+}
+
+Results fresh_results(const ExperimentOptions& experiment, const Json& host) {
+  Results results;
+  results.torchpace = TORCHPACE_VERSION;
+  results.created = now_utc();
+  results.plan = experiment.plan;
+  results.environment = host;
+  for (const auto& item : experiment.cases) {
+    results.cases.push_back(empty_result(item, experiment.plan.reference));
+  }
+  warn_of_machine(results);
+  return results;
+}
+
+/// False when the user stopped it.
+bool run_experiment(ExperimentOptions experiment, Results& results) {
+  Progress progress;
+  try {
+    Experiment(std::move(experiment), results, progress).run();
+    return true;
+  } catch (const Interrupted&) {
+    clear_interrupt();
+    progress.say("interrupted: what was measured is kept, --resume continues");
+    return false;
+  }
 }
 
 }  // namespace
@@ -247,55 +325,13 @@ int compare(const CompareOptions& options) {
   check_values(options);
   std::optional<FailOn> fail_on;
   if (!options.fail_on.empty()) fail_on = parse_fail_on(options.fail_on);
-  const Catalogue catalogue(kCasesJson);
-  const auto preset = catalogue.preset(options.preset);
   const auto installation = find_installation(options.python);
-
-  ExperimentOptions experiment;
-  experiment.runtimes = chosen_runtimes(options, installation);
   const auto host = host_environment();
-  experiment.plan = plan_record(options, preset, experiment.runtimes, host);
-  auto& plan = experiment.plan;
-  for (auto& spec : experiment.runtimes) {
-    spec.command.environment.merge(
-        common_environment({.threads = plan.threads, .allocator = plan.allocator}, installation));
-  }
-  const Settings common{{"dtype", plan.dtype},
-                        {"threads", std::to_string(plan.threads)},
-                        {"seed", std::to_string(plan.seed)}};
-  experiment.cases = chosen_cases(options, catalogue, preset, experiment.runtimes, common);
-  prepare_output(options.output);
-  plan.device = chosen_device(options.device, installation);  // slow: after all that can be wrong
-  for (auto& item : experiment.cases) item.settings.set("device", plan.device);
-  experiment.curves = preset.curves;
-  std::vector<std::string> words{"--cache", cache_folder(options.cache)};
-  if (!plan.text.empty()) words.insert(words.end(), {"--text", plan.text});
-  experiment.exporter = python_command(installation, "torchpace.export", words);
-  experiment.output = options.output;
-  experiment.patience_s = options.patience_s;
-
-  Results results;
-  results.torchpace = TORCHPACE_VERSION;
-  results.created = now_utc();
-  results.plan = plan;
-  results.environment = host;
-  for (const auto& item : experiment.cases)
-    results.cases.push_back(empty_result(item, plan.reference));
-  results = resumed(options, std::move(results));
-
-  bool stopped = false;
-  {
-    Progress progress;
-    try {
-      Experiment(std::move(experiment), results, progress).run();
-    } catch (const Interrupted&) {
-      stopped = true;
-      clear_interrupt();
-      progress.say("interrupted: what was measured is kept, --resume continues");
-    }
-  }
+  auto experiment = planned(options, installation, host);
+  auto results = resumed(options, fresh_results(experiment, host));
+  const bool finished = run_experiment(std::move(experiment), results);
   report(results, options, installation);
-  return stopped ? kInterrupted : verdict_of(results, fail_on);
+  return finished ? verdict_of(results, fail_on) : kInterrupted;
 }
 
 }  // namespace torchpace::cli

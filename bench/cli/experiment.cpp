@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <set>
 
 #include "error.hpp"
 #include "gate.hpp"
@@ -171,6 +172,7 @@ void Experiment::run() {
 
 void Experiment::export_all() {
   std::unique_ptr<Exporter> exporter;
+  std::set<std::string> notes;  // said once, also where many cases have it
   for (size_t i = 0; i < options_.cases.size(); ++i) {
     const auto& item = options_.cases[i];
     settings_.push_back(item.settings);
@@ -179,9 +181,9 @@ void Experiment::export_all() {
     if (!exporter) exporter = std::make_unique<Exporter>(options_.exporter);
     const auto exported = exporter->export_case(item);
     settings_.back() = exported.settings;
-    if (!exported.note.empty()) {
-      progress_.say(fmt::format("{}: {}", item.name, exported.note));
-      results_.warn({"export", "warning", exported.note, item.name, ""});
+    if (!exported.note.empty() && notes.insert(exported.note).second) {
+      progress_.say(exported.note);
+      results_.warn({"export", "warning", exported.note, "", ""});
     }
     if (exported.status == Status::ok) continue;
     for (const auto& spec : options_.runtimes) {

@@ -11,11 +11,11 @@ struct Interrupted : std::runtime_error {
   Interrupted() : std::runtime_error("interrupted") {}
 };
 
-/// Installs the handlers for SIGINT and SIGTERM. Ignores SIGPIPE and SIGXFSZ: a dead worker or a
+/// Installs the handlers for SIGINT, SIGTERM and SIGHUP. Ignores SIGPIPE and SIGXFSZ: a dead worker or a
 /// file that may not grow is an error of one write, not the end of the program.
 void handle_interrupts();
 
-/// True once SIGINT or SIGTERM has arrived.
+/// True once one of them has arrived.
 bool interrupted();
 
 /// Readable once interrupted; -1 before handle_interrupts().

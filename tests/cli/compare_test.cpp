@@ -144,6 +144,15 @@ TEST_F(Compare, WrongOutputsAreNotTimed) {
   EXPECT_FALSE(found.cases[0].find("old")->generations.empty());
 }
 
+TEST_F(Compare, OutputsThatCannotBeComparedAreSaid) {
+  EXPECT_EQ(run(pair("", "--generations 1", "--fail error@write")).code, kOk);
+  const auto found = results();
+  EXPECT_FALSE(found.cases[0].find("new")->parity.has_value());
+  EXPECT_EQ(found.cases[0].find("new")->status, Status::ok);
+  EXPECT_TRUE(std::any_of(found.warnings.begin(), found.warnings.end(),
+                          [](const Warning& w) { return w.code == "unchecked"; }));
+}
+
 struct Failure {
   const char* option;
   const char* reason;
@@ -153,7 +162,7 @@ class CompareFailure : public Compare, public testing::WithParamInterface<Failur
 
 TEST_P(CompareFailure, CostsItsOwnRow) {
   const auto outcome =
-      run(pair(std::string("--fail ") + GetParam().option, "--patience 2 --generations 2"));
+      run(pair(std::string("--fail ") + GetParam().option, "--patience 1 --generations 2"));
   EXPECT_EQ(outcome.code, kCaseFailed) << outcome.err;
   const auto found = results();
   EXPECT_TRUE(found.complete);
@@ -271,7 +280,7 @@ TEST_F(Compare, CtrlCKeepsWhatWasMeasuredAndResumeCompletes) {
 
 TEST_F(Compare, TheTimeIsKept) {
   const auto begin = Clock::now();
-  EXPECT_EQ(run("compare --no-html --cases toy_train --generations 3 --max-seconds 4 --output '" +
+  EXPECT_EQ(run("compare --no-html --cases toy_train --generations 3 --max-seconds 3 --output '" +
                 report().string() + "' --worker 'a=" + fake() +
                 " --sleep-ms 5' --worker 'b=" + fake() + " --sleep-ms 5'")
                 .code,
