@@ -137,6 +137,7 @@ std::string comparable(const std::string& key, const Json& value) {
   if (value.is_boolean()) return value.get<bool>() ? "on" : "off";
   if (!value.is_string()) return value.dump();
   const auto text = value.get<std::string>();
+  if (text == "true" || text == "false") return text == "true" ? "on" : "off";
   if (key == "torch") return text.substr(0, text.find('+'));  // 2.11.0+cpu: the build's name
   return text.substr(text.rfind('/') + 1);
 }

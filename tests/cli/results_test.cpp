@@ -197,6 +197,23 @@ TEST(Derive, UnequalEnvironmentsAreMarkedOnce) {
   for (const auto& w : results.warnings) EXPECT_EQ(w.code, "note");
 }
 
+TEST(Derive, TheSameThingInAnotherSpellingIsNoDifference) {
+  auto results = example();
+  auto& old_one = results.cases[0].find("old")->environment;
+  auto& new_one = results.cases[0].find("new")->environment;
+  const std::vector<std::tuple<const char*, Json, Json>> spellings = {
+      {"threads", 2, "2"},          {"torch", "2.0+cpu", "2.0"},
+      {"mkldnn", true, "true"},     {"deterministic", "off", false},
+      {"optimizer", "", "adam"},    {"openmp", "/a/b/libgomp.so.1", "libgomp.so.1"},
+      {"compiler", "GCC", "clang"}, {"build_type", "Release", "Debug"}};
+  for (const auto& [key, ours, theirs] : spellings) {
+    old_one[key] = ours;
+    new_one[key] = theirs;
+  }
+  derive(results);
+  for (const auto& w : results.warnings) EXPECT_EQ(w.code, "note") << w.text;
+}
+
 TEST(Derive, PageFaultsThatDifferNameTheRerun) {
   auto results = example();
   const auto has = [&] {
