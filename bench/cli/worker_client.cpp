@@ -193,8 +193,8 @@ void WorkerClient::write(const std::string& path, double step_s) {
 }
 
 Parity WorkerClient::check(const std::string& reference, const std::string& truth, double step_s) {
-  auto command = "check " + Settings::encode(reference);
-  if (!truth.empty()) command += " " + Settings::encode(truth);
+  auto command = fmt::format("check {}", Settings::encode(reference));
+  if (!truth.empty()) command += fmt::format(" {}", Settings::encode(truth));
   const auto json = ask(command, limit_for(kParitySteps, step_s) * kStartFactor);
   const Answer answer(json, "check");
   Parity parity;
