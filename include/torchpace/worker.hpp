@@ -5,8 +5,11 @@
 //   TORCHPACE_WORKER(load)
 #pragma once
 
+#include <sys/prctl.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
+#include <csignal>
 #include <cstdio>
 #include <functional>
 #include <iostream>
@@ -217,20 +220,82 @@ class Worker {
 
 }  // namespace detail
 
+namespace detail {
+
+/// The next command, "quit" at the end of input. Byte by byte: what a buffer held would be lost to the process that reads
+/// after this one.
+inline std::string read_command() {
+  std::string line;
+  for (char byte = 0;;) {
+    if (read(STDIN_FILENO, &byte, 1) != 1) return line.empty() ? "quit" : line;
+    if (byte != '\n') {
+      line += byte;
+    } else if (!line.empty()) {
+      return line;
+    }
+  }
+}
+
+inline bool is_load(const std::string& line) { return line == "load" || line.starts_with("load "); }
+
+/// Obeys a `load` and what follows it in a fork of this process as it is after its start, so that no case finds the heap,
+/// the threads or the caches that another one left. Returns the command that ended it. A fork that dies takes this process
+/// with it, in the same way.
+inline std::string serve_case(std::string line, const std::function<bool(const std::string&)>& respond) {
+  int pipe_ends[2];
+  TORCH_CHECK(pipe(pipe_ends) == 0, "worker: no pipe can be made");
+  const pid_t child = fork();
+  TORCH_CHECK(child >= 0, "worker: no process can be made");
+  if (child == 0) {
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
+    close(pipe_ends[0]);
+    do {
+      if (!respond(line)) _exit(1);
+      line = read_command();
+    } while (line != "quit" && !is_load(line));
+    _exit(write(pipe_ends[1], line.data(), line.size()) == static_cast<ssize_t>(line.size()) ? 0 : 1);
+  }
+  close(pipe_ends[1]);
+  std::string next;
+  char buffer[4096];
+  for (ssize_t count = 0; (count = read(pipe_ends[0], buffer, sizeof buffer)) > 0;) {
+    next.append(buffer, static_cast<std::size_t>(count));
+  }
+  close(pipe_ends[0]);
+  int status = 0;
+  waitpid(child, &status, 0);
+  if (WIFSIGNALED(status)) {
+    std::signal(WTERMSIG(status), SIG_DFL);
+    std::raise(WTERMSIG(status));
+  }
+  if (!WIFEXITED(status) || WEXITSTATUS(status) != 0) _exit(WIFEXITED(status) ? WEXITSTATUS(status) : 1);
+  return next;
+}
+
+}  // namespace detail
+
 /// Serves commands until `quit` or the end of input. Whatever else is printed to standard output goes to standard error, so
-/// that no library can break the protocol. Returns the exit code.
+/// that no library can break the protocol. Returns the exit code. `load` runs in a fork: it must not rely on threads or on a
+/// device that the program has used before.
 inline int serve_worker(WorkerOptions options, std::function<Workload(const Settings&)> load) {
   std::FILE* out = fdopen(dup(STDOUT_FILENO), "w");
   dup2(STDERR_FILENO, STDOUT_FILENO);
+  prctl(PR_SET_PDEATHSIG, SIGKILL);
   at::set_num_interop_threads(1);
   detail::Worker worker(std::move(options), std::move(load));
   const auto say = [out](const std::string& line) {
     std::fputs((line + '\n').c_str(), out);
     return std::fflush(out) == 0;
   };
+  const auto respond = [&](const std::string& line) { return say(worker.answer(line)); };
   if (!say(worker.greeting())) return 1;
-  for (std::string line; std::getline(std::cin, line) && line != "quit";) {
-    if (!line.empty() && !say(worker.answer(line))) return 1;
+  for (auto line = detail::read_command(); line != "quit";) {
+    if (detail::is_load(line)) {
+      line = detail::serve_case(line, respond);
+    } else {
+      if (!respond(line)) return 1;
+      line = detail::read_command();
+    }
   }
   return 0;
 }

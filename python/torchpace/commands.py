@@ -50,8 +50,6 @@ class Worker:
         settings = Settings.parse(rest)
         started = time.perf_counter()
         self.workload = None
-        gc.unfreeze()  # a measured block froze the workload that is now given up
-        gc.collect()
         set_threads(settings)
         model = models.find(settings.text("model"))
         loaded = self.runtime.load(self.name, settings, model)

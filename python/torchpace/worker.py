@@ -16,7 +16,7 @@ from pathlib import Path
 
 from torchpace import runtimes
 from torchpace.errors import InputError, Skipped
-from torchpace.protocol import PROTOCOL, die_with_parent, one_line, open_protocol
+from torchpace.protocol import PROTOCOL, die_with_parent, one_line, open_protocol, serve
 
 
 def fail(how: str) -> None:
@@ -81,21 +81,19 @@ def main(arguments: list[str] | None = None) -> int:
     torch.set_num_interop_threads(1)
     worker = Worker(options.runtime, options.slow)
     answer({"protocol": PROTOCOL, "runtime": options.runtime, "cases": ["*"]})
-    for line in sys.stdin:
-        command = line.strip().partition(" ")[0]
-        if not command:
-            continue
+
+    def respond(line: str) -> None:
         try:
-            if how and command == where:
+            if how and line.partition(" ")[0] == where:
                 fail(how)
-            if command == "quit":
-                break
             found = worker.answer(line)
         except Skipped as skipped:
             found = {"skipped": str(skipped)}
         except Exception as error:
             found = {"error": one_line(error)}
         answer(found)
+
+    serve(respond)
     return 0
 
 
