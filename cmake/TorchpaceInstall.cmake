@@ -14,9 +14,12 @@ write_basic_package_version_file("${torchpace_BINARY_DIR}/torchpaceConfigVersion
 install(FILES "${torchpace_BINARY_DIR}/torchpaceConfig.cmake" "${torchpace_BINARY_DIR}/torchpaceConfigVersion.cmake"
   "${CMAKE_CURRENT_LIST_DIR}/TorchpaceLibTorch.cmake" DESTINATION "${package_folder}")
 
+add_custom_target(torchpace_carried)  # builds them
+
 function(torchpace_carry)
   foreach(target IN LISTS ARGN)
     if(TARGET ${target})
+      add_dependencies(torchpace_carried ${target})
       set_target_properties(${target} PROPERTIES INSTALL_RPATH "$ORIGIN")
       install(TARGETS ${target} RUNTIME DESTINATION bin COMPONENT carry EXCLUDE_FROM_ALL)
     endif()

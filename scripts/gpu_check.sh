@@ -14,7 +14,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 limit_mib=64
 
 prepare() {
-  source "$root/scripts/setup.sh" --tests
+  source "$root/scripts/setup.sh" --carry
   step "carry"
   rm -rf "$root/_carry"
   cmake --install "$build" --component carry --strip --prefix "$root/_carry" >/dev/null
@@ -41,7 +41,7 @@ find_programs() { # carried folder or ""
     programs="$1/bin"
     note "carried build: $programs"
   else
-    source "$root/scripts/setup.sh" --tests
+    source "$root/scripts/setup.sh" --carry
     programs="$build/bin"
   fi
   local folder folders="$torch/lib"

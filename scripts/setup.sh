@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Makes everything ready: Debian packages, Python packages, the text, the programs. Does only what is missing.
 #
-#   scripts/setup.sh [--tests]        --tests: build the tests too
+#   scripts/setup.sh [--tests]        --tests: build the tests too (--carry: those that gpu_check.sh takes along)
 #
 #   TORCHPACE_TORCH=2.15.0            another version of torch, in its own .venv-2.15.0 and build/release-2.15.0
 #   TORCHPACE_PYTHON=/path/to/python  use this interpreter, which has torch and numpy; install nothing into it
@@ -15,7 +15,8 @@ target=torchpace_programs
 case "${1:-}" in
   "") ;;
   --tests) target=all ;;
-  *) fail "unknown argument '$1'" "usage: scripts/setup.sh [--tests]" ;;
+  --carry) target=torchpace_carried ;;
+  *) fail "unknown argument '$1'" "usage: scripts/setup.sh [--tests | --carry]" ;;
 esac
 
 install_debian_packages() {
