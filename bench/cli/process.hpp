@@ -52,7 +52,7 @@ class Process {
   /// Kills the group at the deadline.
   std::string wait(Clock::time_point deadline);
 
-  /// SIGSTOP to the group; returns when all of the child's threads have stopped.
+  /// SIGSTOP to the group; returns when all threads of the child itself have stopped.
   void stop();
   void resume();
   void kill();
