@@ -247,7 +247,10 @@ ExperimentOptions planned(const CompareOptions& options, const Installation& ins
   auto& plan = experiment.plan;
   for (auto& spec : experiment.runtimes) {
     spec.command.environment.merge(
-        common_environment({.threads = plan.threads, .allocator = plan.allocator}, installation));
+        common_environment({.threads = plan.threads,
+                            .allocator = plan.allocator,
+                            .binds_threads = !plan.device.starts_with("cuda")},
+                           installation));
   }
   const Settings common{{"dtype", plan.dtype},
                         {"threads", std::to_string(plan.threads)},

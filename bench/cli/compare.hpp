@@ -14,7 +14,7 @@ struct CompareOptions {
   std::string preset = "quick";
   std::vector<std::string> cases, set, runtimes, workers;
   std::string reference;
-  std::string device = "auto", dtype = "float32", allocator = "system";
+  std::string device = "auto", dtype = "float32", allocator = "tuned";
   std::optional<int> threads, rounds, generations;
   std::optional<double> max_seconds;
   double delta = 0.02;

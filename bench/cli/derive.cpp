@@ -158,16 +158,17 @@ void warn_of_unequal(std::vector<Warning>& warnings, const CaseResult& result,
 }
 
 void warn_of_faults(std::vector<Warning>& warnings, const CaseResult& result,
-                    const RuntimeResult& reference, const RuntimeResult& row) {
+                    const RuntimeResult& reference, const RuntimeResult& row,
+                    const std::string& allocator) {
   const auto [less, more] = std::minmax(row.page_faults_per_step, reference.page_faults_per_step);
   if (!(more > kFewFaultsPerStep && more > kFaultRatio * less)) return;
   warnings.push_back(
       {.code = "page-faults-differ",
        .text =
            fmt::format("{} takes {:.3g} page faults a step, the reference {} {:.3g}: part of the "
-                       "difference may be the heap; rerun with --allocator tuned to tell",
+                       "difference may be the heap; rerun with --allocator {} to tell",
                        row.runtime, row.page_faults_per_step, reference.runtime,
-                       reference.page_faults_per_step),
+                       reference.page_faults_per_step, allocator == "tuned" ? "jemalloc" : "tuned"),
        .case_name = result.name,
        .runtime = row.runtime});
 }
@@ -198,7 +199,7 @@ void derive(Results& results) {
     for (const auto& row : result.runtimes) {
       if (&row == reference || row.status != Status::ok || row.is_copy()) continue;
       warn_of_unequal(found, result, *reference, row);
-      warn_of_faults(found, result, *reference, row);
+      warn_of_faults(found, result, *reference, row, results.plan.allocator);
     }
   }
   add_grouped(results, found);

@@ -230,6 +230,11 @@ std::map<std::string, std::string> common_environment(const EnvironmentOptions& 
   if (!installation.package.empty()) {
     result["PYTHONPATH"] = prepended(installation.package, "PYTHONPATH");
   }
+  // Unbound, threads of one process now and then meet on a core or wake each other from sleep: the same
+  // step of 64 small layers takes 0.34 or 0.63 ms for seconds on end, one worker apart from another.
+  if (options.binds_threads && std::getenv("OMP_PROC_BIND") == nullptr) {
+    result["OMP_PROC_BIND"] = "true";
+  }
   if (options.allocator == "tuned") {
     // The largest threshold that glibc accepts: tensors come from the heap, and freed heap stays.
     result["MALLOC_MMAP_THRESHOLD_"] = "33554432";

@@ -39,7 +39,8 @@ std::vector<WorkerSpec> choose_runtimes(const std::vector<WorkerSpec>& known,
 
 struct EnvironmentOptions {
   int threads = 1;
-  std::string allocator = "system";  // system, tuned, jemalloc
+  std::string allocator = "tuned";  // tuned, system, jemalloc
+  bool binds_threads = false;  // each OpenMP thread to a core of its own
 };
 
 /// Variables that all workers get alike. Throws Error when jemalloc is not found.

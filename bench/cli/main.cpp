@@ -58,7 +58,7 @@ void add_compare(CLI::App& app, CompareOptions& o) {
   app.add_option("--device", o.device, "auto, cpu, cuda or cuda:N (auto)");
   app.add_option("--dtype", o.dtype, "float32, bfloat16, float16 or float64 (float32)");
   app.add_option("--threads", o.threads, "of every worker (physical cores that are ours)");
-  app.add_option("--allocator", o.allocator, "of every worker: system, tuned or jemalloc (system)");
+  app.add_option("--allocator", o.allocator, "of every worker: tuned, system or jemalloc (tuned)");
   app.add_option("--generations", o.generations, "fresh processes per runtime (of the preset)");
   app.add_option("--rounds", o.rounds,
                  "turns per case and generation (as many as the time allows)");

@@ -15,6 +15,7 @@
 #include <limits>
 #include <set>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -52,14 +53,12 @@ inline std::string allocator_name() {
   return std::string("glibc ") + gnu_get_libc_version();
 }
 
-/// The environment variables that change an allocator, sorted.
-inline std::string malloc_settings() {
+/// The environment variables (`NAME=value`) that start so, sorted and separated by spaces.
+inline std::string variables(std::initializer_list<const char*> starts) {
   std::set<std::string> found;
   for (char** variable = environ; *variable != nullptr; ++variable) {
-    const std::string text = *variable;
-    for (const char* start : {"MALLOC_", "MIMALLOC_", "GLIBC_TUNABLES=", "LD_PRELOAD=", "PYTORCH_CUDA_ALLOC_CONF=",
-                              "PYTORCH_ALLOC_CONF="}) {
-      if (text.starts_with(start)) found.insert(text);
+    for (const char* start : starts) {
+      if (std::string_view(*variable).starts_with(start)) found.insert(*variable);
     }
   }
   std::string text;
@@ -115,7 +114,9 @@ inline Environment environment(const torch::Device& device) {
       {"mkldnn", boolean(at::hasMKLDNN() && context.userEnabledMkldnn())},
       {"openmp", detail::mapped_libraries({"libgomp", "libiomp5", "libomp"})},
       {"allocator", detail::allocator_name()},
-      {"malloc_settings", detail::malloc_settings()},
+      {"malloc_settings", detail::variables({"MALLOC_", "MIMALLOC_", "GLIBC_TUNABLES=", "LD_PRELOAD=",
+                                             "PYTORCH_CUDA_ALLOC_CONF=", "PYTORCH_ALLOC_CONF="})},
+      {"openmp_settings", detail::variables({"OMP_", "GOMP_", "KMP_", "MKL_"})},
       {"tf32", std::string("matmul ") + on(context.allowTF32CuBLAS()) + ", cudnn " + on(context.allowTF32CuDNN())},
       {"flush_denormal", boolean(detail::flushes_denormals())},
       {"deterministic", boolean(context.deterministicAlgorithms())},

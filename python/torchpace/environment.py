@@ -46,6 +46,7 @@ def describe(settings: Settings | None) -> dict[str, str | int | float | bool]:
         "openmp": _library(libraries, _OPENMP),
         "allocator": _allocator(libraries),
         "malloc_settings": _malloc_settings(),
+        "openmp_settings": _variables(r"(OMP|GOMP|KMP|MKL)_"),
         "tf32": _tf32(),
         "flush_denormal": _flushes_denormals(),
         "deterministic": torch.are_deterministic_algorithms_enabled(),
@@ -103,11 +104,13 @@ def _allocator(libraries: list[str]) -> str:
 
 
 def _malloc_settings() -> str:
-    keys = ("GLIBC_TUNABLES", "LD_PRELOAD", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
-    chosen = {
-        k: v for k, v in os.environ.items() if k in keys or re.match(r"(MALLOC|MIMALLOC)_", k)
-    }
-    return " ".join(f"{key}={value}" for key, value in sorted(chosen.items()))
+    return _variables(r"MALLOC_|MIMALLOC_|(GLIBC_TUNABLES|LD_PRELOAD|PYTORCH_CUDA_ALLOC_CONF|PYTORCH_ALLOC_CONF)$")
+
+
+def _variables(pattern: str) -> str:
+    """The environment variables whose name matches from its start, sorted."""
+    found = (f"{key}={value}" for key, value in sorted(os.environ.items()) if re.match(pattern, key))
+    return " ".join(found)
 
 
 def _tf32() -> str:

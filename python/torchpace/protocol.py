@@ -59,16 +59,17 @@ def read_line() -> str:
         line += byte.strip(b"\n")
 
 
-def serve(respond: Callable[[str], None]) -> None:
+def serve(respond: Callable[[str], None], prepare: Callable[[str], None]) -> None:
     """Obeys commands until `quit` or the end of input.
 
     Each `load`, with what follows it, runs in a fork of this process as it is after its start: no case
     finds the heap, the threads or the caches that another one left. A fork that dies takes this process
-    with it, in the same way.
+    with it, in the same way. `prepare` runs here before a fork: imports that many cases need are paid once.
     """
     line = read_line()
     while line != "quit":
         if line.partition(" ")[0] == "load":
+            prepare(line)
             line = _serve_case(line, respond)
         else:
             respond(line)

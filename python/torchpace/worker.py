@@ -93,7 +93,7 @@ def main(arguments: list[str] | None = None) -> int:
             found = {"error": one_line(error)}
         answer(found)
 
-    serve(respond)
+    serve(respond, worker.prepare)
     return 0
 
 
