@@ -25,7 +25,7 @@ int usage(const std::string& problem) {
 
 }  // namespace
 
-int main(int argc, char** argv) {
+int main(int argc, char** argv) try {
   torchpace::WorkerOptions options{.runtime = "", .cases = {"*"}};
   for (int i = 1; i < argc; ++i) {
     const std::string word = argv[i];
@@ -47,4 +47,6 @@ int main(int argc, char** argv) {
     });
   }
   return usage("unknown runtime '" + options.runtime + "'");
+} catch (const torchpace::SettingsError& error) {
+  return usage(error.what());
 }

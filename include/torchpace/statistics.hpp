@@ -57,34 +57,49 @@ inline double median_absolute_deviation(std::span<const double> values) {
   return median(deviations);
 }
 
-/// P(Bin(n, p) <= k), summed in logarithms: exact to rounding for any n that fits memory.
+/// P(Bin(n, p) = i), in logarithms until the end.
+inline double binomial_probability(double i, double n, double p) {
+  return std::exp(std::lgamma(n + 1) - std::lgamma(i + 1) - std::lgamma(n - i + 1) + i * std::log(p) +
+                  (n - i) * std::log1p(-p));
+}
+
+/// The i below which P(Bin(n, p) = i) is 0 in double precision: 40 standard deviations under the mean.
+inline double binomial_begin(double n, double p) {
+  return std::max(0.0, std::floor(n * p - 40 * std::sqrt(n * p * (1 - p))));
+}
+
+/// P(Bin(n, p) <= k), exact to rounding for any n that fits memory.
 inline double binomial_cdf(std::ptrdiff_t k, std::size_t n, double p) {
-  if (k < 0) return 0;
   const auto count = static_cast<double>(n);
   double sum = 0;
-  for (double i = 0; i <= std::min(static_cast<double>(k), count); ++i) {
-    sum += std::exp(std::lgamma(count + 1) - std::lgamma(i + 1) - std::lgamma(count - i + 1) +
-                    i * std::log(p) + (count - i) * std::log1p(-p));
+  for (double i = binomial_begin(count, p); i <= std::min(static_cast<double>(k), count); ++i) {
+    sum += binomial_probability(i, count, p);
   }
   return std::min(sum, 1.0);
+}
+
+/// Highest rank l with P(Bin(n, q) <= l - 1) <= tail, 0 where there is none: the l-th smallest of n values lies above
+/// their quantile q with at most that probability.
+inline std::size_t lower_rank(std::size_t n, double q, double tail) {
+  const auto count = static_cast<double>(n);
+  double sum = 0;
+  double i = binomial_begin(count, q);
+  for (; i <= count; ++i) {
+    sum += binomial_probability(i, count, q);
+    if (sum > tail) break;
+  }
+  return static_cast<std::size_t>(i);
 }
 
 /// Exact interval of the median: the narrowest (x_k, x_{n+1-k}) with at least `confidence`. Unbounded below 6 values at 95 %.
 inline Interval sign_test_interval(std::span<const double> values, double confidence = 0.95) {
   const auto x = sorted(values);
   Interval result{.median = quantile_of_sorted(x, 0.5)};
-  double tail = 0;  // P(Bin(n, 1/2) <= k - 1)
-  std::size_t k = 0;
-  while (2 * (k + 1) <= x.size()) {
-    const double next = binomial_cdf(static_cast<std::ptrdiff_t>(k), x.size(), 0.5);
-    if (2 * next > 1 - confidence) break;
-    tail = next;
-    ++k;
-  }
+  const std::size_t k = x.empty() ? 0 : lower_rank(x.size(), 0.5, (1 - confidence) / 2);
   if (k > 0) {
     result.low = x[k - 1];
     result.high = x[x.size() - k];
-    result.confidence = 1 - 2 * tail;
+    result.confidence = 1 - 2 * binomial_cdf(static_cast<std::ptrdiff_t>(k) - 1, x.size(), 0.5);
   }
   return result;
 }
@@ -100,11 +115,9 @@ inline std::optional<Interval> percentile_of_sorted(std::span<const double> valu
   const std::size_t n = values.size();
   if (n < percentile_needs(std::max(q, 1 - q), confidence)) return std::nullopt;
   const double tail = (1 - confidence) / 2;
-  // Ranks from 1: the highest l with P(Bin(n, q) <= l - 1) <= tail and the lowest u with P(Bin(n, q) >= u) <= tail.
-  std::size_t l = 1;
-  while (binomial_cdf(static_cast<std::ptrdiff_t>(l), n, q) <= tail) ++l;
-  std::size_t u = n;
-  while (u > 1 && 1 - binomial_cdf(static_cast<std::ptrdiff_t>(u) - 2, n, q) <= tail) --u;
+  // By symmetry the lowest u with P(Bin(n, q) >= u) <= tail is n + 1 - (the lower rank of 1 - q).
+  const std::size_t l = lower_rank(n, q, tail);
+  const std::size_t u = n + 1 - lower_rank(n, 1 - q, tail);
   return Interval{.median = quantile_of_sorted(values, q),
                   .low = values[l - 1],
                   .high = values[u - 1],

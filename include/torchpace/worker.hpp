@@ -9,6 +9,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <charconv>
 #include <csignal>
 #include <cstdio>
 #include <functional>
@@ -304,11 +305,12 @@ inline int serve_worker(WorkerOptions options, std::function<Workload(const Sett
 inline int worker_main(int argc, char** argv, std::function<Workload(const Settings&)> load) {
   WorkerOptions options;
   for (int i = 1; i < argc; i += 2) {
-    if (std::string(argv[i]) != "--slow" || i + 1 == argc) {
-      std::cerr << argv[0] << ": expected no options but --slow FRACTION, got '" << argv[i] << "'\n";
+    const std::string value = i + 1 < argc ? argv[i + 1] : "";
+    const auto [end, error] = std::from_chars(value.data(), value.data() + value.size(), options.slow);
+    if (std::string(argv[i]) != "--slow" || value.empty() || error != std::errc() || end != value.data() + value.size()) {
+      std::cerr << argv[0] << ": expected no options but --slow FRACTION, got '" << argv[i] << ' ' << value << "'\n";
       return 2;
     }
-    options.slow = Settings{{"slow", argv[i + 1]}}.require<double>("slow");
   }
   return serve_worker(options, std::move(load));
 }

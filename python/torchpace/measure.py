@@ -54,15 +54,15 @@ def measure(workload: Workload, samples: int, warmup: int, steps: int) -> Block:
 
 
 def _on_cpu(workload: Workload, samples: int, index: int, steps: int) -> Block:
-    clock, step = time.perf_counter_ns, workload.step
+    now, step = time.perf_counter_ns, workload.step
     times = [0] * (samples + 1)
     before = resource.getrusage(resource.RUSAGE_SELF)
-    times[0] = clock()
+    times[0] = now()
     for k in range(1, samples + 1):
         for _ in range(steps):
             step(index)
             index += 1
-        times[k] = clock()
+        times[k] = now()
     block = _counted(before)
     block.step_ns = [(times[k + 1] - times[k]) / steps for k in range(samples)]
     return block
@@ -72,7 +72,7 @@ def _synchronised(workload: Workload, samples: int, index: int, steps: int) -> B
     """step_ns ends with the device's completion, enqueue_ns with step()'s return; device_ns is
     between events.
     """
-    clock, step = time.perf_counter_ns, workload.step
+    now, step = time.perf_counter_ns, workload.step
     walls, enqueues, devices = [], [], []
     with torch.cuda.device(workload.device):
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
@@ -82,13 +82,13 @@ def _synchronised(workload: Workload, samples: int, index: int, steps: int) -> B
             wall = enqueue = 0
             device = 0.0
             for _ in range(steps):
-                started = clock()
+                started = now()
                 start.record()
                 step(index)
                 end.record()
-                enqueued = clock()
+                enqueued = now()
                 end.synchronize()
-                wall += clock() - started
+                wall += now() - started
                 enqueue += enqueued - started
                 device += start.elapsed_time(end) * 1e6
                 index += 1
@@ -108,7 +108,7 @@ def _throughput(workload: Workload, samples: int, index: int, steps: int) -> Blo
     between samples. The host stays at most one sample ahead, so that enqueue_ns is its own work and
     not the wait for a full queue.
     """
-    clock, step = time.perf_counter_ns, workload.step
+    now, step = time.perf_counter_ns, workload.step
     with torch.cuda.device(workload.device):
         starts, ends = (
             [torch.cuda.Event(enable_timing=True) for _ in range(samples + 1)] for _ in range(2)
@@ -119,13 +119,13 @@ def _throughput(workload: Workload, samples: int, index: int, steps: int) -> Blo
         for k in range(samples):
             if k > 0:
                 ends[k - 1].synchronize()
-            started = clock()
+            started = now()
             starts[k].record()
             for _ in range(steps):
                 step(index)
                 index += 1
             ends[k + 1].record()
-            enqueues[k] = (clock() - started) / steps
+            enqueues[k] = (now() - started) / steps
         torch.cuda.synchronize()
         block = _counted(before)
         block.step_ns = [ends[k].elapsed_time(ends[k + 1]) * 1e6 / steps for k in range(samples)]
@@ -144,14 +144,14 @@ def _counted(before: resource.struct_rusage) -> Block:
 
 def slow_down(workload: Workload, fraction: float) -> None:
     """Makes steps last (1 + fraction) of their own time: for tests of the verdicts."""
-    clock, original = time.perf_counter_ns, workload.step
+    now, original = time.perf_counter_ns, workload.step
 
     def step(index: int) -> torch.Tensor:
-        started = clock()
+        started = now()
         result = original(index)
         workload.synchronize()
-        until = clock() + fraction * (clock() - started)
-        while clock() < until:
+        until = now() + fraction * (now() - started)
+        while now() < until:
             pass
         return result
 
