@@ -87,9 +87,9 @@ void derive_percentiles(RuntimeResult& row) {
   row.percentiles_ns.clear();
   const auto ordered = sorted(times);
   for (const int percent : {50, 90, 99}) {
-    const double q = percent / 100.0;
-    if (ordered.size() < percentile_needs(q)) continue;
-    row.percentiles_ns[fmt::format("p{}", percent)] = quantile_of_sorted(ordered, q);
+    if (const auto p = percentile_of_sorted(ordered, percent / 100.0)) {
+      row.percentiles_ns[fmt::format("p{}", percent)] = p->median;
+    }
   }
 }
 
