@@ -19,7 +19,8 @@ torchpace::Model dnn(int64_t layers, int64_t width, int64_t batch) {
 torchpace::Batches random_samples(int64_t width, int64_t batch) {
   const auto device = torchpace::benchmark_device();
   return {.inputs = {torch::randn({batch, width}, device)},
-          .targets = {torch::randint(width, {batch}, torch::TensorOptions(torch::kInt64).device(device))}};
+          .targets = {
+              torch::randint(width, {batch}, torch::TensorOptions(torch::kInt64).device(device))}};
 }
 
 Workload dnn_train(int64_t layers, int64_t width, int64_t batch) {
@@ -31,7 +32,8 @@ Workload dnn_inference(int64_t layers, int64_t width, int64_t batch) {
 }
 
 Workload dnn_latency(int64_t layers, int64_t width) {
-  return torchpace::eager_inference(dnn(layers, width, 1), random_samples(width, 1), torchpace::Phase::kLatency);
+  return torchpace::eager_inference(dnn(layers, width, 1), random_samples(width, 1),
+                                    torchpace::Phase::kLatency);
 }
 
 // Deep and wide, each in smoke, quick and paper size.

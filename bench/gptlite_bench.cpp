@@ -7,7 +7,8 @@ namespace {
 
 using torchpace::Workload;
 
-torchpace::Model gptlite(int64_t layers, int64_t width, int64_t heads, int64_t context, int64_t batch) {
+torchpace::Model gptlite(int64_t layers, int64_t width, int64_t heads, int64_t context,
+                         int64_t batch) {
   torch::manual_seed(0);
   const auto text = [](int64_t value) { return std::to_string(value); };
   auto model = torchpace::make_gptlite({{"layers", text(layers)},
@@ -25,17 +26,21 @@ torchpace::Batches random_tokens(int64_t batch, int64_t context) {
           .targets = {torch::randint(65, {batch, context}, options)}};
 }
 
-Workload gptlite_train(int64_t layers, int64_t width, int64_t heads, int64_t context, int64_t batch) {
-  return torchpace::eager_training(gptlite(layers, width, heads, context, batch), random_tokens(batch, context));
+Workload gptlite_train(int64_t layers, int64_t width, int64_t heads, int64_t context,
+                       int64_t batch) {
+  return torchpace::eager_training(gptlite(layers, width, heads, context, batch),
+                                   random_tokens(batch, context));
 }
 
-Workload gptlite_inference(int64_t layers, int64_t width, int64_t heads, int64_t context, int64_t batch) {
-  return torchpace::eager_inference(gptlite(layers, width, heads, context, batch), random_tokens(batch, context));
+Workload gptlite_inference(int64_t layers, int64_t width, int64_t heads, int64_t context,
+                           int64_t batch) {
+  return torchpace::eager_inference(gptlite(layers, width, heads, context, batch),
+                                    random_tokens(batch, context));
 }
 
 Workload gptlite_latency(int64_t layers, int64_t width, int64_t heads, int64_t context) {
-  return torchpace::eager_inference(gptlite(layers, width, heads, context, 1), random_tokens(1, context),
-                                    torchpace::Phase::kLatency);
+  return torchpace::eager_inference(gptlite(layers, width, heads, context, 1),
+                                    random_tokens(1, context), torchpace::Phase::kLatency);
 }
 
 // Smoke, quick and paper size.

@@ -1,7 +1,6 @@
 // What the harness itself costs: steps that do nothing, and steps of a known length.
-#include <torchpace/google_benchmark.hpp>
-
 #include <chrono>
+#include <torchpace/google_benchmark.hpp>
 
 namespace {
 
@@ -9,7 +8,8 @@ torchpace::Workload null_work() {
   return {.step = [] { benchmark::ClobberMemory(); }};
 }
 
-/// Waits `us` microseconds by the clock: a self-test, since a step must never be timed below its length.
+/// Waits `us` microseconds by the clock: a self-test, since a step must never be timed below its
+/// length.
 torchpace::Workload known_length(int64_t us) {
   return {.step = [us] {
     const auto until = std::chrono::steady_clock::now() + std::chrono::microseconds(us);

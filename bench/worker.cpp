@@ -1,8 +1,7 @@
 // The C++ worker: one runtime, any case of torchpace, under the control of `torchpace compare`.
-#include <torchpace/worker.hpp>
-
 #include <iostream>
 #include <string>
+#include <torchpace/worker.hpp>
 
 #include "torchpace_registry.hpp"
 
@@ -11,15 +10,18 @@ namespace {
 int list_runtimes() {
   std::string runtimes;
   for (const auto& runtime : torchpace::all_runtimes()) {
-    runtimes += (runtimes.empty() ? "" : ", ") +
-                torchpace::JsonObject().add("name", runtime.name).add("description", runtime.description).str();
+    runtimes += (runtimes.empty() ? "" : ", ") + torchpace::JsonObject()
+                                                     .add("name", runtime.name)
+                                                     .add("description", runtime.description)
+                                                     .str();
   }
   std::cout << torchpace::JsonObject().raw("runtimes", '[' + runtimes + ']').str() << '\n';
   return 0;
 }
 
 int usage(const std::string& problem) {
-  std::cerr << "torchpace_worker: " << problem << "; usage: torchpace_worker --list | --runtime NAME [--slow FRACTION]\n";
+  std::cerr << "torchpace_worker: " << problem
+            << "; usage: torchpace_worker --list | --runtime NAME [--slow FRACTION]\n";
   return 2;
 }
 
@@ -43,7 +45,8 @@ int main(int argc, char** argv) try {
   for (const auto& runtime : torchpace::all_runtimes()) {
     if (runtime.name != options.runtime) continue;
     return torchpace::serve_worker(options, [runtime](const torchpace::Settings& settings) {
-      return runtime.load(settings, torchpace::make_model(settings.require<std::string>("model"), settings));
+      return runtime.load(settings,
+                          torchpace::make_model(settings.require<std::string>("model"), settings));
     });
   }
   return usage("unknown runtime '" + options.runtime + "'");

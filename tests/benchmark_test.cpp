@@ -1,8 +1,7 @@
+#include <thread>
 #include <torchpace/benchmark.hpp>
 #include <torchpace/models/dnn.hpp>
 #include <torchpace/models/gptlite.hpp>
-
-#include <thread>
 
 #include "testing.hpp"
 
@@ -12,12 +11,14 @@ namespace {
 using testing::error_of;
 
 MeasureOptions brief() {
-  return {.stop = {.relative_width = 1e9, .min_samples = 3, .max_seconds = 5}, .max_warmup_steps = 5};
+  return {.stop = {.relative_width = 1e9, .min_samples = 3, .max_seconds = 5},
+          .max_warmup_steps = 5};
 }
 
 Gptlite small(Attention attention = Attention::kSdpa) {
   torch::manual_seed(1);
-  return Gptlite(GptliteOptions{.layers = 2, .width = 16, .heads = 2, .context = 8, .attention = attention});
+  return Gptlite(
+      GptliteOptions{.layers = 2, .width = 16, .heads = 2, .context = 8, .attention = attention});
 }
 
 struct Batch {
@@ -35,7 +36,8 @@ struct Snapshot {
     }
     for (const auto& b : module.named_buffers()) values["buffer " + b.key()] = b.value().clone();
     training[""] = module.is_training();
-    for (const auto& m : module.named_modules("", /*include_self=*/false)) training[m.key()] = m.value()->is_training();
+    for (const auto& m : module.named_modules("", /*include_self=*/false))
+      training[m.key()] = m.value()->is_training();
     random = at::detail::getDefaultCPUGenerator().get_state();
   }
 
@@ -45,9 +47,11 @@ struct Snapshot {
     EXPECT_EQ(now.training, training);
     EXPECT_TRUE(torch::equal(now.random, random)) << "random state";
     ASSERT_EQ(now.values.size(), values.size());
-    for (const auto& [name, value] : values) EXPECT_TRUE(torch::equal(now.values.at(name), value)) << name;
+    for (const auto& [name, value] : values)
+      EXPECT_TRUE(torch::equal(now.values.at(name), value)) << name;
     ASSERT_EQ(now.gradients.size(), gradients.size());
-    for (const auto& [name, value] : gradients) EXPECT_TRUE(torch::equal(now.gradients.at(name), value)) << name;
+    for (const auto& [name, value] : gradients)
+      EXPECT_TRUE(torch::equal(now.gradients.at(name), value)) << name;
   }
 
   TensorDict values, gradients;
@@ -113,7 +117,8 @@ TEST(Benchmark, RestoresEvenWhenAStepThrows) {
     return cross_entropy(output, target);
   };
   const Snapshot before(*model);
-  EXPECT_NE(error_of([&] { benchmark_train(model, b.tokens, b.targets, options); }).find("enough"), std::string::npos);
+  EXPECT_NE(error_of([&] { benchmark_train(model, b.tokens, b.targets, options); }).find("enough"),
+            std::string::npos);
   before.expect_unchanged(*model);
 }
 
@@ -133,17 +138,20 @@ TEST(Benchmark, TakesHoldersModulesReferencesAndCallables) {
   Batch b;
   EXPECT_NO_THROW(benchmark_inference(holder, b.tokens, {.measure = brief()}));
   EXPECT_NO_THROW(benchmark_inference(reference, b.tokens, {.measure = brief()}));
-  EXPECT_NO_THROW(benchmark_inference(torch::nn::Linear(4, 4), torch::randn({2, 4}), {.measure = brief()}));
+  EXPECT_NO_THROW(
+      benchmark_inference(torch::nn::Linear(4, 4), torch::randn({2, 4}), {.measure = brief()}));
   const auto two = [](const torch::Tensor& x, const torch::Tensor& y) { return x.matmul(y); };
-  const auto m = benchmark_inference(two, {torch::randn({3, 3}), torch::randn({3, 3})}, {.name = "mm", .measure = brief()});
+  const auto m = benchmark_inference(two, {torch::randn({3, 3}), torch::randn({3, 3})},
+                                     {.name = "mm", .measure = brief()});
   EXPECT_EQ(m.name, "mm");
 
   auto weight = torch::randn({4, 4}, torch::requires_grad());
   const auto callable = [&](const torch::Tensor& x) { return x.matmul(weight); };
   TrainOptions options;
   options.measure = brief();
-  EXPECT_NE(error_of([&] { benchmark_train(callable, torch::randn({2, 4}), torch::randint(4, {2}), options); })
-                .find("TrainOptions::parameters"),
+  EXPECT_NE(error_of([&] {
+              benchmark_train(callable, torch::randn({2, 4}), torch::randint(4, {2}), options);
+            }).find("TrainOptions::parameters"),
             std::string::npos);
   options.parameters = {weight};
   const auto before = weight.detach().clone();
@@ -156,30 +164,40 @@ TEST(Benchmark, OwnOptimizerAndLoss) {
   TrainOptions options;
   options.measure = brief();
   options.optimizer = [](std::vector<torch::Tensor> p) {
-    return std::make_unique<torch::optim::SGD>(std::move(p), torch::optim::SGDOptions(0.1).momentum(0.9));
+    return std::make_unique<torch::optim::SGD>(std::move(p),
+                                               torch::optim::SGDOptions(0.1).momentum(0.9));
   };
   options.optimizer_name = "sgd";
-  options.loss = [](const torch::Tensor& y, const torch::Tensor& t) { return torch::mse_loss(y, t); };
-  EXPECT_EQ(benchmark_train(model, torch::randn({3, 4}), torch::randn({3, 2}), options).optimizer, "sgd");
+  options.loss = [](const torch::Tensor& y, const torch::Tensor& t) {
+    return torch::mse_loss(y, t);
+  };
+  EXPECT_EQ(benchmark_train(model, torch::randn({3, 4}), torch::randn({3, 2}), options).optimizer,
+            "sgd");
 }
 
 TEST(Benchmark, MismatchesSayNameExpectedAndGot) {
   torch::nn::Linear model(4, 4);
   TrainOptions options;
   options.measure = brief();
-  EXPECT_NE(error_of([&] { benchmark_inference(model, torch::randn({2, 4}, torch::kFloat64), options); })
-                .find("input 0: expected dtype Float as the parameters, got Double"),
+  EXPECT_NE(error_of([&] {
+              benchmark_inference(model, torch::randn({2, 4}, torch::kFloat64), options);
+            }).find("input 0: expected dtype Float as the parameters, got Double"),
             std::string::npos);
-  EXPECT_NE(error_of([&] { benchmark_train(model, torch::randn({2, 4}), torch::randint(4, {3}), options); })
-                .find("target: expected batch 2 as input 0, got 3"),
+  EXPECT_NE(error_of([&] {
+              benchmark_train(model, torch::randn({2, 4}), torch::randint(4, {3}), options);
+            }).find("target: expected batch 2 as input 0, got 3"),
             std::string::npos);
-  EXPECT_NE(error_of([&] { benchmark_inference(model, torch::randn({2, 4}, torch::kMeta), options); })
-                .find("input 0: expected device cpu as the parameters, got meta"),
+  EXPECT_NE(error_of([&] {
+              benchmark_inference(model, torch::randn({2, 4}, torch::kMeta), options);
+            }).find("input 0: expected device cpu as the parameters, got meta"),
             std::string::npos);
-  const auto pair = [&] { benchmark_inference(model, {torch::randn({2, 4}), torch::randn({2, 4})}, options); };
+  const auto pair = [&] {
+    benchmark_inference(model, {torch::randn({2, 4}), torch::randn({2, 4})}, options);
+  };
   EXPECT_NE(error_of(pair).find("cannot be called with 2 tensors"), std::string::npos);
-  EXPECT_NE(error_of([&] { benchmark_inference(model, Inputs{}, options); }).find("at least one input"),
-            std::string::npos);
+  EXPECT_NE(
+      error_of([&] { benchmark_inference(model, Inputs{}, options); }).find("at least one input"),
+      std::string::npos);
 }
 
 TEST(Benchmark, CompareFindsTheSlowerAndTheWrong) {
@@ -198,7 +216,8 @@ TEST(Benchmark, CompareFindsTheSlowerAndTheWrong) {
   EXPECT_EQ(invalid.verdict, Verdict::kInvalid);
   EXPECT_NEAR(invalid.max_abs_error, 0.01, 1e-4);
   EXPECT_EQ(invalid.rounds, 0u) << "nothing is timed";
-  EXPECT_NE(compare(fast, wrong, x, {.max_seconds = 0.1, .tolerance = 0.1}).verdict, Verdict::kInvalid);
+  EXPECT_NE(compare(fast, wrong, x, {.max_seconds = 0.1, .tolerance = 0.1}).verdict,
+            Verdict::kInvalid);
 }
 
 }  // namespace

@@ -1,6 +1,6 @@
-#include <torchpace/comparison.hpp>
-
 #include <gtest/gtest.h>
+
+#include <torchpace/comparison.hpp>
 #ifdef TORCHPACE_WITH_RAPIDCHECK
 #include <rapidcheck.h>
 #endif
@@ -19,7 +19,8 @@ Interval interval(double low, double high) {
 TEST(Comparison, SpeedupAboveOneIsFaster) {
   const std::vector<double> reference{20, 22, 24};
   const std::vector<double> runtime{10, 11, 12};
-  for (const double ratio : round_log_ratios(reference, runtime)) EXPECT_NEAR(std::exp(ratio), 2, 1e-12);
+  for (const double ratio : round_log_ratios(reference, runtime))
+    EXPECT_NEAR(std::exp(ratio), 2, 1e-12);
 }
 
 TEST(Comparison, MethodFollowsTheNumberOfGenerations) {
@@ -28,7 +29,8 @@ TEST(Comparison, MethodFollowsTheNumberOfGenerations) {
   EXPECT_FALSE(speedup_interval(all.first(3)).bounded());
   EXPECT_NEAR(speedup_interval(all.first(3)).median, std::exp(0.02), 1e-12);
   EXPECT_EQ(speedup_method(4), "Student t");
-  EXPECT_NEAR(std::log(speedup_interval(all.first(4)).low), 0.025 - 3.18245 * std::sqrt(1.25e-4 * 4 / 3 / 4), 1e-6);
+  EXPECT_NEAR(std::log(speedup_interval(all.first(4)).low),
+              0.025 - 3.18245 * std::sqrt(1.25e-4 * 4 / 3 / 4), 1e-6);
   const auto six = speedup_interval(all);
   EXPECT_NEAR(six.low, std::exp(0.01), 1e-12);
   EXPECT_NEAR(six.high, std::exp(0.06), 1e-12);
@@ -57,12 +59,15 @@ TEST(Comparison, AdviceOnlyForUnsure) {
 }
 
 TEST(Comparison, PrintsOneLine) {
-  Comparison c{.speedup = {1.234, 1.22, 1.251, 0.96}, .noise = {1, 0.995, 1.004, 0.96}, .rounds = 60,
+  Comparison c{.speedup = {1.234, 1.22, 1.251, 0.96},
+               .noise = {1, 0.995, 1.004, 0.96},
+               .rounds = 60,
                .verdict = Verdict::kFaster};
   std::ostringstream text;
   text << c;
   EXPECT_EQ(text.str(),
-            "speedup 1.234x [1.220, 1.251], FASTER; noise [0.995, 1.004], 60 rounds, outputs agree to 0 (allowed 0)");
+            "speedup 1.234x [1.220, 1.251], FASTER; noise [0.995, 1.004], 60 rounds, outputs agree "
+            "to 0 (allowed 0)");
   c.verdict = Verdict::kInvalid;
   c.max_abs_error = 0.5;
   text.str("");
@@ -70,7 +75,8 @@ TEST(Comparison, PrintsOneLine) {
   EXPECT_EQ(text.str(), "INVALID: outputs differ by 0.5, allowed 0");
 }
 
-/// One simulated generation: log ratio of the generation plus rounds of noise; returns the median of its rounds.
+/// One simulated generation: log ratio of the generation plus rounds of noise; returns the median
+/// of its rounds.
 using Noise = std::function<double(std::mt19937&)>;
 double generation(std::mt19937& random, const Noise& process, const Noise& round, double drift) {
   const double effect = process(random);
@@ -84,20 +90,23 @@ double generation(std::mt19937& random, const Noise& process, const Noise& round
   return median(round_log_ratios(reference, runtime));
 }
 
-double coverage(std::size_t generations, const Noise& process, const Noise& round, double drift, int trials) {
+double coverage(std::size_t generations, const Noise& process, const Noise& round, double drift,
+                int trials) {
   std::mt19937 random(7);
   int covered = 0;
   for (int trial = 0; trial < trials; ++trial) {
     std::vector<double> ratios;
-    for (std::size_t g = 0; g < generations; ++g) ratios.push_back(generation(random, process, round, drift));
+    for (std::size_t g = 0; g < generations; ++g)
+      ratios.push_back(generation(random, process, round, drift));
     const auto speedup = speedup_interval(ratios);
     covered += speedup.low <= 1 && 1 <= speedup.high;
   }
   return covered / static_cast<double>(trials);
 }
 
-// Effects per generation have median 0, so the true speedup is 1. The order-statistic interval is exact for every
-// distribution; Student's t is exact for the normal one. Error of a simulated share p of n trials: sqrt(p (1 - p) / n).
+// Effects per generation have median 0, so the true speedup is 1. The order-statistic interval is
+// exact for every distribution; Student's t is exact for the normal one. Error of a simulated share
+// p of n trials: sqrt(p (1 - p) / n).
 TEST(Comparison, CoverageIsTheExactOneWithAnEffectPerGeneration) {
   std::normal_distribution<double> normal(0, 0.01);
   std::exponential_distribution<double> exponential_distribution(1);
@@ -123,12 +132,15 @@ TEST(Comparison, CoverageIsTheExactOneWithAnEffectPerGeneration) {
            Row{"normal, 5 (t)", 5, normal_effect, spiky_round, 0, 0.95},
        }) {
     const double error = std::sqrt(row.exact * (1 - row.exact) / kTrials);
-    EXPECT_NEAR(coverage(row.generations, row.process, row.round, row.drift, kTrials), row.exact, 4 * error) << row.name;
+    EXPECT_NEAR(coverage(row.generations, row.process, row.round, row.drift, kTrials), row.exact,
+                4 * error)
+        << row.name;
   }
   // Log-normal effects: rounds without noise keep the generation's median at 0 exactly.
   const Noise no_round = [](auto&) { return 0.0; };
   const double error = std::sqrt(0.96875 * 0.03125 / kTrials);
-  EXPECT_NEAR(coverage(6, skewed_effect, no_round, 0.01, kTrials), 0.96875, 4 * error) << "log-normal";
+  EXPECT_NEAR(coverage(6, skewed_effect, no_round, 0.01, kTrials), 0.96875, 4 * error)
+      << "log-normal";
 }
 
 TEST(Comparison, IdenticalSidesAreRarelyJudgedDifferent) {
@@ -147,7 +159,8 @@ TEST(Comparison, IdenticalSidesAreRarelyJudgedDifferent) {
     const auto verdict = judge(speedup_interval(copy), speedup_interval(noise));
     wrong += verdict == Verdict::kFaster || verdict == Verdict::kSlower;
   }
-  EXPECT_LT(wrong, kTrials / 50);  // 3.1 % would exclude 1; lying beyond the noise as well leaves fewer
+  EXPECT_LT(wrong,
+            kTrials / 50);  // 3.1 % would exclude 1; lying beyond the noise as well leaves fewer
 }
 
 #ifdef TORCHPACE_WITH_RAPIDCHECK

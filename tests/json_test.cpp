@@ -1,9 +1,8 @@
-#include <torchpace/json.hpp>
-
 #include <gtest/gtest.h>
 
 #include <cstdlib>
 #include <limits>
+#include <torchpace/json.hpp>
 
 namespace torchpace {
 namespace {

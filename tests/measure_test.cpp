@@ -8,7 +8,8 @@ namespace {
 /// Spins for a time: a step must never be timed below its own length.
 auto step_of(double us) {
   return [us] {
-    const auto until = std::chrono::steady_clock::now() + std::chrono::nanoseconds(static_cast<int64_t>(us * 1e3));
+    const auto until =
+        std::chrono::steady_clock::now() + std::chrono::nanoseconds(static_cast<int64_t>(us * 1e3));
     while (std::chrono::steady_clock::now() < until) {
     }
   };
@@ -31,26 +32,31 @@ TEST(Measure, BlocksRunExactlyTheirSteps) {
 }
 
 TEST(Measure, ShortStepsAreTimedInBlocks) {
-  const auto m = measure(step_of(1), torch::kCPU, {.stop = {.relative_width = 10, .min_samples = 20}});
+  const auto m =
+      measure(step_of(1), torch::kCPU, {.stop = {.relative_width = 10, .min_samples = 20}});
   EXPECT_GT(m.steps_per_sample, 1);
   EXPECT_GE(m.step().median, 1e3);
-  EXPECT_EQ(measure(step_of(400), torch::kCPU, {.stop = {.relative_width = 10}}).steps_per_sample, 1);
+  EXPECT_EQ(measure(step_of(400), torch::kCPU, {.stop = {.relative_width = 10}}).steps_per_sample,
+            1);
 }
 
 TEST(Measure, SaysWhyItStopped) {
-  const auto narrow = measure(step_of(100), torch::kCPU, {.stop = {.relative_width = 10, .min_samples = 20}});
+  const auto narrow =
+      measure(step_of(100), torch::kCPU, {.stop = {.relative_width = 10, .min_samples = 20}});
   EXPECT_NE(narrow.stopped.find("% wide"), std::string::npos) << narrow.stopped;
   EXPECT_GE(narrow.step_ns.size(), 20u);
   EXPECT_GT(narrow.warmup_steps, 0);
 
-  const auto hurried = measure(step_of(20e3), torch::kCPU,
-                               {.stop = {.relative_width = 1e-9, .min_samples = 1000, .max_seconds = 0.1},
-                                .max_warmup_steps = 5});
+  const auto hurried =
+      measure(step_of(20e3), torch::kCPU,
+              {.stop = {.relative_width = 1e-9, .min_samples = 1000, .max_seconds = 0.1},
+               .max_warmup_steps = 5});
   EXPECT_NE(hurried.stopped.find("samples (wanted 1000)"), std::string::npos) << hurried.stopped;
 
   double us = 100;
   const auto restless = [&us] { step_of(us = us > 1000 ? 100 : us * 1.3)(); };
-  const auto wide = measure(restless, torch::kCPU, {.stop = {.relative_width = 1e-9, .max_seconds = 0.2}});
+  const auto wide =
+      measure(restless, torch::kCPU, {.stop = {.relative_width = 1e-9, .max_seconds = 0.2}});
   EXPECT_NE(wide.stopped.find("(wanted 1e-07 %)"), std::string::npos) << wide.stopped;
 }
 
@@ -71,14 +77,17 @@ TEST(Measure, PeakMemoryIsAboveTheStart) {
 }
 
 TEST(Measure, RefusesARuleThatCannotBeMet) {
-  EXPECT_NE(testing::error_of([] { measure([] {}, torch::kCPU, {.stop = {.min_samples = 0}}); }).find("above 0"),
+  EXPECT_NE(testing::error_of([] {
+              measure([] {}, torch::kCPU, {.stop = {.min_samples = 0}});
+            }).find("above 0"),
             std::string::npos);
 }
 
 TEST(Device, UnknownAndMissingAreToldApart) {
   EXPECT_EQ(choose_device("cpu"), torch::Device(torch::kCPU));
   EXPECT_THROW(choose_device("warp"), c10::Error);
-  EXPECT_NE(testing::error_of([] { choose_device("mps"); }).find("expected auto, cpu or cuda:N"), std::string::npos);
+  EXPECT_NE(testing::error_of([] { choose_device("mps"); }).find("expected auto, cpu or cuda:N"),
+            std::string::npos);
   EXPECT_THROW(choose_device("cuda:99"), DeviceUnavailable);
 }
 
@@ -92,7 +101,8 @@ TEST(Device, CudaEventsAgreeWithTheWallClock) {
     const auto block = run_block(step, device, phase, 50);
     ASSERT_EQ(block.device_ns.size(), 50u);
     ASSERT_EQ(block.enqueue_ns.size(), 50u);
-    EXPECT_GT(median(block.device_ns), 2.0 * 2048 * 2048 * 2048 / 1e15 * 1e9) << "faster than any device";
+    EXPECT_GT(median(block.device_ns), 2.0 * 2048 * 2048 * 2048 / 1e15 * 1e9)
+        << "faster than any device";
     EXPECT_GE(median(block.step_ns), 0.8 * median(block.device_ns));
   }
   EXPECT_GT(memory(device).device_allocated_peak_bytes, 2048.0 * 2048 * 4);

@@ -1,8 +1,7 @@
-#include <torchpace/measurement.hpp>
-
 #include <gtest/gtest.h>
 
 #include <sstream>
+#include <torchpace/measurement.hpp>
 
 namespace torchpace {
 namespace {

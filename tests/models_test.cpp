@@ -1,5 +1,6 @@
-// Every model of the registry against its Python twin: outputs, losses, every gradient and parameter by name, and mutations
-// that must fail. A new model is covered by writing tests/fixtures/<model>.{pt,txt}.
+// Every model of the registry against its Python twin: outputs, losses, every gradient and
+// parameter by name, and mutations that must fail. A new model is covered by writing
+// tests/fixtures/<model>.{pt,txt}.
 #include <torchpace/models/dnn.hpp>
 #include <torchpace/models/gptlite.hpp>
 #include <torchpace/parity.hpp>
@@ -38,18 +39,22 @@ class ParityOfModels : public ::testing::TestWithParam<std::string> {};
 
 TEST_P(ParityOfModels, OutputsMatchPython) {
   const auto parity = check(GetParam(), "inference");
-  EXPECT_TRUE(parity.passed) << parity.worst << ' ' << parity.max_abs_error << " > " << parity.tolerance << parity.note;
+  EXPECT_TRUE(parity.passed) << parity.worst << ' ' << parity.max_abs_error << " > "
+                             << parity.tolerance << parity.note;
 }
 
 TEST_P(ParityOfModels, LossesGradientsAndParametersOfTenStepsMatchPython) {
   const auto parity = check(GetParam(), "train");
-  EXPECT_TRUE(parity.passed) << parity.worst << ' ' << parity.max_abs_error << " > " << parity.tolerance << parity.note;
+  EXPECT_TRUE(parity.passed) << parity.worst << ' ' << parity.max_abs_error << " > "
+                             << parity.tolerance << parity.note;
   auto settings = fixture_settings(GetParam());
   const auto parameters = make_model(GetParam(), settings).module->named_parameters().size();
   EXPECT_EQ(parity.compared, static_cast<int64_t>(1 + 3 * parameters));
 }
 
-TEST_P(ParityOfModels, AnAdamEpsilonOf1e6Fails) { EXPECT_FALSE(check(GetParam(), "train", {{"eps", "1e-6"}}).passed); }
+TEST_P(ParityOfModels, AnAdamEpsilonOf1e6Fails) {
+  EXPECT_FALSE(check(GetParam(), "train", {{"eps", "1e-6"}}).passed);
+}
 
 TEST_P(ParityOfModels, EverySwappedPairOfWeightsFails) {
   auto settings = fixture_settings(GetParam());
@@ -62,7 +67,8 @@ TEST_P(ParityOfModels, EverySwappedPairOfWeightsFails) {
       // Weights of one kind; biases and norms start equal, so exchanging them is no mutation.
       if (a.value().dim() < 2 || a.value().sizes() != b.value().sizes()) continue;
       ++swaps;
-      EXPECT_FALSE(check(GetParam(), "inference", {{"swap", a.key() + "," + b.key()}}).passed) << a.key() << b.key();
+      EXPECT_FALSE(check(GetParam(), "inference", {{"swap", a.key() + "," + b.key()}}).passed)
+          << a.key() << b.key();
     }
   }
   EXPECT_GE(swaps, 2);
@@ -81,14 +87,15 @@ TEST(ParityOfGptlite, NoMaskAndAWrongScaleFail) {
     EXPECT_FALSE(check("gptlite", "inference", {{"causal", "0"}, {"attention", attention}}).passed);
     EXPECT_FALSE(check("gptlite", "train", {{"causal", "0"}, {"attention", attention}}).passed);
     // C^-0.5 in place of D^-0.5: the mistake of a published comparison.
-    EXPECT_FALSE(check("gptlite", "inference", {{"scale", "0.25"}, {"attention", attention}}).passed);
+    EXPECT_FALSE(
+        check("gptlite", "inference", {{"scale", "0.25"}, {"attention", attention}}).passed);
     EXPECT_FALSE(check("gptlite", "train", {{"scale", "0.25"}, {"attention", attention}}).passed);
   }
 }
 
 TEST(Gptlite, PaperSizeHasThePublishedParameterCount) {
-  const auto model =
-      make_gptlite({{"layers", "12"}, {"width", "768"}, {"heads", "12"}, {"context", "2048"}, {"batch", "1"}});
+  const auto model = make_gptlite(
+      {{"layers", "12"}, {"width", "768"}, {"heads", "12"}, {"context", "2048"}, {"batch", "1"}});
   int64_t count = 0;
   for (const auto& p : model.module->parameters()) count += p.numel();
   EXPECT_EQ(count, 86'701'121);
@@ -98,8 +105,9 @@ TEST(Gptlite, PaperSizeHasThePublishedParameterCount) {
 // By hand, 2 layers x 16, 2 heads, context 8, batch 2, vocabulary 65: B T = 16 tokens.
 TEST(Gptlite, FlopsMatchAHandCount) {
   Gptlite model(GptliteOptions{.layers = 2, .width = 16, .heads = 2, .context = 8});
-  const double qkv = 2.0 * 16 * 16 * 48, projection = 2.0 * 16 * 16 * 16, feed_forward = 2 * 2.0 * 16 * 16 * 64,
-               scores = 2.0 * 2 * 2 * 8 * 8 * 8, head = 2.0 * 16 * 16 * 65;
+  const double qkv = 2.0 * 16 * 16 * 48, projection = 2.0 * 16 * 16 * 16,
+               feed_forward = 2 * 2.0 * 16 * 16 * 64, scores = 2.0 * 2 * 2 * 8 * 8 * 8,
+               head = 2.0 * 16 * 16 * 65;
   const auto cost = model->cost(2, 8);
   EXPECT_EQ(cost.forward_flops, 2 * (qkv + projection + feed_forward + 2 * scores) + head);
   EXPECT_EQ(cost.training_flops, 3 * cost.forward_flops);
@@ -122,13 +130,16 @@ TEST(Dnn, EveryLayerLearnsAtEverySize) {
   struct Size {
     int64_t layers, width, batch;
   };
-  for (const auto& size : {Size{8, 32, 4}, Size{64, 64, 32}, Size{2, 64, 4}, Size{3, 1024, 16}, Size{2048, 256, 4}}) {
+  for (const auto& size :
+       {Size{8, 32, 4}, Size{64, 64, 32}, Size{2, 64, 4}, Size{3, 1024, 16}, Size{2048, 256, 4}}) {
     torch::manual_seed(0);
     Dnn model(DnnOptions{.layers = size.layers, .width = size.width});
-    const auto loss = torch::nn::functional::cross_entropy(model->forward(torch::randn({size.batch, size.width})),
-                                                           torch::randint(size.width, {size.batch}));
+    const auto loss =
+        torch::nn::functional::cross_entropy(model->forward(torch::randn({size.batch, size.width})),
+                                             torch::randint(size.width, {size.batch}));
     loss.backward();
-    const double first = model->layers[0]->as<torch::nn::Linear>()->weight.grad().abs().max().item<double>();
+    const double first =
+        model->layers[0]->as<torch::nn::Linear>()->weight.grad().abs().max().item<double>();
     EXPECT_GT(first, 1e-8) << size.layers << " x " << size.width;
     EXPECT_TRUE(std::isfinite(first)) << size.layers << " x " << size.width;
   }
@@ -136,15 +147,28 @@ TEST(Dnn, EveryLayerLearnsAtEverySize) {
 
 TEST(Models, BadShapesAndOptionsAreOneClearLine) {
   Gptlite gptlite(GptliteOptions{.layers = 1, .width = 8, .heads = 2, .context = 4});
-  EXPECT_EQ(error_of([&] { gptlite->forward(torch::zeros({1, 5}, torch::kInt64)); }),
+  EXPECT_EQ(error_of([&] {
+              gptlite->forward(torch::zeros({1, 5}, torch::kInt64));
+            }),
             "Gptlite: expected tokens [B, T <= 4], got [1, 5]");
   Dnn dnn(DnnOptions{.layers = 1, .width = 8});
-  EXPECT_EQ(error_of([&] { dnn->forward(torch::zeros({1, 5})); }), "Dnn: expected x [B, 8], got [1, 5]");
-  EXPECT_NE(error_of([] { Gptlite(GptliteOptions{.width = 10, .heads = 3}); }).find("a width that 3 heads divide, got 10"),
-            std::string::npos);
-  EXPECT_NE(error_of([] { make_model("nosuch", {}); }).find("unknown model 'nosuch': expected one of"), std::string::npos);
+  EXPECT_EQ(error_of([&] {
+              dnn->forward(torch::zeros({1, 5}));
+            }),
+            "Dnn: expected x [B, 8], got [1, 5]");
   EXPECT_NE(error_of([] {
-              make_gptlite({{"layers", "1"}, {"width", "8"}, {"heads", "2"}, {"context", "4"}, {"batch", "1"},
+              Gptlite(GptliteOptions{.width = 10, .heads = 3});
+            }).find("a width that 3 heads divide, got 10"),
+            std::string::npos);
+  EXPECT_NE(
+      error_of([] { make_model("nosuch", {}); }).find("unknown model 'nosuch': expected one of"),
+      std::string::npos);
+  EXPECT_NE(error_of([] {
+              make_gptlite({{"layers", "1"},
+                            {"width", "8"},
+                            {"heads", "2"},
+                            {"context", "4"},
+                            {"batch", "1"},
                             {"attention", "flash"}});
             }).find("expected sdpa or explicit, got 'flash'"),
             std::string::npos);
@@ -163,17 +187,25 @@ TEST(State, MissingExtraAndWrongShapedParametersAreNamed) {
     return error_of([&] { load_state(changed, make_model("dnn", changed)); });
   };
   EXPECT_EQ(attempt([](TensorDict&) {}), "");
-  EXPECT_NE(attempt([](auto& s) { s.erase("parameter.layers.1.weight"); })
-                .find("expected parameter.layers.1.weight [8, 8], found none"),
+  EXPECT_NE(attempt([](auto& s) {
+              s.erase("parameter.layers.1.weight");
+            }).find("expected parameter.layers.1.weight [8, 8], found none"),
             std::string::npos);
-  EXPECT_NE(attempt([](auto& s) { s["parameter.extra"] = torch::ones({1}); }).find("the model has no parameter.extra"),
+  EXPECT_NE(attempt([](auto& s) {
+              s["parameter.extra"] = torch::ones({1});
+            }).find("the model has no parameter.extra"),
             std::string::npos);
-  EXPECT_NE(attempt([](auto& s) { s["parameter.layers.0.bias"] = torch::ones({9}); })
-                .find("parameter.layers.0.bias: expected shape [8], found [9]"),
+  EXPECT_NE(attempt([](auto& s) {
+              s["parameter.layers.0.bias"] = torch::ones({9});
+            }).find("parameter.layers.0.bias: expected shape [8], found [9]"),
             std::string::npos);
-  EXPECT_NE(attempt([](auto& s) { s.erase("target"); }).find("expected target [N, ...], found none"), std::string::npos);
+  EXPECT_NE(
+      attempt([](auto& s) { s.erase("target"); }).find("expected target [N, ...], found none"),
+      std::string::npos);
   settings.set("swap", "layers.0.weight,nosuch");
-  EXPECT_NE(error_of([&] { load_state(settings, make_model("dnn", settings)); }).find("swap: expected two parameters"),
+  EXPECT_NE(error_of([&] {
+              load_state(settings, make_model("dnn", settings));
+            }).find("swap: expected two parameters"),
             std::string::npos);
   settings.set("device", "cuda:77");
   EXPECT_THROW(load_state(settings, make_model("dnn", settings)), DeviceUnavailable);

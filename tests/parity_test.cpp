@@ -11,7 +11,8 @@ TEST(ParityRule, ToleranceIsComputedFromTheTruth) {
   const auto parity = check_parity(reference, reference, &truth, torch::kFloat32);
   EXPECT_TRUE(parity.passed);
   EXPECT_NEAR(parity.tolerance, 4e-6 + 8 * epsilon(torch::kFloat32) * 2, 1e-12);
-  EXPECT_NEAR(parity.rms_tolerance, 4e-6 / std::sqrt(2) + 8 * epsilon(torch::kFloat32) * std::sqrt(2.5), 1e-12);
+  EXPECT_NEAR(parity.rms_tolerance,
+              4e-6 / std::sqrt(2) + 8 * epsilon(torch::kFloat32) * std::sqrt(2.5), 1e-12);
 }
 
 TEST(ParityRule, SpreadAllowsWhatRoundingMayDo) {
@@ -37,12 +38,15 @@ TEST(ParityRule, RootMeanSquareSeesASmallErrorOfAll) {
 
 TEST(ParityRule, NamesShapesAndFinitenessComeFirst) {
   const TensorDict reference{{"a", torch::ones({2})}, {"b", torch::ones({2})}};
-  EXPECT_NE(check_parity({{"a", torch::ones({2})}}, reference, nullptr, torch::kFloat32).note.find("expected b"),
+  EXPECT_NE(check_parity({{"a", torch::ones({2})}}, reference, nullptr, torch::kFloat32)
+                .note.find("expected b"),
             std::string::npos);
-  EXPECT_NE(check_parity({{"c", torch::ones({2})}}, reference, nullptr, torch::kFloat32).note.find("has no c"),
+  EXPECT_NE(check_parity({{"c", torch::ones({2})}}, reference, nullptr, torch::kFloat32)
+                .note.find("has no c"),
             std::string::npos);
   TensorDict other{{"a", torch::ones({2})}, {"b", torch::ones({3})}};
-  EXPECT_EQ(check_parity(other, reference, nullptr, torch::kFloat32).note, "b: expected shape [2], found [3]");
+  EXPECT_EQ(check_parity(other, reference, nullptr, torch::kFloat32).note,
+            "b: expected shape [2], found [3]");
   other["b"] = torch::tensor({1.0F, std::numeric_limits<float>::quiet_NaN()});
   const auto parity = check_parity(other, reference, nullptr, torch::kFloat32);
   EXPECT_FALSE(parity.passed);

@@ -1,6 +1,6 @@
-#include <torchpace/settings.hpp>
-
 #include <gtest/gtest.h>
+
+#include <torchpace/settings.hpp>
 #ifdef TORCHPACE_WITH_RAPIDCHECK
 #include <rapidcheck.h>
 #endif
@@ -30,15 +30,19 @@ TEST(Settings, ReadsALine) {
 }
 
 TEST(Settings, SaysWhatWasExpectedAndFound) {
-  EXPECT_EQ(message([] { Settings::parse("layers"); }), "settings: expected key=value, got 'layers'");
+  EXPECT_EQ(message([] { Settings::parse("layers"); }),
+            "settings: expected key=value, got 'layers'");
   EXPECT_EQ(message([] { Settings::parse("a=%2"); }), "settings: expected %XX, got '%2'");
   EXPECT_EQ(message([] { Settings::parse("a=%zz"); }), "settings: expected %XX, got '%zz'");
   const auto s = Settings::parse("layers=4x lr=fast causal=maybe");
-  EXPECT_EQ(message([&] { s.require<int64_t>("layers"); }), "settings: layers: expected an integer, got '4x'");
-  EXPECT_EQ(message([&] { s.get<double>("lr", 0); }), "settings: lr: expected a number, got 'fast'");
+  EXPECT_EQ(message([&] { s.require<int64_t>("layers"); }),
+            "settings: layers: expected an integer, got '4x'");
+  EXPECT_EQ(message([&] { s.get<double>("lr", 0); }),
+            "settings: lr: expected a number, got 'fast'");
   EXPECT_EQ(message([&] { s.get<bool>("causal", true); }),
             "settings: causal: expected 0, 1, true or false, got 'maybe'");
-  EXPECT_EQ(message([&] { s.require<int64_t>("width"); }), "settings: expected a value for 'width', found none");
+  EXPECT_EQ(message([&] { s.require<int64_t>("width"); }),
+            "settings: expected a value for 'width', found none");
 }
 
 #ifdef TORCHPACE_WITH_RAPIDCHECK

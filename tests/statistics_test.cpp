@@ -1,6 +1,6 @@
-#include <torchpace/statistics.hpp>
-
 #include <gtest/gtest.h>
+
+#include <torchpace/statistics.hpp>
 #ifdef TORCHPACE_WITH_RAPIDCHECK
 #include <rapidcheck.h>
 #endif
@@ -24,14 +24,15 @@ TEST(Statistics, MedianAndQuantilesInterpolate) {
   EXPECT_DOUBLE_EQ(median_absolute_deviation(std::vector<double>{1, 1, 2, 2, 4, 6, 9}), 1);
 }
 
-// Ranks and confidences of the sign test's interval: Dixon & Massey, Introduction to Statistical Analysis, table A-25.
+// Ranks and confidences of the sign test's interval: Dixon & Massey, Introduction to Statistical
+// Analysis, table A-25.
 TEST(Statistics, SignTestIntervalHasThePublishedRanks) {
   struct Row {
     int n;
     double low, high;
   };
-  for (const auto& row : {Row{6, 1, 6}, Row{8, 1, 8}, Row{9, 2, 8}, Row{10, 2, 9}, Row{12, 3, 10}, Row{15, 4, 12},
-                          Row{20, 6, 15}, Row{30, 10, 21}, Row{50, 18, 33}}) {
+  for (const auto& row : {Row{6, 1, 6}, Row{8, 1, 8}, Row{9, 2, 8}, Row{10, 2, 9}, Row{12, 3, 10},
+                          Row{15, 4, 12}, Row{20, 6, 15}, Row{30, 10, 21}, Row{50, 18, 33}}) {
     const auto interval = sign_test_interval(one_to(row.n));
     EXPECT_EQ(interval.low, row.low) << row.n;
     EXPECT_EQ(interval.high, row.high) << row.n;
@@ -65,8 +66,8 @@ TEST(Statistics, PercentileIntervalHasTheExactRanks) {
     int n;
     double q, low, high;
   };
-  for (const auto& row : {Row{36, 0.9, 29, 36}, Row{40, 0.9, 32, 40}, Row{100, 0.9, 84, 96}, Row{368, 0.9, 320, 343},
-                          Row{368, 0.99, 360, 368}}) {
+  for (const auto& row : {Row{36, 0.9, 29, 36}, Row{40, 0.9, 32, 40}, Row{100, 0.9, 84, 96},
+                          Row{368, 0.9, 320, 343}, Row{368, 0.99, 360, 368}}) {
     const auto p = percentile_of_sorted(one_to(row.n), row.q);
     ASSERT_TRUE(p);
     EXPECT_EQ(p->low, row.low) << row.n;
@@ -74,7 +75,8 @@ TEST(Statistics, PercentileIntervalHasTheExactRanks) {
   }
 }
 
-// The normal approximation is good to 1 in so many values; done in linear time, which 200,000 samples of a short step need.
+// The normal approximation is good to 1 in so many values; done in linear time, which 200,000
+// samples of a short step need.
 TEST(Statistics, ManyValues) {
   const auto values = one_to(200'000);
   const auto interval = sign_test_interval(values);
@@ -85,8 +87,9 @@ TEST(Statistics, ManyValues) {
 
 // Table values of t at 0.975.
 TEST(Statistics, StudentTMatchesTheTable) {
-  for (const auto& [degrees, t] : {std::pair{1, 12.7062}, std::pair{2, 4.30265}, std::pair{3, 3.18245},
-                                   std::pair{4, 2.77645}, std::pair{10, 2.22814}, std::pair{30, 2.04227}}) {
+  for (const auto& [degrees, t] :
+       {std::pair{1, 12.7062}, std::pair{2, 4.30265}, std::pair{3, 3.18245}, std::pair{4, 2.77645},
+        std::pair{10, 2.22814}, std::pair{30, 2.04227}}) {
     EXPECT_NEAR(student_t_quantile(0.975, degrees), t, 1e-4) << degrees;
   }
   const auto interval = student_t_interval(std::vector<double>{1, 2, 3, 4});
@@ -104,7 +107,8 @@ TEST(Statistics, IntervalsHoldTheirEstimateAndDoNotDependOnOrder) {
     RC_ASSERT((values.size() >= 6) == interval.bounded());
     if (interval.bounded()) {
       RC_ASSERT(interval.low <= interval.median && interval.median <= interval.high);
-      RC_ASSERT(interval.low == again.low && interval.high == again.high && interval.median == again.median);
+      RC_ASSERT(interval.low == again.low && interval.high == again.high &&
+                interval.median == again.median);
     }
   }));
 }

@@ -12,7 +12,10 @@ using testing::write_file;
 
 TensorDict example() {
   const auto base = torch::arange(12, torch::kFloat32).view({3, 4});
-  return {{"a", base}, {"view", base.t()}, {"ids", torch::tensor({1, 2, 3})}, {"empty", torch::zeros({0, 2})},
+  return {{"a", base},
+          {"view", base.t()},
+          {"ids", torch::tensor({1, 2, 3})},
+          {"empty", torch::zeros({0, 2})},
           {"half", torch::ones({2}, torch::kBFloat16)}};
 }
 
@@ -30,7 +33,8 @@ TEST(Tensors, RoundTrip) {
 
 TEST(Tensors, MissingTruncatedAndForeignFilesAreOneClearLine) {
   TemporaryFolder folder;
-  EXPECT_NE(error_of([&] { read_tensors(folder.file("none.pt")); }).find("cannot be opened"), std::string::npos);
+  EXPECT_NE(error_of([&] { read_tensors(folder.file("none.pt")); }).find("cannot be opened"),
+            std::string::npos);
   write_tensors(folder.file("t.pt"), example());
   const auto whole = read_file(folder.file("t.pt"));
   for (const std::size_t part : {1, 2, 3}) {
@@ -40,7 +44,8 @@ TEST(Tensors, MissingTruncatedAndForeignFilesAreOneClearLine) {
     EXPECT_EQ(message.find('\n'), std::string::npos) << message;
   }
   write_file(folder.file("text.pt"), "hello");
-  EXPECT_NE(error_of([&] { read_tensors(folder.file("text.pt")); }).find("5 bytes"), std::string::npos);
+  EXPECT_NE(error_of([&] { read_tensors(folder.file("text.pt")); }).find("5 bytes"),
+            std::string::npos);
 }
 
 TEST(Tensors, OtherFormatsAndOtherContentAreRefused) {
@@ -59,11 +64,14 @@ TEST(Tensors, OtherFormatsAndOtherContentAreRefused) {
 }
 
 TEST(Tensors, AFullDiskLeavesNothing) {
-  EXPECT_NE(error_of([] { write_tensors("/dev/full/t.pt", example()); }).find("could not be written"), std::string::npos);
+  EXPECT_NE(
+      error_of([] { write_tensors("/dev/full/t.pt", example()); }).find("could not be written"),
+      std::string::npos);
   TemporaryFolder folder;
   ASSERT_EQ(symlink("/dev/full", folder.file("t.pt.part").c_str()), 0);
-  EXPECT_NE(error_of([&] { write_tensors(folder.file("t.pt"), example()); }).find("could not be written"),
-            std::string::npos);
+  EXPECT_NE(
+      error_of([&] { write_tensors(folder.file("t.pt"), example()); }).find("could not be written"),
+      std::string::npos);
   EXPECT_EQ(folder.entries(), 0u);
 }
 

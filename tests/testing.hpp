@@ -4,7 +4,6 @@
 #include <dirent.h>
 #include <ftw.h>
 #include <gtest/gtest.h>
-#include <torchpace/io/state.hpp>
 
 #include <cstdio>
 #include <cstdlib>
@@ -12,10 +11,12 @@
 #include <functional>
 #include <iterator>
 #include <string>
+#include <torchpace/io/state.hpp>
 
 namespace torchpace::testing {
 
-/// Settings of tests/fixtures/<name>.txt with `state` set to its tensors; written by tests/fixtures/dump.py.
+/// Settings of tests/fixtures/<name>.txt with `state` set to its tensors; written by
+/// tests/fixtures/dump.py.
 inline Settings fixture_settings(const std::string& name) {
   const std::string path = std::string(TORCHPACE_FIXTURES) + "/" + name;
   std::ifstream file(path + ".txt");
@@ -38,8 +39,8 @@ inline std::string error_of(const std::function<void()>& action) {
   return "";
 }
 
-/// A folder that goes with the test. POSIX calls: LibTorch's wheels export an older std::filesystem of their own, and which of
-/// the two a program gets depends on the order of its libraries.
+/// A folder that goes with the test. POSIX calls: LibTorch's wheels export an older std::filesystem
+/// of their own, and which of the two a program gets depends on the order of its libraries.
 class TemporaryFolder {
  public:
   TemporaryFolder() {
@@ -48,8 +49,10 @@ class TemporaryFolder {
     if (mkdtemp(path_.data()) == nullptr) std::abort();
   }
   ~TemporaryFolder() {
-    nftw(path_.c_str(), [](const char* path, const struct stat*, int, FTW*) { return std::remove(path); }, 8,
-         FTW_DEPTH | FTW_PHYS);
+    nftw(
+        path_.c_str(),
+        [](const char* path, const struct stat*, int, FTW*) { return std::remove(path); }, 8,
+        FTW_DEPTH | FTW_PHYS);
   }
   TemporaryFolder(const TemporaryFolder&) = delete;
   TemporaryFolder& operator=(const TemporaryFolder&) = delete;

@@ -17,8 +17,10 @@ TEST(ParityOfText, BatchesAreThoseOfPython) {
 
 TEST(ParityOfText, TokensAreThoseOfPython) {
   const auto fixture = read_tensors(std::string(TORCHPACE_FIXTURES) + "/text.pt");
-  const auto tokens = encode_text(testing::read_file(std::string(TORCHPACE_FIXTURES) + "/text.txt"));
-  EXPECT_TRUE(torch::equal(tokens, fixture.at("tokens"))) << decode_text(tokens) << "\n" << decode_text(fixture.at("tokens"));
+  const auto tokens =
+      encode_text(testing::read_file(std::string(TORCHPACE_FIXTURES) + "/text.txt"));
+  EXPECT_TRUE(torch::equal(tokens, fixture.at("tokens"))) << decode_text(tokens) << "\n"
+                                                          << decode_text(fixture.at("tokens"));
 }
 
 TEST(Text, EncodesAndDecodes) {
@@ -28,9 +30,13 @@ TEST(Text, EncodesAndDecodes) {
 }
 
 TEST(Text, RefusesWhatItCannotUse) {
-  EXPECT_NE(testing::error_of([] { TextBatches(encode_text("short"), 1, 8, 0); }).find("more than 8 tokens"),
+  EXPECT_NE(testing::error_of([] {
+              TextBatches(encode_text("short"), 1, 8, 0);
+            }).find("more than 8 tokens"),
             std::string::npos);
-  EXPECT_NE(testing::error_of([] { decode_text(torch::tensor({65})); }).find("expected tokens in [0, 65), got 65"),
+  EXPECT_NE(testing::error_of([] {
+              decode_text(torch::tensor({65}));
+            }).find("expected tokens in [0, 65), got 65"),
             std::string::npos);
 }
 

@@ -11,12 +11,17 @@ using testing::TemporaryFolder;
 Workload counting(int& steps) {
   return {.step = [&steps] { ++steps; },
           .restore = [&steps] { steps = 0; },
-          .values = [] { return TensorDict{{"output", torch::ones({3})}}; },
+          .values =
+              [] {
+                return TensorDict{{"output", torch::ones({3})}};
+              },
           .flops = 10,
           .items = 3};
 }
 
-detail::Worker worker_of(std::function<Workload(const Settings&)> load) { return {{.runtime = "test"}, std::move(load)}; }
+detail::Worker worker_of(std::function<Workload(const Settings&)> load) {
+  return {{.runtime = "test"}, std::move(load)};
+}
 
 TEST(Worker, GreetsAndObeys) {
   int steps = 0;
@@ -38,7 +43,8 @@ TEST(Worker, AnswersBadCommandsInOneLineAndLivesOn) {
     if (s.has("skip")) throw DeviceUnavailable("no such device");
     return counting(steps);
   });
-  for (const char* bad : {"dance", "load layers", "load fail=1", "run 0 0", "run x", "run 1 -1", "losses 5", "check"}) {
+  for (const char* bad : {"dance", "load layers", "load fail=1", "run 0 0", "run x", "run 1 -1",
+                          "losses 5", "check"}) {
     const auto answer = worker.answer(bad);
     EXPECT_TRUE(answer.starts_with(R"({"error": )")) << bad << ": " << answer;
     EXPECT_EQ(answer.find('\n'), std::string::npos);
@@ -60,9 +66,11 @@ TEST(Worker, WritesAndChecksValues) {
   worker.answer("load case=default");
   const auto path = folder.file("with space.pt");
   EXPECT_EQ(worker.answer("write " + Settings::encode(path)), R"({"written": 1})");
-  EXPECT_NE(worker.answer("check " + Settings::encode(path)).find(R"("passed": true)"), std::string::npos);
+  EXPECT_NE(worker.answer("check " + Settings::encode(path)).find(R"("passed": true)"),
+            std::string::npos);
   offset = 0.01;
-  EXPECT_NE(worker.answer("check " + Settings::encode(path)).find(R"("passed": false)"), std::string::npos);
+  EXPECT_NE(worker.answer("check " + Settings::encode(path)).find(R"("passed": false)"),
+            std::string::npos);
 }
 
 }  // namespace

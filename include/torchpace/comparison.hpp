@@ -1,6 +1,7 @@
 // Speedup of a runtime over a reference, measured in pairs, and the verdict.
-// Speedup = reference time / runtime time: above 1 is faster. Everything is computed on log ratios, so that swapping the two
-// sides inverts the interval exactly. Free of torch: `torchpace compare` and `torchpace::compare` judge with this file.
+// Speedup = reference time / runtime time: above 1 is faster. Everything is computed on log ratios,
+// so that swapping the two sides inverts the interval exactly. Free of torch: `torchpace compare`
+// and `torchpace::compare` judge with this file.
 #pragma once
 
 #include <algorithm>
@@ -21,11 +22,16 @@ enum class Verdict { kFaster, kSlower, kSame, kUnsure, kInvalid };
 
 constexpr std::string_view to_string(Verdict verdict) {
   switch (verdict) {
-    case Verdict::kFaster: return "FASTER";
-    case Verdict::kSlower: return "SLOWER";
-    case Verdict::kSame: return "SAME";
-    case Verdict::kInvalid: return "INVALID";
-    case Verdict::kUnsure: break;
+    case Verdict::kFaster:
+      return "FASTER";
+    case Verdict::kSlower:
+      return "SLOWER";
+    case Verdict::kSame:
+      return "SAME";
+    case Verdict::kInvalid:
+      return "INVALID";
+    case Verdict::kUnsure:
+      break;
   }
   return "UNSURE";
 }
@@ -34,7 +40,8 @@ constexpr std::string_view to_string(Verdict verdict) {
 inline constexpr std::size_t kFewestForStudent = 4;
 inline constexpr std::size_t kFewestForSignTest = 6;
 
-/// log(reference / runtime) of each round, from the medians of the two blocks of that round. Both spans are of equal length.
+/// log(reference / runtime) of each round, from the medians of the two blocks of that round. Both
+/// spans are of equal length.
 inline std::vector<double> round_log_ratios(std::span<const double> reference_ns,
                                             std::span<const double> runtime_ns) {
   std::vector<double> ratios;
@@ -52,9 +59,9 @@ inline Interval exponential(const Interval& logarithms) {
           .confidence = logarithms.confidence};
 }
 
-/// The speedup from one log ratio per generation (a fresh process each): they are the independent units, since memory
-/// layout is drawn once per process. Order statistics from 6 ([min, max] of 6 is exact at 96.9 %), Student's t for 4 and 5,
-/// only a median below.
+/// The speedup from one log ratio per generation (a fresh process each): they are the independent
+/// units, since memory layout is drawn once per process. Order statistics from 6 ([min, max] of 6
+/// is exact at 96.9 %), Student's t for 4 and 5, only a median below.
 inline Interval speedup_interval(std::span<const double> generation_log_ratios) {
   const std::size_t n = generation_log_ratios.size();
   if (n >= kFewestForSignTest) return exponential(sign_test_interval(generation_log_ratios));
@@ -68,48 +75,57 @@ constexpr std::string_view speedup_method(std::size_t n) {
   return n >= kFewestForStudent ? "Student t" : "too few generations";
 }
 
-/// The verdict from the runtime's speedup and that of a second copy of the reference (the A/A noise).
-/// FASTER and SLOWER: the interval excludes 1 and lies beyond the A/A interval. SAME: both lie within 1 +- delta.
+/// The verdict from the runtime's speedup and that of a second copy of the reference (the A/A
+/// noise). FASTER and SLOWER: the interval excludes 1 and lies beyond the A/A interval. SAME: both
+/// lie within 1 +- delta.
 inline Verdict judge(const Interval& speedup, const Interval& noise, double delta = 0.02) {
   if (!speedup.bounded() || !noise.bounded()) return Verdict::kUnsure;
   if (speedup.low > std::max(1.0, noise.high)) return Verdict::kFaster;
   if (speedup.high < std::min(1.0, noise.low)) return Verdict::kSlower;
-  const auto within = [delta](const Interval& i) { return i.low >= 1 - delta && i.high <= 1 + delta; };
+  const auto within = [delta](const Interval& i) {
+    return i.low >= 1 - delta && i.high <= 1 + delta;
+  };
   return within(speedup) && within(noise) ? Verdict::kSame : Verdict::kUnsure;
 }
 
 /// What would settle an UNSURE, in one line; empty for the other verdicts.
 inline std::string advice(const Interval& speedup, const Interval& noise, double delta = 0.02) {
   if (judge(speedup, noise, delta) != Verdict::kUnsure) return "";
-  if (!speedup.bounded() || !noise.bounded()) return "needs at least 4 generations (--generations 6)";
+  if (!speedup.bounded() || !noise.bounded())
+    return "needs at least 4 generations (--generations 6)";
   if (noise.high - noise.low > 2 * delta) {
-    return "this machine's noise (A/A) is wider than 1 +- delta: quiet it (torchpace doctor) or --generations 12";
+    return "this machine's noise (A/A) is wider than 1 +- delta: quiet it (torchpace doctor) or "
+           "--generations 12";
   }
   if (speedup.low > 1 || speedup.high < 1) return "lies inside the A/A noise: --generations 12";
   return "interval reaches past 1 +- delta: --generations 12 or a longer --max-seconds";
 }
 
-/// Result of a comparison of two workloads: the runtime's speedup, the noise floor, and whether the outputs agreed.
+/// Result of a comparison of two workloads: the runtime's speedup, the noise floor, and whether the
+/// outputs agreed.
 struct Comparison {
   Interval speedup;
-  Interval noise;              // of a second copy of the reference over the reference
-  double max_abs_error = 0;    // between the outputs
-  double tolerance = 0;        // what was allowed
+  Interval noise;            // of a second copy of the reference over the reference
+  double max_abs_error = 0;  // between the outputs
+  double tolerance = 0;      // what was allowed
   std::size_t rounds = 0;
   Verdict verdict = Verdict::kUnsure;
 };
 
-/// One line: speedup 1.234x [1.220, 1.251], FASTER; noise [0.995, 1.004], 60 rounds, outputs agree to 1.2e-07.
+/// One line: speedup 1.234x [1.220, 1.251], FASTER; noise [0.995, 1.004], 60 rounds, outputs agree
+/// to 1.2e-07.
 inline std::ostream& operator<<(std::ostream& out, const Comparison& c) {
   char line[256];
   if (c.verdict == Verdict::kInvalid) {
-    std::snprintf(line, sizeof line, "INVALID: outputs differ by %.3g, allowed %.3g", c.max_abs_error, c.tolerance);
+    std::snprintf(line, sizeof line, "INVALID: outputs differ by %.3g, allowed %.3g",
+                  c.max_abs_error, c.tolerance);
     return out << line;
   }
   std::snprintf(line, sizeof line,
-                "speedup %.3fx [%.3f, %.3f], %s; noise [%.3f, %.3f], %zu rounds, outputs agree to %.2g (allowed %.2g)",
-                c.speedup.median, c.speedup.low, c.speedup.high, to_string(c.verdict).data(), c.noise.low,
-                c.noise.high, c.rounds, c.max_abs_error, c.tolerance);
+                "speedup %.3fx [%.3f, %.3f], %s; noise [%.3f, %.3f], %zu rounds, outputs agree to "
+                "%.2g (allowed %.2g)",
+                c.speedup.median, c.speedup.low, c.speedup.high, to_string(c.verdict).data(),
+                c.noise.low, c.noise.high, c.rounds, c.max_abs_error, c.tolerance);
   return out << line;
 }
 

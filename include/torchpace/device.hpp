@@ -1,4 +1,5 @@
-// Devices without naming one: choice, synchronisation, events, memory high-water marks. Compiles against a CPU build.
+// Devices without naming one: choice, synchronisation, events, memory high-water marks. Compiles
+// against a CPU build.
 #pragma once
 
 #include <c10/core/CachingDeviceAllocator.h>
@@ -18,18 +19,21 @@ struct DeviceUnavailable : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
-/// "auto" (CUDA when there is one), "cpu", "cuda", "cuda:1". Throws c10::Error when the text is no such device, and
-/// DeviceUnavailable when it is not here.
+/// "auto" (CUDA when there is one), "cpu", "cuda", "cuda:1". Throws c10::Error when the text is no
+/// such device, and DeviceUnavailable when it is not here.
 inline torch::Device choose_device(const std::string& text) {
-  if (text == "auto") return torch::cuda::is_available() ? torch::Device(torch::kCUDA, 0) : torch::Device(torch::kCPU);
+  if (text == "auto")
+    return torch::cuda::is_available() ? torch::Device(torch::kCUDA, 0)
+                                       : torch::Device(torch::kCPU);
   torch::Device device(text);
   if (device.is_cpu()) return torch::Device(torch::kCPU);
   TORCH_CHECK(device.is_cuda(), "device: expected auto, cpu or cuda:N, got '", text, "'");
   const int count = torch::cuda::is_available() ? static_cast<int>(torch::cuda::device_count()) : 0;
   const int index = device.has_index() ? device.index() : 0;
   if (index >= count) {
-    throw DeviceUnavailable("device " + text + ": this machine and this torch offer " + std::to_string(count) +
-                            " CUDA devices; use --device cpu, or a CUDA build of torch on a machine with a GPU");
+    throw DeviceUnavailable(
+        "device " + text + ": this machine and this torch offer " + std::to_string(count) +
+        " CUDA devices; use --device cpu, or a CUDA build of torch on a machine with a GPU");
   }
   return torch::Device(torch::kCUDA, static_cast<c10::DeviceIndex>(index));
 }
@@ -47,7 +51,9 @@ class DeviceEvent {
   void record() { event_.record(c10::impl::VirtualGuardImpl(device_.type()).getStream(device_)); }
   void synchronize() const { event_.synchronize(); }
   /// Time from this to the later event in ns. Both must have completed.
-  double elapsed_ns(const DeviceEvent& later) const { return event_.elapsedTime(later.event_) * 1e6; }
+  double elapsed_ns(const DeviceEvent& later) const {
+    return event_.elapsedTime(later.event_) * 1e6;
+  }
 
  private:
   torch::Device device_;
@@ -61,20 +67,22 @@ struct Memory {
   double device_reserved_peak_bytes = 0;
 };
 
-/// Starts new high-water marks. The resident one is left as it is where the kernel refuses (/proc/self/clear_refs).
+/// Starts new high-water marks. The resident one is left as it is where the kernel refuses
+/// (/proc/self/clear_refs).
 inline void reset_peak_memory(const torch::Device& device) {
   std::ofstream("/proc/self/clear_refs") << '5';
   if (!device.is_cpu()) c10::getDeviceAllocator(device.type())->resetPeakStats(device.index());
 }
 
-/// Resident memory of this process and, off the CPU, of torch's caching allocator. What lives outside that allocator
-/// (context, library workspaces) is not in it.
+/// Resident memory of this process and, off the CPU, of torch's caching allocator. What lives
+/// outside that allocator (context, library workspaces) is not in it.
 inline Memory memory(const torch::Device& device) {
   Memory result;
   std::ifstream status("/proc/self/status");
   for (std::string line; std::getline(status, line);) {
     double kib = 0;
-    if (std::sscanf(line.c_str(), "VmHWM: %lf kB", &kib) == 1) result.resident_peak_bytes = kib * 1024;
+    if (std::sscanf(line.c_str(), "VmHWM: %lf kB", &kib) == 1)
+      result.resident_peak_bytes = kib * 1024;
     if (std::sscanf(line.c_str(), "VmRSS: %lf kB", &kib) == 1) result.resident_bytes = kib * 1024;
   }
   if (!device.is_cpu()) {

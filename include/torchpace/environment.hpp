@@ -1,5 +1,5 @@
-// What the numbers of this process depend on, as a flat list of names and values: torch, BLAS, threads, device, allocator,
-// build. Twin: python/torchpace/environment.py (same names).
+// What the numbers of this process depend on, as a flat list of names and values: torch, BLAS,
+// threads, device, allocator, build. Twin: python/torchpace/environment.py (same names).
 #pragma once
 
 #include <ATen/Parallel.h>
@@ -48,7 +48,8 @@ inline std::string mapped_libraries(std::initializer_list<const char*> stems) {
 inline std::string allocator_name() {
   for (const char* name : {"jemalloc", "tcmalloc", "mimalloc"}) {
     const auto stem = std::string("lib") + name;
-    if (const auto path = mapped_libraries({stem.c_str()}); !path.empty()) return name + (" " + path);
+    if (const auto path = mapped_libraries({stem.c_str()}); !path.empty())
+      return name + (" " + path);
   }
   return std::string("glibc ") + gnu_get_libc_version();
 }
@@ -110,14 +111,17 @@ inline Environment environment(const torch::Device& device) {
       {"affinity", std::to_string(detail::affinity_count())},
       {"cpu_capability", at::get_cpu_capability()},
       {"blas", at::hasMKL() ? "mkl" : "other"},
-      {"blas_library", detail::mapped_libraries({"libmkl", "libopenblas", "libblas", "libcublas.so"})},
+      {"blas_library",
+       detail::mapped_libraries({"libmkl", "libopenblas", "libblas", "libcublas.so"})},
       {"mkldnn", boolean(at::hasMKLDNN() && context.userEnabledMkldnn())},
       {"openmp", detail::mapped_libraries({"libgomp", "libiomp5", "libomp"})},
       {"allocator", detail::allocator_name()},
-      {"malloc_settings", detail::variables({"MALLOC_", "MIMALLOC_", "GLIBC_TUNABLES=", "LD_PRELOAD=",
-                                             "PYTORCH_CUDA_ALLOC_CONF=", "PYTORCH_ALLOC_CONF="})},
+      {"malloc_settings",
+       detail::variables({"MALLOC_", "MIMALLOC_", "GLIBC_TUNABLES=", "LD_PRELOAD=",
+                          "PYTORCH_CUDA_ALLOC_CONF=", "PYTORCH_ALLOC_CONF="})},
       {"openmp_settings", detail::variables({"OMP_", "GOMP_", "KMP_", "MKL_"})},
-      {"tf32", std::string("matmul ") + on(context.allowTF32CuBLAS()) + ", cudnn " + on(context.allowTF32CuDNN())},
+      {"tf32", std::string("matmul ") + on(context.allowTF32CuBLAS()) + ", cudnn " +
+                   on(context.allowTF32CuDNN())},
       {"flush_denormal", boolean(detail::flushes_denormals())},
       {"deterministic", boolean(context.deterministicAlgorithms())},
       {"device", device.str()},
@@ -133,8 +137,10 @@ inline Environment environment(const torch::Device& device) {
 inline std::string environment_json(const Environment& environment) {
   JsonObject json;
   for (const auto& [key, value] : environment) {
-    const bool number = !value.empty() && value.find_first_not_of("0123456789") == std::string::npos;
-    const bool raw = (number && key != "cuda" && key != "cudnn") || value == "true" || value == "false";
+    const bool number =
+        !value.empty() && value.find_first_not_of("0123456789") == std::string::npos;
+    const bool raw =
+        (number && key != "cuda" && key != "cudnn") || value == "true" || value == "false";
     raw ? json.raw(key, value) : json.add(key, value);
   }
   return json.str();

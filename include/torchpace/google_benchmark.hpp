@@ -1,18 +1,19 @@
-// Workloads as Google Benchmark cases, and a main whose exit code tells what happened. The only header that needs
-// Google Benchmark (1.7 or later).
+// Workloads as Google Benchmark cases, and a main whose exit code tells what happened. The only
+// header that needs Google Benchmark (1.7 or later).
 //
-//   torchpace::Workload matmul(int64_t n) { auto x = torch::randn({n, n}); return {.step = [x] { x.matmul(x); }}; }
-//   TORCHPACE_BENCHMARK(matmul)->ArgName("n")->Arg(64);
+//   torchpace::Workload matmul(int64_t n) { auto x = torch::randn({n, n}); return {.step = [x] {
+//   x.matmul(x); }}; } TORCHPACE_BENCHMARK(matmul)->ArgName("n")->Arg(64);
 //   TORCHPACE_BENCHMARK_MAIN()
 //
-// The workload of a case is built once, warmed up, and restored before each of Google Benchmark's entries; time is manual, so
-// the library's own code (and its build type) is outside the timed region.
+// The workload of a case is built once, warmed up, and restored before each of Google Benchmark's
+// entries; time is manual, so the library's own code (and its build type) is outside the timed
+// region.
 #pragma once
 
 #include <benchmark/benchmark.h>
 
-#include <iostream>
 #include <algorithm>
+#include <iostream>
 #include <memory>
 #include <numeric>
 #include <optional>
@@ -51,7 +52,8 @@ Workload build(Workload (*function)(Arguments...), const benchmark::State& state
   return build(function, state, std::index_sequence_for<Arguments...>());
 }
 
-/// The case that is being measured. Google Benchmark enters a function many times for one case; only one is kept alive.
+/// The case that is being measured. Google Benchmark enters a function many times for one case;
+/// only one is kept alive.
 struct CurrentCase {
   std::string key;
   std::optional<Workload> workload;
@@ -64,10 +66,12 @@ inline CurrentCase& current_case() {
 }
 
 template <class... Arguments>
-void prepare(Workload (*function)(Arguments...), const std::string& name, const benchmark::State& state) {
+void prepare(Workload (*function)(Arguments...), const std::string& name,
+             const benchmark::State& state) {
   auto& current = current_case();
   std::string key = name;
-  for (std::size_t i = 0; i < sizeof...(Arguments); ++i) key += '/' + std::to_string(state.range(i));
+  for (std::size_t i = 0; i < sizeof...(Arguments); ++i)
+    key += '/' + std::to_string(state.range(i));
   if (current.workload && current.key == key) return;
   current.workload.reset();  // first, so that two never share the memory
   const auto device = benchmark_program().device;
@@ -75,7 +79,8 @@ void prepare(Workload (*function)(Arguments...), const std::string& name, const 
   const double resident = memory(device).resident_bytes;
   current.workload = build(function, state);
   current.key = key;
-  measure(current.workload->step, current.workload->device, {.stop = {.relative_width = 1e9, .min_samples = 5}});
+  measure(current.workload->step, current.workload->device,
+          {.stop = {.relative_width = 1e9, .min_samples = 5}});
   current.peak_resident_bytes = std::max(0.0, memory(device).resident_peak_bytes - resident);
 }
 
@@ -90,7 +95,8 @@ inline void run_current(benchmark::State& state) {
     state.counters["page_faults"] = block.page_faults / static_cast<double>(iterations);
   }
   const auto rate = [&](double per_step) {
-    return benchmark::Counter(per_step * static_cast<double>(state.iterations()), benchmark::Counter::kIsRate);
+    return benchmark::Counter(per_step * static_cast<double>(state.iterations()),
+                              benchmark::Counter::kIsRate);
   };
   if (w.items > 0) state.counters[w.item + "/s"] = rate(w.items);
   if (w.flops > 0) state.counters["FLOP/s"] = rate(w.flops);
@@ -101,7 +107,8 @@ inline void run_current(benchmark::State& state) {
 
 /// Registers `function`, whose int64_t parameters are the case's arguments.
 template <class... Arguments>
-benchmark::internal::Benchmark* register_workload(const char* name, Workload (*function)(Arguments...)) {
+benchmark::internal::Benchmark* register_workload(const char* name,
+                                                  Workload (*function)(Arguments...)) {
   const auto run = [function, name](benchmark::State& state) {
     auto& program = benchmark_program();
     try {
@@ -126,14 +133,16 @@ benchmark::internal::Benchmark* register_workload(const char* name, Workload (*f
 /// Passes everything on and counts the runs that were measured.
 class CountingReporter : public benchmark::BenchmarkReporter {
  public:
-  explicit CountingReporter(std::unique_ptr<benchmark::BenchmarkReporter> to) : to_(std::move(to)) {}
+  explicit CountingReporter(std::unique_ptr<benchmark::BenchmarkReporter> to)
+      : to_(std::move(to)) {}
   bool ReportContext(const Context& context) override {
     to_->SetOutputStream(&GetOutputStream());
     to_->SetErrorStream(&GetErrorStream());
     return to_->ReportContext(context);
   }
   void ReportRuns(const std::vector<Run>& runs) override {
-    for (const auto& run : runs) benchmark_program().measured += run.iterations > 0 && run.real_accumulated_time > 0;
+    for (const auto& run : runs)
+      benchmark_program().measured += run.iterations > 0 && run.real_accumulated_time > 0;
     to_->ReportRuns(runs);
   }
   void Finalize() override { to_->Finalize(); }
@@ -163,8 +172,9 @@ inline std::string take_option(int& argc, char** argv, const std::string& name) 
 /// The device that `--device` of the program names; a workload is built there.
 inline torch::Device benchmark_device() { return detail::benchmark_program().device; }
 
-/// Runs the registered cases. `--device=cpu|cuda:0`, `--threads=N` and all of Google Benchmark's flags. Returns
-/// 0 all measured, 1 a case failed, 2 usage, 4 the filter matched nothing, 77 the device is not here.
+/// Runs the registered cases. `--device=cpu|cuda:0`, `--threads=N` and all of Google Benchmark's
+/// flags. Returns 0 all measured, 1 a case failed, 2 usage, 4 the filter matched nothing, 77 the
+/// device is not here.
 inline int benchmark_main(int argc, char** argv) {
   const std::string program_name = argc > 0 ? argv[0] : "benchmark";
   try {
@@ -191,13 +201,15 @@ inline int benchmark_main(int argc, char** argv) {
   for (const auto& [key, value] : environment(benchmark_device())) {
     benchmark::AddCustomContext("torchpace." + key, value);
   }
-  detail::CountingReporter reporter{std::unique_ptr<benchmark::BenchmarkReporter>(benchmark::CreateDefaultDisplayReporter())};
+  detail::CountingReporter reporter{
+      std::unique_ptr<benchmark::BenchmarkReporter>(benchmark::CreateDefaultDisplayReporter())};
   const auto matched = benchmark::RunSpecifiedBenchmarks(&reporter);
   benchmark::Shutdown();
   const auto& program = detail::benchmark_program();
   detail::current_case().workload.reset();
   if (matched == 0) {
-    std::cerr << program_name << ": no case matches the filter; --benchmark_list_tests lists them\n";
+    std::cerr << program_name
+              << ": no case matches the filter; --benchmark_list_tests lists them\n";
     return 4;
   }
   if (program.failed > 0) return 1;
@@ -210,7 +222,7 @@ inline int benchmark_main(int argc, char** argv) {
 #define TORCHPACE_CONCATENATE_(a, b) a##b
 #define TORCHPACE_CONCATENATE(a, b) TORCHPACE_CONCATENATE_(a, b)
 /// Registers a function `Workload f(int64_t...)`; continue with ->ArgNames(...)->Args(...).
-#define TORCHPACE_BENCHMARK(function)                                                              \
+#define TORCHPACE_BENCHMARK(function)                                                            \
   [[maybe_unused]] static auto* const TORCHPACE_CONCATENATE(torchpace_benchmark_, __COUNTER__) = \
       ::torchpace::detail::register_workload(#function, function)
 /// Defines main.

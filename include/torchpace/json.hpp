@@ -1,4 +1,5 @@
-// Writes one line of JSON. Enough for a worker's answers and for Measurement; nothing here reads JSON.
+// Writes one line of JSON. Enough for a worker's answers and for Measurement; nothing here reads
+// JSON.
 #pragma once
 
 #include <cmath>
@@ -12,7 +13,8 @@
 
 namespace torchpace {
 
-/// Text as a JSON string, quoted. Bytes that are not ASCII pass through: the text is taken to be UTF-8.
+/// Text as a JSON string, quoted. Bytes that are not ASCII pass through: the text is taken to be
+/// UTF-8.
 inline std::string json_string(std::string_view text) {
   std::string out = "\"";
   for (const char c : text) {
@@ -29,7 +31,8 @@ inline std::string json_string(std::string_view text) {
   return out + '"';
 }
 
-/// A number with the fewest digits that read back the same; null for NaN and the infinities, which JSON lacks.
+/// A number with the fewest digits that read back the same; null for NaN and the infinities, which
+/// JSON lacks.
 inline std::string json_number(double value) {
   if (!std::isfinite(value)) return "null";
   char text[32];
@@ -43,7 +46,9 @@ inline std::string json_number(double value) {
 /// {"key": value, ...} in the order of the calls.
 class JsonObject {
  public:
-  JsonObject& add(std::string_view key, std::string_view value) { return raw(key, json_string(value)); }
+  JsonObject& add(std::string_view key, std::string_view value) {
+    return raw(key, json_string(value));
+  }
   JsonObject& add(std::string_view key, const char* value) { return raw(key, json_string(value)); }
   JsonObject& add(std::string_view key, bool value) { return raw(key, value ? "true" : "false"); }
   JsonObject& add(std::string_view key, double value) { return raw(key, json_number(value)); }

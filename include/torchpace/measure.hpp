@@ -1,6 +1,6 @@
 // The timed loop: warm-up, synchronise, sample, stop rule. The one place in C++ that reads a clock.
-// CPU: k samples share one chain of k + 1 clock reads. CUDA: `latency` synchronises every step; `throughput` keeps the device
-// busy and reads events. Twin: python/torchpace/measure.py.
+// CPU: k samples share one chain of k + 1 clock reads. CUDA: `latency` synchronises every step;
+// `throughput` keeps the device busy and reads events. Twin: python/torchpace/measure.py.
 #pragma once
 
 #include <sys/resource.h>
@@ -41,14 +41,17 @@ namespace detail {
 using Clock = std::chrono::steady_clock;
 
 inline double elapsed_ns(Clock::time_point begin, Clock::time_point end) {
-  return static_cast<double>(std::chrono::duration_cast<std::chrono::nanoseconds>(end - begin).count());
+  return static_cast<double>(
+      std::chrono::duration_cast<std::chrono::nanoseconds>(end - begin).count());
 }
 
-/// Faults and involuntary switches of the whole process: read per block, since reading them costs more than the loop.
+/// Faults and involuntary switches of the whole process: read per block, since reading them costs
+/// more than the loop.
 inline std::pair<double, double> fault_counts() {
   rusage usage{};
   getrusage(RUSAGE_SELF, &usage);
-  return {static_cast<double>(usage.ru_minflt + usage.ru_majflt), static_cast<double>(usage.ru_nivcsw)};
+  return {static_cast<double>(usage.ru_minflt + usage.ru_majflt),
+          static_cast<double>(usage.ru_nivcsw)};
 }
 
 template <class Step>
@@ -63,10 +66,11 @@ void sample_on_cpu(Step& step, std::size_t samples, int64_t steps_per_sample, Bl
   }
 }
 
-/// step_ns ends with the device's completion, enqueue_ns with the return of step(); device_ns is between events.
+/// step_ns ends with the device's completion, enqueue_ns with the return of step(); device_ns is
+/// between events.
 template <class Step>
-void sample_synchronised(Step& step, const torch::Device& device, std::size_t samples, int64_t steps_per_sample,
-                         Block& block) {
+void sample_synchronised(Step& step, const torch::Device& device, std::size_t samples,
+                         int64_t steps_per_sample, Block& block) {
   const auto steps = static_cast<double>(steps_per_sample);
   DeviceEvent start(device), end(device);
   synchronize(device);
@@ -89,12 +93,13 @@ void sample_synchronised(Step& step, const torch::Device& device, std::size_t sa
   }
 }
 
-/// step_ns: from the completion of the sample before to this one's, which is wall time with the device's gaps in it.
-/// device_ns: from a sample's own first event to its last, which leaves out what the host does between samples. The host
-/// stays at most one sample ahead, so that enqueue_ns is its own work and not the wait for a full queue.
+/// step_ns: from the completion of the sample before to this one's, which is wall time with the
+/// device's gaps in it. device_ns: from a sample's own first event to its last, which leaves out
+/// what the host does between samples. The host stays at most one sample ahead, so that enqueue_ns
+/// is its own work and not the wait for a full queue.
 template <class Step>
-void sample_busy_device(Step& step, const torch::Device& device, std::size_t samples, int64_t steps_per_sample,
-                        Block& block) {
+void sample_busy_device(Step& step, const torch::Device& device, std::size_t samples,
+                        int64_t steps_per_sample, Block& block) {
   const auto steps = static_cast<double>(steps_per_sample);
   std::vector<DeviceEvent> starts, ends;
   for (std::size_t i = 0; i <= samples; ++i) {
@@ -119,8 +124,8 @@ void sample_busy_device(Step& step, const torch::Device& device, std::size_t sam
 
 }  // namespace detail
 
-/// Runs `samples` x `steps_per_sample` steps and times them; the device is idle afterwards. `step()` may leave work
-/// enqueued on the device's current stream. Does not warm up.
+/// Runs `samples` x `steps_per_sample` steps and times them; the device is idle afterwards.
+/// `step()` may leave work enqueued on the device's current stream. Does not warm up.
 template <class Step>
 Block run_block(Step& step, const torch::Device& device, Phase phase, std::size_t samples,
                 int64_t steps_per_sample = 1) {
@@ -151,12 +156,16 @@ double time_once_s(Step&& step, const torch::Device& device) {
 
 /// Adds a block's samples to a measurement and keeps its per-step counts.
 inline void append(Measurement& measurement, const Block& block) {
-  const auto extend = [](auto& to, const auto& from) { to.insert(to.end(), from.begin(), from.end()); };
+  const auto extend = [](auto& to, const auto& from) {
+    to.insert(to.end(), from.begin(), from.end());
+  };
   const double before = static_cast<double>(measurement.step_ns.size());
   const double added = static_cast<double>(block.step_ns.size());
   const double steps = (before + added) * static_cast<double>(measurement.steps_per_sample);
   const double steps_before = before * static_cast<double>(measurement.steps_per_sample);
-  const auto mean = [&](double per_step, double count) { return (per_step * steps_before + count) / steps; };
+  const auto mean = [&](double per_step, double count) {
+    return (per_step * steps_before + count) / steps;
+  };
   measurement.page_faults_per_step = mean(measurement.page_faults_per_step, block.page_faults);
   measurement.involuntary_switches_per_step =
       mean(measurement.involuntary_switches_per_step, block.involuntary_switches);
@@ -165,13 +174,13 @@ inline void append(Measurement& measurement, const Block& block) {
   extend(measurement.enqueue_ns, block.enqueue_ns);
 }
 
-/// Warms up until the running median settles, then samples until `options.stop` is met or its time is up.
-/// Throws what `step` throws.
+/// Warms up until the running median settles, then samples until `options.stop` is met or its time
+/// is up. Throws what `step` throws.
 template <class Step>
 Measurement measure(Step&& step, const torch::Device& device, const MeasureOptions& options = {}) {
   TORCH_CHECK(options.stop.min_samples > 0 && options.stop.max_seconds > 0,
-              "measure: expected min_samples and max_seconds above 0, got ", options.stop.min_samples, " and ",
-              options.stop.max_seconds);
+              "measure: expected min_samples and max_seconds above 0, got ",
+              options.stop.min_samples, " and ", options.stop.max_seconds);
   Measurement m;
   m.device = device.str();
   m.phase = options.phase == Phase::kLatency ? "latency" : "throughput";
@@ -183,13 +192,16 @@ Measurement measure(Step&& step, const torch::Device& device, const MeasureOptio
   const auto seconds = [&start] { return detail::elapsed_ns(start, detail::Clock::now()) / 1e9; };
   double step_ns = 0;
   do {
-    const double previous = std::exchange(step_ns, median(run_block(step, device, options.phase, 5).step_ns));
+    const double previous =
+        std::exchange(step_ns, median(run_block(step, device, options.phase, 5).step_ns));
     m.warmup_steps += 5;
     m.warmup_settled = std::abs(step_ns - previous) <= 0.02 * step_ns;
-  } while (!m.warmup_settled && m.warmup_steps < options.max_warmup_steps && seconds() < options.max_warmup_seconds);
+  } while (!m.warmup_settled && m.warmup_steps < options.max_warmup_steps &&
+           seconds() < options.max_warmup_seconds);
 
   if (step_ns < options.block_below_ns) {
-    m.steps_per_sample = static_cast<int64_t>(std::ceil(options.block_below_ns / std::max(step_ns, 1.0)));
+    m.steps_per_sample =
+        static_cast<int64_t>(std::ceil(options.block_below_ns / std::max(step_ns, 1.0)));
   }
   start = detail::Clock::now();
   double width = std::numeric_limits<double>::infinity();
@@ -211,8 +223,8 @@ Measurement measure(Step&& step, const torch::Device& device, const MeasureOptio
   if (narrow && enough) {
     std::snprintf(text, sizeof text, "interval %.2g %% wide", 100 * width);
   } else if (!enough) {
-    std::snprintf(text, sizeof text, "%.3g s are over with %zu samples (wanted %zu)", options.stop.max_seconds,
-                  m.step_ns.size(), options.stop.min_samples);
+    std::snprintf(text, sizeof text, "%.3g s are over with %zu samples (wanted %zu)",
+                  options.stop.max_seconds, m.step_ns.size(), options.stop.min_samples);
   } else {
     std::snprintf(text, sizeof text, "%.3g s are over, interval %.2g %% wide (wanted %.2g %%)",
                   options.stop.max_seconds, 100 * width, 100 * options.stop.relative_width);

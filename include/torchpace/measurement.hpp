@@ -36,11 +36,11 @@ struct Measurement {
   int64_t steps_per_sample = 1;
   int64_t warmup_steps = 0;
   bool warmup_settled = true;  // false: its cap came before the running median settled
-  std::string stopped;  // why sampling ended, with the criterion that was not met
+  std::string stopped;         // why sampling ended, with the criterion that was not met
 
   double page_faults_per_step = 0;
   double involuntary_switches_per_step = 0;
-  double peak_resident_bytes = 0;  // high-water mark above the start of the measurement
+  double peak_resident_bytes = 0;   // high-water mark above the start of the measurement
   double peak_allocated_bytes = 0;  // CUDA caching allocator
   double peak_reserved_bytes = 0;
 
@@ -52,11 +52,14 @@ struct Measurement {
   Interval step() const { return sign_test_interval(step_ns); }
   double median_absolute_deviation_ns() const { return median_absolute_deviation(step_ns); }
   /// Percentile in ns, or nothing where the samples cannot bound it on both sides at 95 %.
-  std::optional<Interval> percentile(double q) const { return percentile_of_sorted(sorted(step_ns), q); }
+  std::optional<Interval> percentile(double q) const {
+    return percentile_of_sorted(sorted(step_ns), q);
+  }
   double steps_per_second() const { return 1e9 / step().median; }
   double items_per_second() const { return items * steps_per_second(); }
   double flops_per_second() const { return flops * steps_per_second(); }
-  /// True where the host needs at least 0.9 of the device's time to enqueue a step: the device waits for the host.
+  /// True where the host needs at least 0.9 of the device's time to enqueue a step: the device
+  /// waits for the host.
   bool launch_bound() const {
     return !device_ns.empty() && median(enqueue_ns) >= 0.9 * median(device_ns);
   }
@@ -72,7 +75,11 @@ inline std::string format_ns(double ns) {
                              : ns < 1e9 ? std::pair{1e6, "ms"}
                                         : std::pair{1e9, "s"};
   char text[32];
-  std::snprintf(text, sizeof text, "%.*f %s", ns / scale < 10 ? 2 : ns / scale < 100 ? 1 : 0, ns / scale, unit);
+  std::snprintf(text, sizeof text, "%.*f %s",
+                ns / scale < 10    ? 2
+                : ns / scale < 100 ? 1
+                                   : 0,
+                ns / scale, unit);
   return text;
 }
 
@@ -85,7 +92,11 @@ inline std::string format_si(double value) {
     ++prefix;
   }
   char text[32];
-  std::snprintf(text, sizeof text, "%.*f %s", value < 10 ? 2 : value < 100 ? 1 : 0, value, kPrefixes[prefix]);
+  std::snprintf(text, sizeof text, "%.*f %s",
+                value < 10    ? 2
+                : value < 100 ? 1
+                              : 0,
+                value, kPrefixes[prefix]);
   return text;
 }
 
@@ -93,7 +104,8 @@ inline std::string Measurement::json() const {
   const auto interval = step();
   const auto ordered = sorted(step_ns);
   JsonObject percentiles;
-  for (const auto& [key, q] : {std::pair{"p50", 0.5}, std::pair{"p90", 0.9}, std::pair{"p99", 0.99}}) {
+  for (const auto& [key, q] :
+       {std::pair{"p50", 0.5}, std::pair{"p90", 0.9}, std::pair{"p99", 0.99}}) {
     if (const auto p = percentile_of_sorted(ordered, q)) percentiles.add(key, p->median);
   }
   JsonObject json;
@@ -107,12 +119,16 @@ inline std::string Measurement::json() const {
                           .str());
   json.raw("percentiles_ns", percentiles.str());
   json.add("steps_per_s", steps_per_second()).add("items_per_s", items_per_second());
-  json.add("flop_per_s", flops_per_second()).add("item", item).add("flops", flops).add("items", items);
+  json.add("flop_per_s", flops_per_second())
+      .add("item", item)
+      .add("flops", flops)
+      .add("items", items);
   json.add("steps_per_sample", steps_per_sample).add("warmup_steps", warmup_steps);
   json.add("warmup_settled", warmup_settled).add("stopped", stopped);
   json.add("page_faults_per_step", page_faults_per_step);
   json.add("involuntary_switches_per_step", involuntary_switches_per_step);
-  json.add("peak_resident_bytes", peak_resident_bytes).add("peak_allocated_bytes", peak_allocated_bytes);
+  json.add("peak_resident_bytes", peak_resident_bytes)
+      .add("peak_allocated_bytes", peak_allocated_bytes);
   json.add("peak_reserved_bytes", peak_reserved_bytes);
   json.add("samples_ns", std::span<const double>(step_ns));
   json.add("samples_device_ns", std::span<const double>(device_ns));
@@ -123,8 +139,9 @@ inline std::string Measurement::json() const {
 /// Three lines: the step with its interval and percentiles; rates; what else the numbers depend on.
 inline std::ostream& operator<<(std::ostream& out, const Measurement& m) {
   const auto step = m.step();
-  out << m.name << " on " << m.device << (m.optimizer.empty() ? "" : ", " + m.optimizer) << ": " << format_ns(step.median)
-      << " a step [" << format_ns(step.low) << ", " << format_ns(step.high) << "]";
+  out << m.name << " on " << m.device << (m.optimizer.empty() ? "" : ", " + m.optimizer) << ": "
+      << format_ns(step.median) << " a step [" << format_ns(step.low) << ", "
+      << format_ns(step.high) << "]";
   const auto ordered = sorted(m.step_ns);
   for (const auto& [label, q] : {std::pair{"p90", 0.9}, std::pair{"p99", 0.99}}) {
     const auto p = percentile_of_sorted(ordered, q);
@@ -143,8 +160,10 @@ inline std::ostream& operator<<(std::ostream& out, const Measurement& m) {
     if (m.launch_bound()) out << ", launch bound";
   }
   return out << "\n  " << m.step_ns.size() << " samples"
-             << (m.steps_per_sample > 1 ? " of " + std::to_string(m.steps_per_sample) + " steps" : "") << " after "
-             << m.warmup_steps << " warm-up steps" << (m.warmup_settled ? "" : " (not settled)") << "; stopped: " << m.stopped;
+             << (m.steps_per_sample > 1 ? " of " + std::to_string(m.steps_per_sample) + " steps"
+                                        : "")
+             << " after " << m.warmup_steps << " warm-up steps"
+             << (m.warmup_settled ? "" : " (not settled)") << "; stopped: " << m.stopped;
 }
 
 }  // namespace torchpace

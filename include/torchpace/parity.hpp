@@ -1,9 +1,11 @@
-// Do two runtimes compute the same? Compares named tensors with a tolerance that is computed, never set by hand: for each
-// tensor and both norms |.| (largest magnitude; root mean square), in float64,
+// Do two runtimes compute the same? Compares named tensors with a tolerance that is computed, never
+// set by hand: for each tensor and both norms |.| (largest magnitude; root mean square), in
+// float64,
 //   |own - reference| <= 4 max(|reference - truth|, spread) + 8 eps |truth|.
-// truth is the float64 twin; spread.<name> [2], which comes with it, is how far that twin moves when every weight and input
-// moves by rounding: what rounding may do, also where the reference was lucky. Without a truth the bound is
-// sqrt(eps) |reference|. Reasons: docs/design.md, Parity. Twin: python/torchpace/parity.py.
+// truth is the float64 twin; spread.<name> [2], which comes with it, is how far that twin moves
+// when every weight and input moves by rounding: what rounding may do, also where the reference was
+// lucky. Without a truth the bound is sqrt(eps) |reference|. Reasons: docs/design.md, Parity. Twin:
+// python/torchpace/parity.py.
 #pragma once
 
 #include <torch/torch.h>
@@ -32,11 +34,16 @@ struct Parity {
 /// Machine epsilon of a floating dtype. Throws c10::Error on another.
 inline double epsilon(torch::ScalarType dtype) {
   switch (dtype) {
-    case torch::kFloat64: return std::numeric_limits<double>::epsilon();
-    case torch::kFloat32: return std::numeric_limits<float>::epsilon();
-    case torch::kFloat16: return 0x1p-10;
-    case torch::kBFloat16: return 0x1p-7;
-    default: TORCH_CHECK(false, "epsilon: expected a floating dtype, got ", dtype);
+    case torch::kFloat64:
+      return std::numeric_limits<double>::epsilon();
+    case torch::kFloat32:
+      return std::numeric_limits<float>::epsilon();
+    case torch::kFloat16:
+      return 0x1p-10;
+    case torch::kBFloat16:
+      return 0x1p-7;
+    default:
+      TORCH_CHECK(false, "epsilon: expected a floating dtype, got ", dtype);
   }
 }
 
@@ -46,10 +53,11 @@ inline std::array<double, 2> norms(const torch::Tensor& x) {
   return {x.abs().max().item<double>(), x.square().mean().sqrt().item<double>()};
 }
 
-/// Compares by name; both sets of names must be equal. A missing name, another shape or a value that is not finite fails
-/// with a note that says which. `truth` may be null. Tensors may be of any dtype and device; eps is that of `dtype`.
-inline Parity check_parity(const TensorDict& values, const TensorDict& reference, const TensorDict* truth,
-                           torch::ScalarType dtype) {
+/// Compares by name; both sets of names must be equal. A missing name, another shape or a value
+/// that is not finite fails with a note that says which. `truth` may be null. Tensors may be of any
+/// dtype and device; eps is that of `dtype`.
+inline Parity check_parity(const TensorDict& values, const TensorDict& reference,
+                           const TensorDict* truth, torch::ScalarType dtype) {
   Parity result;
   const auto fail = [&result](const std::string& name, const std::string& note) {
     result.passed = false;
@@ -59,21 +67,27 @@ inline Parity check_parity(const TensorDict& values, const TensorDict& reference
     result.note = note;
     return result;
   };
-  const auto wide = [](const torch::Tensor& x) { return x.detach().to(torch::kCPU, torch::kFloat64); };
+  const auto wide = [](const torch::Tensor& x) {
+    return x.detach().to(torch::kCPU, torch::kFloat64);
+  };
   for (const auto& entry : values) {
-    if (!reference.contains(entry.first)) return fail(entry.first, "the reference has no " + entry.first);
+    if (!reference.contains(entry.first))
+      return fail(entry.first, "the reference has no " + entry.first);
   }
   const double eps = epsilon(dtype);
   double worst_ratio = -1;
   for (const auto& [name, reference_value] : reference) {
     const auto found = values.find(name);
-    if (found == values.end()) return fail(name, "expected " + name + " as in the reference, found none");
+    if (found == values.end())
+      return fail(name, "expected " + name + " as in the reference, found none");
     const auto own = wide(found->second);
     const auto expected = wide(reference_value);
     if (own.sizes() != expected.sizes()) {
-      return fail(name, c10::str(name, ": expected shape ", expected.sizes(), ", found ", own.sizes()));
+      return fail(name,
+                  c10::str(name, ": expected shape ", expected.sizes(), ", found ", own.sizes()));
     }
-    if (!own.isfinite().all().item<bool>()) return fail(name, name + ": expected finite values, found others");
+    if (!own.isfinite().all().item<bool>())
+      return fail(name, name + ": expected finite values, found others");
 
     const auto errors = norms(own - expected);
     std::array<double, 2> tolerances = norms(expected);
@@ -82,13 +96,15 @@ inline Parity check_parity(const TensorDict& values, const TensorDict& reference
     } else {
       const auto exact = truth->find(name);
       if (exact == truth->end() || exact->second.sizes() != expected.sizes()) {
-        return fail(name, "the float64 truth has no " + name + " of this shape; delete the cache entry");
+        return fail(name,
+                    "the float64 truth has no " + name + " of this shape; delete the cache entry");
       }
       const auto deviation = norms(expected - wide(exact->second));
       const auto magnitude = norms(wide(exact->second));
       const auto spread = truth->find("spread." + name);
       for (std::size_t i = 0; i < tolerances.size(); ++i) {
-        const double moved = spread == truth->end() ? 0 : spread->second[static_cast<int64_t>(i)].item<double>();
+        const double moved =
+            spread == truth->end() ? 0 : spread->second[static_cast<int64_t>(i)].item<double>();
         tolerances[i] = 4 * std::max(deviation[i], moved) + 8 * eps * magnitude[i];
       }
     }

@@ -1,5 +1,6 @@
-// A case as `key=value` words: how the controller, the exporter and the workers of both languages pass it on.
-// Values are percent-encoded (space, %, control characters). Twin: python/torchpace/settings.py.
+// A case as `key=value` words: how the controller, the exporter and the workers of both languages
+// pass it on. Values are percent-encoded (space, %, control characters). Twin:
+// python/torchpace/settings.py.
 #pragma once
 
 #include <charconv>
@@ -13,7 +14,8 @@
 
 namespace torchpace {
 
-/// What a case or a settings line says that cannot be used. The message is one line: expected, found, what to do.
+/// What a case or a settings line says that cannot be used. The message is one line: expected,
+/// found, what to do.
 struct SettingsError : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
@@ -21,9 +23,11 @@ struct SettingsError : std::runtime_error {
 class Settings {
  public:
   Settings() = default;
-  Settings(std::initializer_list<std::pair<const std::string, std::string>> values) : values_(values) {}
+  Settings(std::initializer_list<std::pair<const std::string, std::string>> values)
+      : values_(values) {}
 
-  /// Reads `key=value key=value ...`. Throws SettingsError on a word without `=`, an empty key, or a bad %XX.
+  /// Reads `key=value key=value ...`. Throws SettingsError on a word without `=`, an empty key, or
+  /// a bad %XX.
   static Settings parse(std::string_view line) {
     Settings settings;
     while (!line.empty()) {
@@ -53,8 +57,8 @@ class Settings {
   void set(const std::string& key, std::string value) { values_[key] = std::move(value); }
   const std::map<std::string, std::string>& values() const { return values_; }
 
-  /// The value of `key` as T (std::string, bool, an integer or a floating type), or `fallback`. Throws SettingsError when the
-  /// text is not a T.
+  /// The value of `key` as T (std::string, bool, an integer or a floating type), or `fallback`.
+  /// Throws SettingsError when the text is not a T.
   template <class T>
   T get(const std::string& key, T fallback) const {
     const auto found = values_.find(key);
@@ -68,7 +72,8 @@ class Settings {
   template <class T>
   T require(const std::string& key) const {
     const auto found = values_.find(key);
-    if (found == values_.end()) throw SettingsError("settings: expected a value for '" + key + "', found none");
+    if (found == values_.end())
+      throw SettingsError("settings: expected a value for '" + key + "', found none");
     return convert<T>(key, found->second);
   }
 
@@ -96,7 +101,8 @@ class Settings {
       unsigned byte = 0;
       const auto* begin = value.data() + i + 1;
       if (i + 2 >= value.size() || std::from_chars(begin, begin + 2, byte, 16).ptr != begin + 2) {
-        throw SettingsError("settings: expected %XX, got '" + std::string(value.substr(i, 3)) + "'");
+        throw SettingsError("settings: expected %XX, got '" + std::string(value.substr(i, 3)) +
+                            "'");
       }
       text += static_cast<char>(byte);
       i += 2;
@@ -112,14 +118,16 @@ class Settings {
     } else if constexpr (std::is_same_v<T, bool>) {
       if (text == "1" || text == "true") return true;
       if (text == "0" || text == "false") return false;
-      throw SettingsError("settings: " + key + ": expected 0, 1, true or false, got '" + text + "'");
+      throw SettingsError("settings: " + key + ": expected 0, 1, true or false, got '" + text +
+                          "'");
     } else {
       T value{};
       const auto* end = text.data() + text.size();
       const auto [stop, error] = std::from_chars(text.data(), end, value);
       if (error != std::errc() || stop != end) {
         throw SettingsError("settings: " + key + ": expected " +
-                            (std::is_integral_v<T> ? "an integer" : "a number") + ", got '" + text + "'");
+                            (std::is_integral_v<T> ? "an integer" : "a number") + ", got '" + text +
+                            "'");
       }
       return value;
     }

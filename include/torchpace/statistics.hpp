@@ -1,6 +1,7 @@
 // Order statistics: medians, exact distribution-free intervals, and Student's t for few values.
-// Source: David & Nagaraja, Order Statistics (2003), section 7.1. The interval (x_k, x_{n+1-k}) of a quantile has coverage
-// P(k <= Bin(n, q) <= n - k) whatever the distribution; for the median q = 1/2 it is the sign test's interval.
+// Source: David & Nagaraja, Order Statistics (2003), section 7.1. The interval (x_k, x_{n+1-k}) of
+// a quantile has coverage P(k <= Bin(n, q) <= n - k) whatever the distribution; for the median q =
+// 1/2 it is the sign test's interval.
 #pragma once
 
 #include <algorithm>
@@ -14,8 +15,8 @@
 
 namespace torchpace {
 
-/// An estimate with its interval and the interval's confidence (0.969 = 96.9 %). Where the values are too few for an
-/// interval, `low`, `high` and `confidence` are NaN; of no values all four are.
+/// An estimate with its interval and the interval's confidence (0.969 = 96.9 %). Where the values
+/// are too few for an interval, `low`, `high` and `confidence` are NaN; of no values all four are.
 struct Interval {
   double median = std::numeric_limits<double>::quiet_NaN();
   double low = std::numeric_limits<double>::quiet_NaN();
@@ -36,7 +37,8 @@ inline std::vector<double> sorted(std::span<const double> values) {
   return copy;
 }
 
-/// Quantile of sorted values by linear interpolation (Hyndman & Fan 1996, type 7). NaN if there are none.
+/// Quantile of sorted values by linear interpolation (Hyndman & Fan 1996, type 7). NaN if there are
+/// none.
 inline double quantile_of_sorted(std::span<const double> values, double q) {
   if (values.empty()) return std::numeric_limits<double>::quiet_NaN();
   const double position = q * static_cast<double>(values.size() - 1);
@@ -59,11 +61,12 @@ inline double median_absolute_deviation(std::span<const double> values) {
 
 /// P(Bin(n, p) = i), in logarithms until the end.
 inline double binomial_probability(double i, double n, double p) {
-  return std::exp(std::lgamma(n + 1) - std::lgamma(i + 1) - std::lgamma(n - i + 1) + i * std::log(p) +
-                  (n - i) * std::log1p(-p));
+  return std::exp(std::lgamma(n + 1) - std::lgamma(i + 1) - std::lgamma(n - i + 1) +
+                  i * std::log(p) + (n - i) * std::log1p(-p));
 }
 
-/// The i below which P(Bin(n, p) = i) is 0 in double precision: 40 standard deviations under the mean.
+/// The i below which P(Bin(n, p) = i) is 0 in double precision: 40 standard deviations under the
+/// mean.
 inline double binomial_begin(double n, double p) {
   return std::max(0.0, std::floor(n * p - 40 * std::sqrt(n * p * (1 - p))));
 }
@@ -78,8 +81,8 @@ inline double binomial_cdf(std::ptrdiff_t k, std::size_t n, double p) {
   return std::min(sum, 1.0);
 }
 
-/// Highest rank l with P(Bin(n, q) <= l - 1) <= tail, 0 where there is none: the l-th smallest of n values lies above
-/// their quantile q with at most that probability.
+/// Highest rank l with P(Bin(n, q) <= l - 1) <= tail, 0 where there is none: the l-th smallest of n
+/// values lies above their quantile q with at most that probability.
 inline std::size_t lower_rank(std::size_t n, double q, double tail) {
   const auto count = static_cast<double>(n);
   double sum = 0;
@@ -91,7 +94,8 @@ inline std::size_t lower_rank(std::size_t n, double q, double tail) {
   return static_cast<std::size_t>(i);
 }
 
-/// Exact interval of the median: the narrowest (x_k, x_{n+1-k}) with at least `confidence`. Unbounded below 6 values at 95 %.
+/// Exact interval of the median: the narrowest (x_k, x_{n+1-k}) with at least `confidence`.
+/// Unbounded below 6 values at 95 %.
 inline Interval sign_test_interval(std::span<const double> values, double confidence = 0.95) {
   const auto x = sorted(values);
   Interval result{.median = quantile_of_sorted(x, 0.5)};
@@ -104,12 +108,14 @@ inline Interval sign_test_interval(std::span<const double> values, double confid
   return result;
 }
 
-/// Fewest values that bound quantile q >= 1/2 on both sides at `confidence`: 36 for p90, 368 for p99 at 95 %.
+/// Fewest values that bound quantile q >= 1/2 on both sides at `confidence`: 36 for p90, 368 for
+/// p99 at 95 %.
 inline std::size_t percentile_needs(double q, double confidence = 0.95) {
   return static_cast<std::size_t>(std::ceil(std::log((1 - confidence) / 2) / std::log(q)));
 }
 
-/// Quantile q of sorted values with an exact interval, or nothing where the values cannot bound it on both sides.
+/// Quantile q of sorted values with an exact interval, or nothing where the values cannot bound it
+/// on both sides.
 inline std::optional<Interval> percentile_of_sorted(std::span<const double> values, double q,
                                                     double confidence = 0.95) {
   const std::size_t n = values.size();
@@ -124,7 +130,8 @@ inline std::optional<Interval> percentile_of_sorted(std::span<const double> valu
                   .confidence = confidence};
 }
 
-/// P(T <= t) of Student's t with integer degrees of freedom. Source: Abramowitz & Stegun 26.7.3 and 26.7.4.
+/// P(T <= t) of Student's t with integer degrees of freedom. Source: Abramowitz & Stegun 26.7.3
+/// and 26.7.4.
 inline double student_t_cdf(double t, int degrees) {
   const double theta = std::atan(t / std::sqrt(static_cast<double>(degrees)));
   const double cosine = std::cos(theta);
@@ -157,7 +164,8 @@ inline double student_t_quantile(double p, int degrees) {
   return (low + high) / 2;
 }
 
-/// Mean of the values with Student's t interval, for values too few for the sign test. Unbounded below 2 values.
+/// Mean of the values with Student's t interval, for values too few for the sign test. Unbounded
+/// below 2 values.
 inline Interval student_t_interval(std::span<const double> values, double confidence = 0.95) {
   const auto n = static_cast<double>(values.size());
   if (values.empty()) return {};
@@ -166,8 +174,9 @@ inline Interval student_t_interval(std::span<const double> values, double confid
   if (values.size() < 2) return result;
   double squares = 0;
   for (const double value : values) squares += (value - mean) * (value - mean);
-  const double half = student_t_quantile((1 + confidence) / 2, static_cast<int>(values.size()) - 1) *
-                      std::sqrt(squares / (n - 1) / n);
+  const double half =
+      student_t_quantile((1 + confidence) / 2, static_cast<int>(values.size()) - 1) *
+      std::sqrt(squares / (n - 1) / n);
   return {.median = mean, .low = mean - half, .high = mean + half, .confidence = confidence};
 }
 

@@ -31,14 +31,17 @@ inline constexpr int kWorkerProtocol = 1;
 
 struct WorkerOptions {
   std::string runtime = "worker";
-  std::vector<std::string> cases = {"default"};  // what it can load; "*": any of torchpace's own cases
+  std::vector<std::string> cases = {
+      "default"};   // what it can load; "*": any of torchpace's own cases
   double slow = 0;  // tests only: every step takes this fraction longer, by a busy wait
 };
 
 namespace detail {
 
-/// Waits after each step for a fraction of its time, spinning: a runtime that is slower by a known amount.
-inline std::function<void()> slowed(std::function<void()> step, torch::Device device, double fraction) {
+/// Waits after each step for a fraction of its time, spinning: a runtime that is slower by a known
+/// amount.
+inline std::function<void()> slowed(std::function<void()> step, torch::Device device,
+                                    double fraction) {
   return [step = std::move(step), device, fraction] {
     const auto begin = Clock::now();
     step();
@@ -57,8 +60,13 @@ class Worker {
 
   std::string greeting() const {
     std::string cases;
-    for (const auto& name : options_.cases) cases += (cases.empty() ? "" : ", ") + json_string(name);
-    return JsonObject().add("protocol", kWorkerProtocol).add("runtime", options_.runtime).raw("cases", '[' + cases + ']').str();
+    for (const auto& name : options_.cases)
+      cases += (cases.empty() ? "" : ", ") + json_string(name);
+    return JsonObject()
+        .add("protocol", kWorkerProtocol)
+        .add("runtime", options_.runtime)
+        .raw("cases", '[' + cases + ']')
+        .str();
   }
 
   /// The answer to one command, without the newline. Errors become {"error"} or {"skipped"}.
@@ -98,7 +106,9 @@ class Worker {
     }
     if (command == "check") return check(words(rest));
     if (command == "losses") return losses(rest);
-    throw SettingsError("expected load, run, first, write, check, losses, memory, environment or quit, got '" + command + "'");
+    throw SettingsError(
+        "expected load, run, first, write, check, losses, memory, environment or quit, got '" +
+        command + "'");
   }
 
   static std::vector<std::string> words(const std::string& text) {
@@ -137,7 +147,8 @@ class Worker {
 
   std::string run(const std::vector<std::string>& arguments) {
     const auto number = [&](std::size_t i, int64_t fallback) {
-      return i < arguments.size() ? Settings{{"run", arguments[i]}}.require<int64_t>("run") : fallback;
+      return i < arguments.size() ? Settings{{"run", arguments[i]}}.require<int64_t>("run")
+                                  : fallback;
     };
     const auto samples = number(0, 0), warmup = number(1, 0), steps_per_sample = number(2, 1);
     if (samples < 1 || warmup < 0 || steps_per_sample < 1) {
@@ -147,7 +158,8 @@ class Worker {
     if (w.restore) w.restore();
     torch::manual_seed(static_cast<uint64_t>(settings_.get<int64_t>("seed", 0)));
     for (int64_t i = 0; i < warmup; ++i) w.step();
-    const auto block = run_block(w.step, w.device, w.phase, static_cast<std::size_t>(samples), steps_per_sample);
+    const auto block =
+        run_block(w.step, w.device, w.phase, static_cast<std::size_t>(samples), steps_per_sample);
     return JsonObject()
         .add("step_ns", std::span<const double>(block.step_ns))
         .add("device_ns", std::span<const double>(block.device_ns))
@@ -172,8 +184,10 @@ class Worker {
     std::optional<TensorDict> truth;
     if (paths.size() > 1) truth = read_tensors(paths[1]);
     auto workload = parity_workload();
-    auto parity = check_parity(workload.values(), reference, truth ? &*truth : nullptr, workload.dtype);
-    if (settings_.get<double>("dropout", 0) != 0) parity.note += (parity.note.empty() ? "" : "; ") + std::string("checked at dropout 0");
+    auto parity =
+        check_parity(workload.values(), reference, truth ? &*truth : nullptr, workload.dtype);
+    if (settings_.get<double>("dropout", 0) != 0)
+      parity.note += (parity.note.empty() ? "" : "; ") + std::string("checked at dropout 0");
     return JsonObject()
         .add("passed", parity.passed)
         .add("max_abs_error", parity.max_abs_error)
@@ -191,7 +205,10 @@ class Worker {
     std::vector<double> values;
     const auto steps = Settings{{"losses", count}}.require<int64_t>("losses");
     const double seconds = time_once_s([&] { values = loaded().losses(steps); }, torch::kCPU);
-    return JsonObject().add("losses", std::span<const double>(values)).add("seconds", seconds).str();
+    return JsonObject()
+        .add("losses", std::span<const double>(values))
+        .add("seconds", seconds)
+        .str();
   }
 
   std::string memory_answer() {
@@ -223,8 +240,8 @@ class Worker {
 
 namespace detail {
 
-/// The next command, "quit" at the end of input. Byte by byte: what a buffer held would be lost to the process that reads
-/// after this one.
+/// The next command, "quit" at the end of input. Byte by byte: what a buffer held would be lost to
+/// the process that reads after this one.
 inline std::string read_command() {
   std::string line;
   for (char byte = 0;;) {
@@ -239,10 +256,11 @@ inline std::string read_command() {
 
 inline bool is_load(const std::string& line) { return line == "load" || line.starts_with("load "); }
 
-/// Obeys a `load` and what follows it in a fork of this process as it is after its start, so that no case finds the heap,
-/// the threads or the caches that another one left. Returns the command that ended it. A fork that dies takes this process
-/// with it, in the same way.
-inline std::string serve_case(std::string line, const std::function<bool(const std::string&)>& respond) {
+/// Obeys a `load` and what follows it in a fork of this process as it is after its start, so that
+/// no case finds the heap, the threads or the caches that another one left. Returns the command
+/// that ended it. A fork that dies takes this process with it, in the same way.
+inline std::string serve_case(std::string line,
+                              const std::function<bool(const std::string&)>& respond) {
   int pipe_ends[2];
   TORCH_CHECK(pipe(pipe_ends) == 0, "worker: no pipe can be made");
   const pid_t child = fork();
@@ -254,7 +272,8 @@ inline std::string serve_case(std::string line, const std::function<bool(const s
       if (!respond(line)) _exit(1);
       line = read_command();
     } while (line != "quit" && !is_load(line));
-    _exit(write(pipe_ends[1], line.data(), line.size()) == static_cast<ssize_t>(line.size()) ? 0 : 1);
+    _exit(write(pipe_ends[1], line.data(), line.size()) == static_cast<ssize_t>(line.size()) ? 0
+                                                                                             : 1);
   }
   close(pipe_ends[1]);
   std::string next;
@@ -269,15 +288,16 @@ inline std::string serve_case(std::string line, const std::function<bool(const s
     std::signal(WTERMSIG(status), SIG_DFL);
     std::raise(WTERMSIG(status));
   }
-  if (!WIFEXITED(status) || WEXITSTATUS(status) != 0) _exit(WIFEXITED(status) ? WEXITSTATUS(status) : 1);
+  if (!WIFEXITED(status) || WEXITSTATUS(status) != 0)
+    _exit(WIFEXITED(status) ? WEXITSTATUS(status) : 1);
   return next;
 }
 
 }  // namespace detail
 
-/// Serves commands until `quit` or the end of input. Whatever else is printed to standard output goes to standard error, so
-/// that no library can break the protocol. Returns the exit code. `load` runs in a fork: it must not rely on threads or on a
-/// device that the program has used before.
+/// Serves commands until `quit` or the end of input. Whatever else is printed to standard output
+/// goes to standard error, so that no library can break the protocol. Returns the exit code. `load`
+/// runs in a fork: it must not rely on threads or on a device that the program has used before.
 inline int serve_worker(WorkerOptions options, std::function<Workload(const Settings&)> load) {
   std::FILE* out = fdopen(dup(STDOUT_FILENO), "w");
   dup2(STDERR_FILENO, STDOUT_FILENO);
@@ -306,9 +326,12 @@ inline int worker_main(int argc, char** argv, std::function<Workload(const Setti
   WorkerOptions options;
   for (int i = 1; i < argc; i += 2) {
     const std::string value = i + 1 < argc ? argv[i + 1] : "";
-    const auto [end, error] = std::from_chars(value.data(), value.data() + value.size(), options.slow);
-    if (std::string(argv[i]) != "--slow" || value.empty() || error != std::errc() || end != value.data() + value.size()) {
-      std::cerr << argv[0] << ": expected no options but --slow FRACTION, got '" << argv[i] << ' ' << value << "'\n";
+    const auto [end, error] =
+        std::from_chars(value.data(), value.data() + value.size(), options.slow);
+    if (std::string(argv[i]) != "--slow" || value.empty() || error != std::errc() ||
+        end != value.data() + value.size()) {
+      std::cerr << argv[0] << ": expected no options but --slow FRACTION, got '" << argv[i] << ' '
+                << value << "'\n";
       return 2;
     }
   }

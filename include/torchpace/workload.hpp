@@ -1,5 +1,5 @@
-// How models and runtimes meet: a Model is what a runtime needs of any model; a Workload is one case loaded in one runtime.
-// Twin: python/torchpace/workload.py.
+// How models and runtimes meet: a Model is what a runtime needs of any model; a Workload is one
+// case loaded in one runtime. Twin: python/torchpace/workload.py.
 #pragma once
 
 #include <torch/torch.h>
@@ -15,13 +15,15 @@
 
 namespace torchpace {
 
-/// What one step costs, counted from the shapes. A multiply-add is two FLOPs, element-wise work none.
+/// What one step costs, counted from the shapes. A multiply-add is two FLOPs, element-wise work
+/// none.
 struct Cost {
   double forward_flops = 0;
-  double training_flops = 0;          // forward and backward; the optimiser's work is element-wise
+  double training_flops = 0;  // forward and backward; the optimiser's work is element-wise
   double parameter_bytes = 0;
-  double forward_minimum_bytes = 0;   // parameters and inputs read once, outputs written once
-  double training_minimum_bytes = 0;  // parameters and both Adam moments read and written once, inputs and targets read
+  double forward_minimum_bytes = 0;  // parameters and inputs read once, outputs written once
+  double training_minimum_bytes =
+      0;  // parameters and both Adam moments read and written once, inputs and targets read
   double items = 0;
   std::string item = "samples";
 };
@@ -36,10 +38,12 @@ struct Model {
 
 /// One case loaded in one runtime, ready to run. Only `step` is required.
 struct Workload {
-  std::function<void()> step;                             // enqueues one step; does not synchronise
-  std::function<void()> restore = {};                     // back to the initial state, before every turn
-  std::function<TensorDict()> values = {};                // what parity compares, from the initial state; leaves it there
-  std::function<std::vector<double>(int64_t)> losses = {};  // of N training steps on fresh batches, from the initial state
+  std::function<void()> step;          // enqueues one step; does not synchronise
+  std::function<void()> restore = {};  // back to the initial state, before every turn
+  std::function<TensorDict()> values =
+      {};  // what parity compares, from the initial state; leaves it there
+  std::function<std::vector<double>(int64_t)> losses =
+      {};  // of N training steps on fresh batches, from the initial state
   torch::Device device = torch::kCPU;
   torch::ScalarType dtype = torch::kFloat32;
   Phase phase = Phase::kThroughput;

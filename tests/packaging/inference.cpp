@@ -1,7 +1,6 @@
 // What a user writes first: time a model.
-#include <torchpace/torchpace.hpp>
-
 #include <iostream>
+#include <torchpace/torchpace.hpp>
 
 int main() {
   torchpace::Gptlite model(

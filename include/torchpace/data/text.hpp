@@ -20,14 +20,11 @@ static_assert(kCharacters.size() == 65);
 
 /// Byte sequences (UTF-8) that mean characters of the set, replaced in this order.
 inline constexpr std::pair<std::string_view, std::string_view> kReplacements[] = {
-    {"\r\n", "\n"},
-    {"\r", "\n"},
-    {"\t", " "},
-    {"\xc2\xa0", " "},           // no-break space
-    {"\xe2\x80\x98", "'"},      // single quotes
-    {"\xe2\x80\x99", "'"},
-    {"\xe2\x80\x93", "-"},      // en dash
-    {"\xe2\x80\x94", "--"},     // em dash, as the plays write it
+    {"\r\n", "\n"},          {"\r", "\n"},          {"\t", " "},
+    {"\xc2\xa0", " "},                               // no-break space
+    {"\xe2\x80\x98", "'"},                           // single quotes
+    {"\xe2\x80\x99", "'"},   {"\xe2\x80\x93", "-"},  // en dash
+    {"\xe2\x80\x94", "--"},                          // em dash, as the plays write it
     {"\xe2\x80\xa6", "..."},
 };
 
@@ -70,14 +67,16 @@ class TextBatches {
   /// tokens: uint8 or int64 [n], n > context. Throws c10::Error otherwise.
   TextBatches(torch::Tensor tokens, int64_t batch, int64_t context, int64_t seed)
       : tokens_(tokens.to(torch::kInt64)), batch_(batch), context_(context), seed_(seed) {
-    TORCH_CHECK(tokens_.dim() == 1 && tokens_.size(0) > context, "TextBatches: expected more than ", context,
-                " tokens [n], got ", tokens_.sizes());
+    TORCH_CHECK(tokens_.dim() == 1 && tokens_.size(0) > context, "TextBatches: expected more than ",
+                context, " tokens [n], got ", tokens_.sizes());
   }
 
-  /// Batch number `index`: input and target, int64 [B, T]; the target is the input one character on.
+  /// Batch number `index`: input and target, int64 [B, T]; the target is the input one character
+  /// on.
   std::pair<torch::Tensor, torch::Tensor> operator()(int64_t index) const {
     auto generator = at::detail::createCPUGenerator(static_cast<uint64_t>(seed_ + index));
-    const auto start = torch::randint(0, tokens_.size(0) - context_, {batch_}, generator, torch::kInt64);
+    const auto start =
+        torch::randint(0, tokens_.size(0) - context_, {batch_}, generator, torch::kInt64);
     const auto positions = start.unsqueeze(1) + torch::arange(context_);
     return {tokens_.take(positions), tokens_.take(positions + 1)};
   }

@@ -1,4 +1,5 @@
-// Puts an exported case into a model: parameters and buffers by name, and its batches of inputs and targets.
+// Puts an exported case into a model: parameters and buffers by name, and its batches of inputs and
+// targets.
 #pragma once
 
 #include <torch/torch.h>
@@ -19,8 +20,12 @@ struct Batches {
   std::vector<torch::Tensor> targets;
 
   /// Batch of step `i`: they are used in turn.
-  const torch::Tensor& input(int64_t i) const { return inputs[static_cast<std::size_t>(i) % inputs.size()]; }
-  const torch::Tensor& target(int64_t i) const { return targets[static_cast<std::size_t>(i) % targets.size()]; }
+  const torch::Tensor& input(int64_t i) const {
+    return inputs[static_cast<std::size_t>(i) % inputs.size()];
+  }
+  const torch::Tensor& target(int64_t i) const {
+    return targets[static_cast<std::size_t>(i) % targets.size()];
+  }
 };
 
 /// The dtype of a case: float32 unless its settings say bfloat16. Throws c10::Error on another.
@@ -31,17 +36,18 @@ inline torch::ScalarType dtype_of(const Settings& settings) {
   return torch::kBFloat16;
 }
 
-/// Copies parameter.<name> and buffer.<name> into the module. Throws c10::Error on a missing, an extra or a wrong-shaped one;
-/// `source` names the dictionary in the message.
-inline void load_parameters(torch::nn::Module& module, const TensorDict& state, const std::string& source) {
+/// Copies parameter.<name> and buffer.<name> into the module. Throws c10::Error on a missing, an
+/// extra or a wrong-shaped one; `source` names the dictionary in the message.
+inline void load_parameters(torch::nn::Module& module, const TensorDict& state,
+                            const std::string& source) {
   torch::NoGradGuard no_grad;
   std::set<std::string> used;
   const auto copy = [&](const std::string& name, torch::Tensor tensor) {
     const auto found = state.find(name);
     TORCH_CHECK(found != state.end(), source, ": expected ", name, " ", tensor.sizes(),
                 ", found none; export the case again");
-    TORCH_CHECK(found->second.sizes() == tensor.sizes(), source, ": ", name, ": expected shape ", tensor.sizes(),
-                ", found ", found->second.sizes(), "; export the case again");
+    TORCH_CHECK(found->second.sizes() == tensor.sizes(), source, ": ", name, ": expected shape ",
+                tensor.sizes(), ", found ", found->second.sizes(), "; export the case again");
     tensor.copy_(found->second);
     used.insert(name);
   };
@@ -49,7 +55,8 @@ inline void load_parameters(torch::nn::Module& module, const TensorDict& state, 
   for (const auto& b : module.named_buffers()) copy("buffer." + b.key(), b.value());
   for (const auto& [name, tensor] : state) {
     const bool belongs = name.starts_with("parameter.") || name.starts_with("buffer.");
-    TORCH_CHECK(!belongs || used.contains(name), source, ": the model has no ", name, "; export the case again");
+    TORCH_CHECK(!belongs || used.contains(name), source, ": the model has no ", name,
+                "; export the case again");
   }
 }
 
@@ -67,8 +74,8 @@ inline void swap_parameters(torch::nn::Module& module, const std::string& names)
   b->copy_(copy);
 }
 
-/// Loads the case that `settings` describe (state, device, dtype, swap) into the model and returns its batches.
-/// Throws c10::Error on a bad file, DeviceUnavailable where the device is not here.
+/// Loads the case that `settings` describe (state, device, dtype, swap) into the model and returns
+/// its batches. Throws c10::Error on a bad file, DeviceUnavailable where the device is not here.
 inline Batches load_state(const Settings& settings, const Model& model) {
   const auto device = choose_device(settings.get("device", "cpu"));
   const auto dtype = dtype_of(settings);
@@ -79,16 +86,19 @@ inline Batches load_state(const Settings& settings, const Model& model) {
   model.module->to(device, dtype);
 
   Batches batches;
-  for (const auto& [key, list] : {std::pair{"input", &batches.inputs}, std::pair{"target", &batches.targets}}) {
+  for (const auto& [key, list] :
+       {std::pair{"input", &batches.inputs}, std::pair{"target", &batches.targets}}) {
     const auto found = state.find(key);
-    TORCH_CHECK(found != state.end() && found->second.dim() > 0 && found->second.size(0) > 0, path, ": expected ", key,
-                " [N, ...], found none; export the case again");
+    TORCH_CHECK(found != state.end() && found->second.dim() > 0 && found->second.size(0) > 0, path,
+                ": expected ", key, " [N, ...], found none; export the case again");
     for (const auto& batch : found->second.unbind()) {
-      list->push_back(batch.to(device, batch.is_floating_point() ? dtype : batch.scalar_type()).contiguous());
+      list->push_back(
+          batch.to(device, batch.is_floating_point() ? dtype : batch.scalar_type()).contiguous());
     }
   }
-  TORCH_CHECK(batches.inputs.size() == batches.targets.size(), path, ": expected as many targets as inputs, found ",
-              batches.targets.size(), " and ", batches.inputs.size());
+  TORCH_CHECK(batches.inputs.size() == batches.targets.size(), path,
+              ": expected as many targets as inputs, found ", batches.targets.size(), " and ",
+              batches.inputs.size());
   return batches;
 }
 

@@ -1,5 +1,6 @@
-// A dictionary of tensors as a file that both languages read: Python torch.save(dict), loadable with weights_only=True.
-// Twin: python/torchpace/tensors.py. The key `torchpace.format` holds the version of the format, 1.
+// A dictionary of tensors as a file that both languages read: Python torch.save(dict), loadable
+// with weights_only=True. Twin: python/torchpace/tensors.py. The key `torchpace.format` holds the
+// version of the format, 1.
 #pragma once
 
 #include <caffe2/serialize/inline_container.h>
@@ -20,39 +21,43 @@ using TensorDict = std::map<std::string, torch::Tensor>;
 inline constexpr int64_t kTensorFormat = 1;
 inline constexpr const char* kTensorFormatKey = "torchpace.format";
 
-/// Reads a dictionary of tensors, on the CPU. Throws c10::Error in one line on a file that cannot be read, is truncated, is no
-/// dictionary of tensors, or is of another format version.
+/// Reads a dictionary of tensors, on the CPU. Throws c10::Error in one line on a file that cannot
+/// be read, is truncated, is no dictionary of tensors, or is of another format version.
 inline TensorDict read_tensors(const std::string& path) {
   std::ifstream file(path, std::ios::binary);
-  TORCH_CHECK(file, path, ": cannot be opened; expected a file of tensors (torchpace export writes them)");
+  TORCH_CHECK(file, path,
+              ": cannot be opened; expected a file of tensors (torchpace export writes them)");
   const std::vector<char> bytes{std::istreambuf_iterator<char>(file), {}};
   torch::IValue value;
   try {
     value = torch::pickle_load(bytes);
   } catch (const std::exception&) {
-    TORCH_CHECK(false, path, ": expected a dictionary of tensors written by torch.save, found ", bytes.size(),
+    TORCH_CHECK(false, path, ": expected a dictionary of tensors written by torch.save, found ",
+                bytes.size(),
                 " bytes that are truncated or something else; delete the file and write it again");
   }
-  TORCH_CHECK(value.isGenericDict(), path, ": expected a plain dict of tensors (not an OrderedDict), found ",
-              value.tagKind(), "; save dict(state_dict)");
+  TORCH_CHECK(value.isGenericDict(), path,
+              ": expected a plain dict of tensors (not an OrderedDict), found ", value.tagKind(),
+              "; save dict(state_dict)");
   TensorDict tensors;
   for (const auto& entry : value.toGenericDict()) {
     TORCH_CHECK(entry.key().isString() && entry.value().isTensor(), path,
-                ": expected only names and tensors in the dictionary, found ", entry.value().tagKind());
+                ": expected only names and tensors in the dictionary, found ",
+                entry.value().tagKind());
     tensors[entry.key().toStringRef()] = entry.value().toTensor();
   }
   const auto format = tensors.find(kTensorFormatKey);
   TORCH_CHECK(format != tensors.end(), path, ": expected the key ", kTensorFormatKey,
               ", found none; the file was not written by torchpace");
   const auto version = format->second.numel() == 1 ? format->second.item<int64_t>() : -1;
-  TORCH_CHECK(version == kTensorFormat, path, ": expected format ", kTensorFormat, ", found ", version,
-              "; write the file again with this version of torchpace");
+  TORCH_CHECK(version == kTensorFormat, path, ": expected format ", kTensorFormat, ", found ",
+              version, "; write the file again with this version of torchpace");
   tensors.erase(format);
   return tensors;
 }
 
-/// Writes the tensors (moved to the CPU) under a temporary name and renames it, so that no half-written file is ever seen.
-/// Throws c10::Error when the file cannot be written.
+/// Writes the tensors (moved to the CPU) under a temporary name and renames it, so that no
+/// half-written file is ever seen. Throws c10::Error when the file cannot be written.
 inline void write_tensors(const std::string& path, TensorDict tensors) {
   tensors[kTensorFormatKey] = torch::scalar_tensor(kTensorFormat, torch::kInt64);
   c10::impl::GenericDict dict(c10::StringType::get(), c10::TensorType::get());
@@ -68,16 +73,18 @@ inline void write_tensors(const std::string& path, TensorDict tensors) {
     // Untagged: Python's weights_only loader refuses the type tags that torch::pickle_save writes.
     std::string pickle;
     int64_t next_id = 0;
-    torch::jit::Pickler pickler([&pickle](const char* data, std::size_t size) { pickle.append(data, size); }, nullptr,
-                                nullptr, nullptr,
-                                [&next_id](const at::Tensor&) { return std::to_string(next_id++); }, false);
+    torch::jit::Pickler pickler(
+        [&pickle](const char* data, std::size_t size) { pickle.append(data, size); }, nullptr,
+        nullptr, nullptr, [&next_id](const at::Tensor&) { return std::to_string(next_id++); },
+        false);
     pickler.protocol();
     pickler.pushIValue(dict);
     pickler.stop();
     writer.writeRecord("data.pkl", pickle.data(), pickle.size());
     int64_t id = 0;
     for (const auto& tensor : pickler.tensorData()) {
-      writer.writeRecord("data/" + std::to_string(id++), tensor.storage().data(), tensor.storage().nbytes());
+      writer.writeRecord("data/" + std::to_string(id++), tensor.storage().data(),
+                         tensor.storage().nbytes());
     }
     writer.writeEndOfFile();
   }
@@ -86,7 +93,8 @@ inline void write_tensors(const std::string& path, TensorDict tensors) {
   file.close();
   if (!written || std::rename(temporary.c_str(), path.c_str()) != 0) {
     std::remove(temporary.c_str());
-    TORCH_CHECK(false, path, ": could not be written; is the folder writable and the disk not full?");
+    TORCH_CHECK(false, path,
+                ": could not be written; is the folder writable and the disk not full?");
   }
 }
 

@@ -1,6 +1,6 @@
 // Plain deep or wide network: y = W_L relu(... relu(W_1 x + b_1) ...) + b_L, all layers square.
-// Source: He et al. 2015, arXiv:1502.01852, for the initialisation. Twin: python/torchpace/models/dnn.py.
-// Dimensions: B batch, W width, L layers.
+// Source: He et al. 2015, arXiv:1502.01852, for the initialisation. Twin:
+// python/torchpace/models/dnn.py. Dimensions: B batch, W width, L layers.
 #pragma once
 
 #include <torch/torch.h>
@@ -16,20 +16,24 @@ struct DnnOptions {
 
 struct DnnImpl : torch::nn::Module {
   explicit DnnImpl(DnnOptions o = {}) : options(o) {
-    TORCH_CHECK(o.layers > 0 && o.width > 0, "Dnn: expected layers and width above 0, got ", o.layers, " and ", o.width);
+    TORCH_CHECK(o.layers > 0 && o.width > 0, "Dnn: expected layers and width above 0, got ",
+                o.layers, " and ", o.width);
     register_module("layers", layers);
     for (int64_t i = 0; i < o.layers; ++i) {
       torch::nn::Linear layer(o.width, o.width);
-      // PyTorch's default shrinks the signal by sqrt(6) a layer: 64 layers deep, every gradient is zero.
+      // PyTorch's default shrinks the signal by sqrt(6) a layer: 64 layers deep, every gradient is
+      // zero.
       torch::nn::init::kaiming_uniform_(layer->weight, /*a=*/0, torch::kFanIn, torch::kReLU);
       torch::nn::init::zeros_(layer->bias);
       layers->push_back(layer);
     }
   }
 
-  /// x: [B, W]. Returns logits [B, W] (no ReLU after the last layer). Throws c10::Error unless x is [B, W].
+  /// x: [B, W]. Returns logits [B, W] (no ReLU after the last layer). Throws c10::Error unless x is
+  /// [B, W].
   torch::Tensor forward(const torch::Tensor& x) {
-    TORCH_CHECK(x.dim() == 2 && x.size(1) == options.width, "Dnn: expected x [B, ", options.width, "], got ", x.sizes());
+    TORCH_CHECK(x.dim() == 2 && x.size(1) == options.width, "Dnn: expected x [B, ", options.width,
+                "], got ", x.sizes());
     auto y = x;
     for (int64_t i = 0; i < options.layers; ++i) {
       y = layers[static_cast<std::size_t>(i)]->as<torch::nn::Linear>()->forward(y);
@@ -63,9 +67,10 @@ inline Model make_dnn(const Settings& s) {
   Dnn dnn(DnnOptions{.layers = s.require<int64_t>("layers"), .width = s.require<int64_t>("width")});
   return {.module = dnn.ptr(),
           .forward = [dnn](const torch::Tensor& x) mutable { return dnn->forward(x); },
-          .loss = [](const torch::Tensor& y, const torch::Tensor& target) {
-            return torch::nn::functional::cross_entropy(y, target);
-          },
+          .loss =
+              [](const torch::Tensor& y, const torch::Tensor& target) {
+                return torch::nn::functional::cross_entropy(y, target);
+              },
           .cost = dnn->cost(s.require<int64_t>("batch"), element_bytes(s))};
 }
 

@@ -1,4 +1,5 @@
-// cpp-eager: the module as it is, run operator by operator. Twin: python/torchpace/runtimes/eager.py.
+// cpp-eager: the module as it is, run operator by operator. Twin:
+// python/torchpace/runtimes/eager.py.
 #pragma once
 
 #include <torch/torch.h>
@@ -26,10 +27,13 @@ namespace detail {
 /// What the lambdas of a training workload share.
 struct EagerTraining {
   EagerTraining(Model m, Batches all, torch::optim::AdamOptions options)
-      : model(std::move(m)), batches(std::move(all)), optimizer(model.module->parameters(), std::move(options)) {
+      : model(std::move(m)),
+        batches(std::move(all)),
+        optimizer(model.module->parameters(), std::move(options)) {
     model.module->train();
     torch::NoGradGuard no_grad;
-    for (const auto& p : model.module->named_parameters()) initial.emplace_back(p.value(), p.value().clone());
+    for (const auto& p : model.module->named_parameters())
+      initial.emplace_back(p.value(), p.value().clone());
     for (const auto& b : model.module->buffers()) initial.emplace_back(b, b.clone());
   }
 
@@ -70,17 +74,20 @@ struct EagerTraining {
     return result;
   }
 
-  /// Gradients, and update = (before - after) / lr - g / (|g| + 1e-8) + 1 in float64: 1 for an Adam of eps 1e-8, whatever the
-  /// gradient g. It sees the optimiser alone, also where rounding that flips one ReLU of a deep network moves the gradients
-  /// by more than a wrong eps does.
+  /// Gradients, and update = (before - after) / lr - g / (|g| + 1e-8) + 1 in float64: 1 for an Adam
+  /// of eps 1e-8, whatever the gradient g. It sees the optimiser alone, also where rounding that
+  /// flips one ReLU of a deep network moves the gradients by more than a wrong eps does.
   void add_first_step(TensorDict& result) const {
-    const double learning_rate = static_cast<const torch::optim::AdamOptions&>(optimizer.defaults()).lr();
+    const double learning_rate =
+        static_cast<const torch::optim::AdamOptions&>(optimizer.defaults()).lr();
     auto before = initial.begin();
     for (const auto& p : model.module->named_parameters()) {
-      const auto gradient = p.value().grad().defined() ? p.value().grad().clone() : torch::zeros_like(p.value());
+      const auto gradient =
+          p.value().grad().defined() ? p.value().grad().clone() : torch::zeros_like(p.value());
       const auto g = gradient.to(torch::kFloat64);
       const auto moved =
-          (before->second.to(torch::kFloat64) - p.value().detach().to(torch::kFloat64)) / learning_rate;
+          (before->second.to(torch::kFloat64) - p.value().detach().to(torch::kFloat64)) /
+          learning_rate;
       result["gradient." + p.key()] = gradient;
       result["update." + p.key()] = moved - g / (g.abs() + 1e-8) + 1;
       ++before;
@@ -109,16 +116,19 @@ struct EagerTraining {
 
 }  // namespace detail
 
-/// Training steps of `model` on its batches with per-tensor Adam: zero_grad, forward, loss, backward, step.
-/// `fresh` feeds `losses`; without it they use the batches in turn.
-inline Workload eager_training(const Model& model, Batches batches, torch::optim::AdamOptions options = {2e-4},
+/// Training steps of `model` on its batches with per-tensor Adam: zero_grad, forward, loss,
+/// backward, step. `fresh` feeds `losses`; without it they use the batches in turn.
+inline Workload eager_training(const Model& model, Batches batches,
+                               torch::optim::AdamOptions options = {2e-4},
                                BatchSource fresh = nullptr) {
   const auto device = batches.inputs.at(0).device();
   const auto dtype = model.module->parameters().at(0).scalar_type();
-  auto shared = std::make_shared<detail::EagerTraining>(model, std::move(batches), std::move(options));
+  auto shared =
+      std::make_shared<detail::EagerTraining>(model, std::move(batches), std::move(options));
   return {.step =
               [shared] {
-                shared->train(shared->batches.input(shared->step), shared->batches.target(shared->step));
+                shared->train(shared->batches.input(shared->step),
+                              shared->batches.target(shared->step));
                 ++shared->step;
               },
           .restore = [shared] { shared->restore(); },
@@ -135,7 +145,8 @@ inline Workload eager_training(const Model& model, Batches batches, torch::optim
 }
 
 /// Forward passes of `model` in eval mode and InferenceMode, its batches in turn.
-inline Workload eager_inference(const Model& model, Batches batches, Phase phase = Phase::kThroughput) {
+inline Workload eager_inference(const Model& model, Batches batches,
+                                Phase phase = Phase::kThroughput) {
   const auto device = batches.inputs.at(0).device();
   const auto dtype = model.module->parameters().at(0).scalar_type();
   auto shared = std::make_shared<const Batches>(std::move(batches));
@@ -169,14 +180,17 @@ inline std::vector<Runtime> eager_runtimes() {
     if (phase == "inference") return eager_inference(model, std::move(batches), Phase::kThroughput);
     if (phase == "latency") return eager_inference(model, std::move(batches), Phase::kLatency);
     TORCH_CHECK(phase == "train", "phase: expected train, inference or latency, got '", phase, "'");
-    const auto options = torch::optim::AdamOptions(s.get<double>("lr", 2e-4)).eps(s.get<double>("eps", 1e-8));
+    const auto options =
+        torch::optim::AdamOptions(s.get<double>("lr", 2e-4)).eps(s.get<double>("eps", 1e-8));
     const auto tokens = s.get("tokens", "");
     if (tokens.empty()) return eager_training(model, std::move(batches), options);
     return eager_training(model, std::move(batches), options,
-                          TextBatches(read_tokens(tokens), s.require<int64_t>("batch"), s.require<int64_t>("context"),
-                                      s.get<int64_t>("seed", 0)));
+                          TextBatches(read_tokens(tokens), s.require<int64_t>("batch"),
+                                      s.require<int64_t>("context"), s.get<int64_t>("seed", 0)));
   };
-  return {{.name = "cpp-eager", .description = "LibTorch modules in C++, operator by operator", .load = load}};
+  return {{.name = "cpp-eager",
+           .description = "LibTorch modules in C++, operator by operator",
+           .load = load}};
 }
 
 }  // namespace torchpace
