@@ -117,7 +117,7 @@ def test_bad_lines_are_answered_and_the_next_one_works(exporter):
         ({"layers": "many"}, "layers: expected an integer"),
         ({"phase": "sleep"}, "phase: expected one of"),
         ({"device": "tpu"}, "device: expected cpu, cuda or cuda:N"),
-        ({"optimizer": "sgd"}, "optimizer: expected one of adam"),
+        ({"optimizer": "lamb"}, "optimizer: expected one of adam, adam-foreach"),
         ({"data": "images"}, "data: expected one of text, normal"),
         ({"seed": -1}, "seed: expected at least 0"),
         ({"lr": 1e30}, "lower lr"),

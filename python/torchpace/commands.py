@@ -5,7 +5,6 @@ Protocol: docs/worker.md. Twin: include/torchpace/worker.hpp.
 
 from __future__ import annotations
 
-import gc
 import time
 
 import torch
@@ -15,7 +14,7 @@ from torchpace import environment, measure, models, parity, runtimes, tensors
 from torchpace.data import text
 from torchpace.errors import InputError
 from torchpace.settings import Settings, decode
-from torchpace.workload import Workload, dtype_of
+from torchpace.workload import Workload, device_of
 
 
 class Worker:
@@ -25,8 +24,9 @@ class Worker:
         self.name, self.slow = runtime, slow
         self.runtime = runtimes.find(runtime)
         self.workload: Workload | None = None
-        self.stepped = False
+        self.stepped = self.settled = False
         self.prepared_s = 0.0
+        self.driver = environment.DriverMemory(torch.device("cpu"))
         self.tokens: tuple[str, Tensor] | None = None  # the file's path and what it holds
         self.commands = {
             "load": self.load,
@@ -48,13 +48,15 @@ class Worker:
         return self.commands[command](rest)
 
     def prepare(self, line: str) -> None:
-        """What a `load` of a training case imports on top of torch (0.7 s), before the worker forks.
+        """What a `load` imports on top of torch, before the worker forks: for a training case the
+        optimisers (0.7 s), and what the runtime asks for.
 
         The time counts as the load's, of the first such case of this process.
         """
         started = time.perf_counter()
         if "phase=train" in line.split():
             torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))])
+        getattr(self.runtime, "prepare", lambda: None)()
         self.prepared_s = time.perf_counter() - started
 
     def load(self, rest: str) -> dict:
@@ -63,15 +65,22 @@ class Worker:
         self.prepared_s = 0.0
         self.workload = None
         set_threads(settings)
-        model = models.find(settings.text("model"))
-        loaded = self.runtime.load(self.name, settings, model)
+        self.driver = environment.DriverMemory(device_of(settings))
+        loaded = self.runtime.load(self.name, settings, models.of(settings))
         loaded.synchronize()
+        load_s = time.perf_counter() - started
+        started = time.perf_counter()
+        loaded.compile()
+        loaded.synchronize()
+        compile_s = time.perf_counter() - started
         if self.slow:
             measure.slow_down(loaded, self.slow)
-        self.workload, self.stepped = loaded, False
+        self.workload = loaded
+        self.stepped = self.settled = False
         cost = loaded.cost
         return {
-            "load_s": time.perf_counter() - started,
+            "load_s": load_s,
+            "compile_s": compile_s,
             "flops": cost.flops(loaded.phase),
             "items": cost.items,
             "item": cost.item,
@@ -88,18 +97,18 @@ class Worker:
         samples, warmup = _integer("run: K", words[0], 1), _integer("run: W", words[1], 0)
         steps = _integer("run: B", words[2], 1) if len(words) == 3 else 1
         self.stepped = True
+        if not self.settled:
+            workload.settle()
+            self.settled = True
         return measure.measure(workload, samples, warmup, steps).json()
 
     def first(self, rest: str) -> dict:
         workload = self._loaded("first")
         if self.stepped:
             raise InputError("first: expected no step since load, found some; load the case again")
+        steps = _integer("first: N", rest.strip(), 1) if rest.strip() else 0
         self.stepped = True
-        with workload.turn():
-            started = time.perf_counter()
-            workload.step(0)
-            workload.synchronize()
-            return {"first_step_s": time.perf_counter() - started}
+        return measure.first(workload, steps)
 
     def write(self, rest: str) -> dict:
         workload = self._loaded("write")
@@ -116,7 +125,7 @@ class Worker:
         exact = tensors.load(truth[0], "truth") if truth else None
         self.stepped = True
         own = {name: tensor.cpu() for name, tensor in workload.values().items()}
-        result = parity.compare(own, expected, exact, dtype_of(workload.settings))
+        result = parity.compare(own, expected, exact, workload.precision)
         notes = [workload.note, result.note]
         return result.json() | {"note": "; ".join(note for note in notes if note)}
 
@@ -129,8 +138,7 @@ class Worker:
         return {"losses": workload.losses(steps, tokens), "seconds": time.perf_counter() - started}
 
     def memory(self, rest: str) -> dict:
-        device = self.workload.device if self.workload else torch.device("cpu")
-        return environment.memory(device)
+        return environment.memory(self.driver)
 
     def environment(self, rest: str) -> dict:
         return environment.describe(self.workload.settings if self.workload else None)

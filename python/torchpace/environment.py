@@ -5,6 +5,7 @@ Twin: include/torchpace/environment.hpp.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 import re
@@ -13,6 +14,7 @@ from pathlib import Path
 import torch
 
 import torchpace
+from torchpace import optimizers
 from torchpace.settings import Settings
 
 _ALLOCATORS = ("jemalloc", "tcmalloc", "mimalloc")
@@ -48,9 +50,11 @@ def describe(settings: Settings | None) -> dict[str, str | int | float | bool]:
         "malloc_settings": _malloc_settings(),
         "openmp_settings": _variables(r"(OMP|GOMP|KMP|MKL)_"),
         "tf32": _tf32(),
+        "autocast": "none",
+        "memory_format": "contiguous",
         "flush_denormal": _flushes_denormals(),
         "deterministic": torch.are_deterministic_algorithms_enabled(),
-        "optimizer": "adam per-tensor",
+        "optimizer": "",
         "cuda": str(torch.version.cuda or ""),
         "cudnn": _cudnn(),
         "device": "cpu",
@@ -59,25 +63,70 @@ def describe(settings: Settings | None) -> dict[str, str | int | float | bool]:
     if settings is not None:
         found["dtype"] = settings.text("dtype", "float32")
         found["device"] = settings.text("device", "cpu")
+        found["autocast"] = settings.text("autocast", "none")
+        found["memory_format"] = settings.text("memory_format", "contiguous")
+        if settings.text("phase") == "train":
+            found["optimizer"] = optimizers.name(settings)
     found["device_name"] = _device_name(str(found["device"]))
     return found
 
 
-def memory(device: torch.device) -> dict[str, int]:
+class DriverMemory:
+    """Bytes of device memory in use, on the word of the driver, since this object was made.
+
+    The driver counts the device, not the process, and a process in a container does not know its
+    own number there. So this is what was taken since a moment before the process's first use of
+    CUDA: its context, kernels and whatever lies outside of torch's allocator are in it. It is right
+    while no other process takes or frees memory of the device, as in the controller's gate. 0 on
+    the CPU, and where the driver's library (NVML) cannot be asked.
+    """
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        self.before = _device_bytes(device)
+
+    def held(self) -> int:
+        return max(0, _device_bytes(self.device) - self.before)
+
+
+def memory(driver: DriverMemory) -> dict[str, int]:
     """Bytes: of the process now and at most (VmRSS, VmHWM), and on CUDA of torch's allocator at
-    most.
+    most and of the driver now.
     """
     status = Path("/proc/self/status").read_text()
     allocated = reserved = 0
-    if device.type == "cuda":
-        allocated = torch.cuda.max_memory_allocated(device)
-        reserved = torch.cuda.max_memory_reserved(device)
+    if driver.device.type == "cuda":
+        allocated = torch.cuda.max_memory_allocated(driver.device)
+        reserved = torch.cuda.max_memory_reserved(driver.device)
     return {
         "resident_bytes": 1024 * int(_first(r"VmRSS:\s*(\d+)", status)),
         "resident_peak_bytes": 1024 * int(_first(r"VmHWM:\s*(\d+)", status)),
         "device_allocated_peak_bytes": allocated,
         "device_reserved_peak_bytes": reserved,
+        "device_driver_bytes": driver.held(),
     }
+
+
+class _NvmlMemory(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_ulonglong) for name in ("total", "free", "used")]
+
+
+def _device_bytes(device: torch.device) -> int:
+    """Bytes in use on a CUDA device, by all processes; makes no CUDA context. 0 where not known."""
+    if device.type != "cuda":
+        return 0
+    try:
+        nvml = ctypes.CDLL("libnvidia-ml.so.1")
+    except OSError:
+        return 0
+    handle, found = ctypes.c_void_p(), _NvmlMemory()
+    index = torch.cuda._get_nvml_device_index(device)  # obeys CUDA_VISIBLE_DEVICES
+    failed = (
+        nvml.nvmlInit_v2()
+        or nvml.nvmlDeviceGetHandleByIndex_v2(index, ctypes.byref(handle))
+        or nvml.nvmlDeviceGetMemoryInfo(handle, ctypes.byref(found))
+    )
+    return 0 if failed else found.used
 
 
 def mapped_libraries() -> list[str]:
@@ -104,12 +153,14 @@ def _allocator(libraries: list[str]) -> str:
 
 
 def _malloc_settings() -> str:
-    return _variables(r"MALLOC_|MIMALLOC_|(GLIBC_TUNABLES|LD_PRELOAD|PYTORCH_CUDA_ALLOC_CONF|PYTORCH_ALLOC_CONF)$")
+    return _variables(r"MALLOC_|MIMALLOC_|(GLIBC_TUNABLES|LD_PRELOAD|PYTORCH_(CUDA_)?ALLOC_CONF)$")
 
 
 def _variables(pattern: str) -> str:
     """The environment variables whose name matches from its start, sorted."""
-    found = (f"{key}={value}" for key, value in sorted(os.environ.items()) if re.match(pattern, key))
+    found = (
+        f"{key}={value}" for key, value in sorted(os.environ.items()) if re.match(pattern, key)
+    )
     return " ".join(found)
 
 

@@ -3,9 +3,11 @@
     python -m torchpace.export --cache DIR [--text FILE]
 
 Each line of standard input is a settings line. Each is answered with one line of JSON on standard
-output: `{"case", "state", "truth", "tokens", "cached", "seconds", "note"}`, paths absolute and
-`tokens` empty for models without text, or `{"error": "one line"}`. Layout: docs/design.md, "The
-path of the data".
+output, `{"case", "state", "truth", "tokens", "memory", "set", "name", "cached", "seconds", "note"}`
+or `{"error": "one line"}`. Paths are absolute, `tokens` is empty for models without text. `memory`
+has the bytes of parameters, gradients, optimiser state and activations; `set` has settings to add
+to the case's line: what a step of a model costs that only Python can count; `name` is how a model
+of your own calls itself. Layout: docs/design.md, "The path of the data".
 """
 
 from __future__ import annotations
@@ -20,16 +22,30 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from torchpace import cache, models, parity, tensors, workload
+from torchpace import axes, cache, models, optimizers, parity, tensors, workload
+from torchpace.axes import Axes
 from torchpace.data import text
 from torchpace.errors import InputError, Skipped
 from torchpace.protocol import one_line, open_protocol
 from torchpace.runtimes import eager
 from torchpace.settings import Settings
-from torchpace.workload import Workload, device_of, dtype_of, phase_of, seed_of, to_device
+from torchpace.workload import (
+    Workload,
+    buffers_of,
+    device_of,
+    dtype_of,
+    loss_of,
+    phase_of,
+    seed_of,
+    to_device,
+)
 
-# Keys of a settings line that do not change the files.
-UNRELATED = {"case", "family", "device", "threads", "swap", "state", "truth", "tokens"}
+# Keys of a settings line that do not change the files: where and how the case runs, not what it is.
+UNRELATED = {
+    *("case", "family", "device", "threads", "swap", "state", "truth", "tokens", "artifact"),
+    *("tf32", "memory_format", "torchscript", "aot", "freezing", "dynamic", "fullgraph", "runners"),
+    *models.COST_KEYS,
+}
 MAXIMUM_BATCHES = 8
 MAXIMUM_BATCH_BYTES = 64 << 20
 TWINS = 4  # perturbed float64 twins that show what rounding may do
@@ -46,9 +62,8 @@ class Exporter:
         """Answers one settings line. Raises InputError or Skipped."""
         started = time.perf_counter()
         settings = Settings.parse(line)
-        model = models.find(settings.text("model"))
-        model.cost(settings)  # validates the model's own settings before anything is made
-        phase_of(settings), dtype_of(settings), device_of(settings)
+        model = models.of(settings)
+        check(settings, model)
         data = settings.text("data", "normal", ("text", "normal"))
         source = self._text(settings) if data == "text" else None
         entry = cache.get_or_make(
@@ -64,6 +79,9 @@ class Exporter:
             "state": str(entry.path / "state.pt"),
             "truth": str(entry.path / "truth.pt"),
             "tokens": str(source.path) if source else "",
+            "memory": entry.manifest["memory"],
+            "set": entry.manifest["set"],
+            "name": entry.manifest["name"],
             "cached": entry.cached,
             "seconds": time.perf_counter() - started,
             "note": "; ".join(note for note in notes if note),
@@ -76,14 +94,28 @@ class Exporter:
         return self._texts[vocabulary]
 
 
+def check(settings: Settings, model: ModuleType) -> None:
+    """Raises SettingsError or Skipped for settings that no runtime can take, before anything is
+    made.
+    """
+    phase, _, _, _ = phase_of(settings), dtype_of(settings), device_of(settings), Axes.of(settings)
+    if phase == "train":
+        optimizers.parse(settings)
+    if not hasattr(model, "measure"):
+        model.cost(settings)
+
+
 def key_of(settings: Settings, model: ModuleType, source: text.Text | None) -> str:
     """The entry's name: model, phase and a hash of all that the files depend on."""
-    related = settings.replace(**dict.fromkeys(UNRELATED, None)).line()
+    related = settings.replace(**dict.fromkeys(UNRELATED, None))
+    if phase_of(settings) == "train":  # all implementations of an optimiser do the same
+        related = related.replace(optimizer=optimizers.parse(settings)[0])
     tokens = source.sha256 if source else ""
     # Whatever decides what is in the files: the model, the steps, how they are stored.
-    sources = (model, eager, workload, text, tensors, sys.modules[__name__])
-    code = b"".join(Path(module.__file__).read_bytes() for module in sources)  # type: ignore[arg-type]
-    parts = f"{related}\n{torch.__version__}\n{tokens}\n".encode() + code
+    sources = (axes, eager, optimizers, workload, text, tensors, sys.modules[__name__])
+    files = [Path(module.__file__) for module in sources]  # type: ignore[arg-type]
+    code = models.identity(model) + b"".join(file.read_bytes() for file in files)
+    parts = f"{related.line()}\n{torch.__version__}\n{tokens}\n".encode() + code
     digest = hashlib.sha256(parts).hexdigest()[:16]
     return f"{settings.text('model')}-{settings.text('phase')}-{digest}"
 
@@ -92,28 +124,30 @@ def make_case(
     target: Path, settings: Settings, model: ModuleType, source: text.Text | None
 ) -> dict:
     """Writes state.pt and truth.pt into `target`. Raises InputError if a value is not finite."""
+    measured = model.measure(settings) if hasattr(model, "measure") else {}
+    settings = settings.replace(**measured)
     seed, dtype = seed_of(settings), dtype_of(settings)
     torch.manual_seed(WEIGHTS_SEED + seed)
     module = model.make(settings)
     tokens = text.load_tokens(source.path) if source else None
-    batches: list[tuple[Tensor, Tensor]] = []
+    batches: list[tuple[Tensor, ...]] = []
     while len(batches) < MAXIMUM_BATCHES and (
         not batches or (len(batches) + 1) * sum(x.nbytes for x in batches[0]) <= MAXIMUM_BATCH_BYTES
     ):
         generator = torch.Generator().manual_seed(seed + len(batches))
         batches.append(model.inputs(settings, generator, tokens))
-    own = dict(module.named_parameters())
-    buffers = {key: value for key, value in module.state_dict().items() if key not in own}
+    names = [workload.input_key(i) for i in range(len(batches[0]) - 1)] + ["target"]
     cpu = torch.device("cpu")
-    state = {f"parameter.{name}": to_device(p, cpu, dtype) for name, p in own.items()}
-    state |= {f"buffer.{name}": to_device(b, cpu, dtype) for name, b in buffers.items()}
+    state = {f"parameter.{name}": to_device(p, cpu, dtype) for name, p in module.named_parameters()}
+    state |= {f"buffer.{name}": to_device(b, cpu, dtype) for name, b in buffers_of(module).items()}
     state |= {
         name: to_device(torch.stack(column), cpu, dtype)
-        for name, column in zip(("input", "target"), zip(*batches, strict=True), strict=True)
+        for name, column in zip(names, zip(*batches, strict=True), strict=True)
     }
     tensors.save(target / "state.pt", state)
-    del module, own, buffers, state, batches
-    truth = make_truth(settings.replace(state=target / "state.pt"), model)
+    del module, state, batches
+    settings = settings.replace(state=target / "state.pt")
+    truth = make_truth(settings, model)
     for name, tensor in truth.items():
         if not tensor.isfinite().all():
             raise InputError(
@@ -121,7 +155,14 @@ def make_case(
                 "infinite or undefined: training diverges; lower lr"
             )
     tensors.save(target / "truth.pt", truth)
-    return {"settings": settings.line(), "torch": torch.__version__, "seed": seed}
+    return {
+        "settings": settings.replace(state=None).line(),
+        "torch": torch.__version__,
+        "seed": seed,
+        "memory": count_memory(settings, model),
+        "set": measured,
+        "name": getattr(model, "name", ""),
+    }
 
 
 def make_truth(settings: Settings, model: ModuleType) -> dict[str, Tensor]:
@@ -131,11 +172,13 @@ def make_truth(settings: Settings, model: ModuleType) -> dict[str, Tensor]:
     spread.<name> [2] holds the largest magnitude and root mean square of the difference, the larger
     of TWINS perturbed twins.
     """
+    size = 4 * torch.finfo(Axes.of(settings).precision(dtype_of(settings))).eps
+    settings = settings.replace(autocast=None, tf32=None, memory_format=None)
     truth = double(eager.load("py-eager", settings, model)).values()
     spread = {name: [0.0, 0.0] for name in truth}
     for index in range(TWINS):
         twin = double(eager.load("py-eager", settings, model))
-        perturb(twin, 4 * torch.finfo(dtype_of(settings)).eps, index)
+        perturb(twin, size, index)
         for name, value in twin.values().items():
             found = parity.norms(value - truth[name])
             spread[name] = [max(pair) for pair in zip(spread[name], found, strict=True)]
@@ -151,9 +194,11 @@ def double(twin: Workload) -> Workload:
     twin.dtype = torch.float64
     twin.module.double()
     if isinstance(twin, eager.EagerInference):
-        twin.inputs = [to_device(x, twin.device, torch.float64) for x in twin.inputs]
+        twin.inputs = [tuple(map(twin.place, inputs)) for inputs in twin.inputs]
     else:
-        twin.batches = [(to_device(x, twin.device, torch.float64), y) for x, y in twin.batches]
+        twin.batches = [
+            (tuple(map(twin.place, inputs)), twin.place(target)) for inputs, target in twin.batches
+        ]
         # double() gives modules new buffers, so what a turn restores is looked up again
         twin.initial = [(t, t.detach().clone()) for t in eager.state_of(twin.module)]
     return twin
@@ -174,10 +219,47 @@ def perturb(twin: Workload, size: float, seed: int) -> None:
             parameter.copy_(perturbed(parameter))
     assert isinstance(twin, (eager.EagerInference, eager.EagerTraining))
     if isinstance(twin, eager.EagerInference):
-        twin.inputs = [perturbed(x) for x in twin.inputs]
+        twin.inputs = [tuple(map(perturbed, inputs)) for inputs in twin.inputs]
     else:
-        twin.batches = [(perturbed(x), y) for x, y in twin.batches]
+        twin.batches = [(tuple(map(perturbed, inputs)), y) for inputs, y in twin.batches]
         twin.initial = [(tensor, tensor.detach().clone()) for tensor, _ in twin.initial]
+
+
+def count_memory(settings: Settings, model: ModuleType) -> dict[str, int]:
+    """Bytes that one step must keep: parameters, their gradients, the optimiser's moments, and the
+    activations that autograd keeps from one forward and loss for the backward.
+
+    Activations are what is saved in storages of their own: parameters, buffers, inputs and target
+    are not counted again, and of several views of one storage only one.
+    """
+    twin = eager.load("py-eager", settings.replace(tf32=None, memory_format=None), model)
+    assert isinstance(twin, (eager.EagerInference, eager.EagerTraining))
+    parameters = list(twin.module.parameters())
+    counted = {"parameters": sum(p.nbytes for p in parameters)}
+    if isinstance(twin, eager.EagerInference):
+        return counted | {"gradients": 0, "optimizer": 0, "activations": 0}
+    trained = sum(p.nbytes for p in parameters if p.requires_grad)
+    inputs, target = twin.batches[0]
+    own = {_storage(x) for x in (*eager.state_of(twin.module), *inputs, target)}
+    saved: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        if _storage(tensor) not in own:
+            saved[_storage(tensor)] = tensor.untyped_storage().nbytes()
+        return tensor.detach()  # the tensor itself could be the node's own output: a cycle
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), twin.autocast:
+        # held until all is counted: a freed storage's address would be taken again
+        loss = loss_of(model, twin.module(*inputs), target)  # noqa: F841
+    return counted | {
+        "gradients": trained,
+        "optimizer": optimizers.moments(settings) * trained,
+        "activations": sum(saved.values()),
+    }
+
+
+def _storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -53,6 +53,23 @@ def measure(workload: Workload, samples: int, warmup: int, steps: int) -> Block:
         gc.enable()
 
 
+def first(workload: Workload, steps: int) -> dict[str, float]:
+    """One turn from its first step, synchronised after it, in seconds: `first_step_s`, and with
+    `steps` `steps_s`, until that many steps are done.
+    """
+    with workload.turn():
+        started = time.perf_counter()
+        workload.step(0)
+        workload.synchronize()
+        times = {"first_step_s": time.perf_counter() - started}
+        if steps:
+            for index in range(1, steps):
+                workload.step(index)
+            workload.synchronize()
+            times["steps_s"] = time.perf_counter() - started
+    return times
+
+
 def _on_cpu(workload: Workload, samples: int, index: int, steps: int) -> Block:
     now, step = time.perf_counter_ns, workload.step
     times = [0] * (samples + 1)

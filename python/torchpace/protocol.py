@@ -62,9 +62,10 @@ def read_line() -> str:
 def serve(respond: Callable[[str], None], prepare: Callable[[str], None]) -> None:
     """Obeys commands until `quit` or the end of input.
 
-    Each `load`, with what follows it, runs in a fork of this process as it is after its start: no case
-    finds the heap, the threads or the caches that another one left. A fork that dies takes this process
-    with it, in the same way. `prepare` runs here before a fork: imports that many cases need are paid once.
+    Each `load`, with what follows it, runs in a fork of this process as it is after its start: no
+    case finds the heap, the threads or the caches that another one left. A fork that dies takes
+    this process with it, in the same way. `prepare` runs here before a fork: imports that many
+    cases need are paid once.
     """
     line = read_line()
     while line != "quit":

@@ -59,8 +59,9 @@ def main(arguments: list[str] | None = None) -> int:
     )
     options = parser.parse_args(arguments)
     if options.list:
-        for name, (description, _) in runtimes.list_runtimes().items():
-            print(json.dumps({"runtime": name, "description": description}))
+        for name, listed in runtimes.list_runtimes().items():
+            line = {"runtime": name, "description": listed.description}
+            print(json.dumps(line | {"artifact": listed.artifact}))
         return 0
     known = runtimes.list_runtimes()
     if options.runtime not in known:

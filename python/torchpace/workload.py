@@ -6,22 +6,23 @@ Twin: include/torchpace/workload.hpp.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
 
-from torchpace import models, tensors
+from torchpace import models, optimizers, tensors
+from torchpace.axes import Axes
 from torchpace.errors import InputError, Skipped
 from torchpace.models import Cost
 from torchpace.settings import PHASES, Settings, SettingsError
 
 PARITY_STEPS = 10
-LR = 2e-4
-ADAM_BETAS = (0.9, 0.999)
-ADAM_EPS = 1e-8
 
 
 class Workload(ABC):
@@ -33,10 +34,23 @@ class Workload(ABC):
     def __init__(self, settings: Settings, model: ModuleType):
         self.settings, self.model = settings, model
         self.phase = phase_of(settings)
-        self.cost: Cost = model.cost(settings)
         self.device = device_of(settings)
         self.dtype = dtype_of(settings)
+        self.axes = Axes.of(settings)
+        self.axes.apply()
+        self.autocast = self.axes.autocast_scope(self.device)  # entered by every step
+        self.cost: Cost = model.cost(settings)
         self.note = ""
+
+    def compile(self) -> None:  # noqa: B027
+        """Compiles what is compiled in this process; called once, right after loading, and timed
+        apart from it.
+        """
+
+    def settle(self) -> None:  # noqa: B027
+        """Steps until their time no longer changes; called once, before the first timed turn, and
+        not before the first step.
+        """
 
     @abstractmethod
     def turn(self) -> contextlib.AbstractContextManager[None]:
@@ -56,6 +70,25 @@ class Workload(ABC):
 
         Raises InputError outside the train phase.
         """
+
+    @property
+    def precision(self) -> torch.dtype:
+        """The dtype whose rounding parity must allow."""
+        return self.axes.precision(self.dtype)
+
+    def place(self, x: Tensor) -> Tensor:
+        """An input or target on the case's device, in its dtype and memory format."""
+        return self.axes.place(to_device(x, self.device, self.dtype))
+
+    def inputs_of(self, state: State) -> list[tuple[Tensor, ...]]:
+        """The inputs of every batch, placed. Raises InputError where they fit no memory format."""
+        self.axes.check_inputs(state.inputs[0])
+        return [tuple(self.place(x) for x in inputs) for inputs in state.inputs]
+
+    def batches_of(self, state: State) -> list[tuple[tuple[Tensor, ...], Tensor]]:
+        """Inputs and target of every batch, placed."""
+        targets = [self.place(target) for target in state.targets]
+        return list(zip(self.inputs_of(state), targets, strict=True))
 
     def synchronize(self) -> None:
         if self.device.type == "cuda":
@@ -98,7 +131,8 @@ def seed_of(settings: Settings) -> int:
 class State:
     """A case's initial parameters, buffers and batches, read from its `state` file.
 
-    Raises InputError if the file cannot be read or holds no batches.
+    `inputs` and `targets` have one entry a batch; an entry of `inputs` is what the module is called
+    with. Raises InputError if the file cannot be read or holds no batches.
     """
 
     def __init__(self, settings: Settings):
@@ -106,19 +140,29 @@ class State:
         content = tensors.load(self.path, "state")
         self.parameters = _with_prefix(content, "parameter.")
         self.buffers = _with_prefix(content, "buffer.")
-        for key in ("input", "target"):
-            if key not in content or content[key].dim() == 0 or content[key].size(0) == 0:
-                found = list(content[key].shape) if key in content else "none"
-                raise InputError(
-                    f"state: {self.path}: expected '{key}' [N, ...], found {found}; "
-                    "export the case again"
-                )
-        self.input, self.target = content["input"], content["target"]
+        columns = [self._batches(content, key) for key in input_keys(content)]
+        self.inputs: list[tuple[Tensor, ...]] = list(zip(*columns, strict=True))
+        self.targets = self._batches(content, "target")
+
+    def _batches(self, content: dict[str, Tensor], key: str) -> tuple[Tensor, ...]:
+        found = content.get(key)
+        if found is None or found.dim() == 0 or found.size(0) == 0:
+            shape = "none" if found is None else list(found.shape)
+            raise InputError(
+                f"state: {self.path}: expected '{key}' [N, ...], found {shape}; "
+                "export the case again"
+            )
+        if found.size(0) != content["input"].size(0):
+            raise InputError(
+                f"state: {self.path}: expected as many of '{key}' as of 'input', found "
+                f"{found.size(0)} and {content['input'].size(0)}; export the case again"
+            )
+        return found.unbind(0)
 
     def copy_to(self, model: nn.Module, name: str) -> None:
         """Copies into `model`. Raises InputError on a missing, extra or wrong-shaped parameter."""
         own = dict(model.named_parameters())
-        buffers = {key: value for key, value in model.state_dict().items() if key not in own}
+        buffers = buffers_of(model)
         with torch.no_grad():
             for kind, expected, found in (
                 ("parameter", own, self.parameters),
@@ -155,13 +199,67 @@ def _with_prefix(content: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {k.removeprefix(prefix): v for k, v in content.items() if k.startswith(prefix)}
 
 
+def input_key(index: int) -> str:
+    """In a state's file: `input`, `input.1`, `input.2`, ..."""
+    return f"input.{index}" if index else "input"
+
+
+def input_keys(content: Mapping[str, Any]) -> list[str]:
+    """The keys of all inputs that `content` has; the first one also where it is missing."""
+    count = 1
+    while input_key(count) in content:
+        count += 1
+    return [input_key(index) for index in range(count)]
+
+
+def buffers_of(module: nn.Module) -> dict[str, Tensor]:
+    """The persistent buffers by name; a tensor that has several names under its first."""
+    kept = module.state_dict(keep_vars=True).keys()
+    return {name: buffer for name, buffer in module.named_buffers() if name in kept}
+
+
 def build(settings: Settings, model: ModuleType, state: State) -> nn.Module:
-    """The case's module, dtype, device and weights; `swap` exchanges two of them."""
+    """The case's module: weights, dtype, device and memory format; `swap` exchanges two weights."""
     module = model.make(settings).to(device=device_of(settings), dtype=dtype_of(settings))
     state.copy_to(module, settings.text("model"))
     if "swap" in settings:
         swap_parameters(module, settings.text("swap"))
-    return module
+    return Axes.of(settings).place_module(module)
+
+
+def output_of(result: Any) -> Tensor:
+    """The first floating-point tensor of what a module returned: a tensor, or any nesting of
+    tuples, lists, mappings and dataclasses.
+
+    Raises InputError where there is none.
+    """
+    for tensor in _tensors_of(result):
+        if tensor.is_floating_point():
+            return tensor
+    raise InputError(
+        f"output: expected a floating-point tensor, found none in a {type(result).__name__}"
+    )
+
+
+def _tensors_of(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+        return
+    if isinstance(value, Mapping):
+        parts = list(value.values())
+    elif isinstance(value, (tuple, list)):
+        parts = list(value)
+    elif dataclasses.is_dataclass(value):
+        parts = [getattr(value, field.name) for field in dataclasses.fields(value)]
+    else:
+        parts = []
+    for part in parts:
+        yield from _tensors_of(part)
+
+
+def loss_of(model: ModuleType, output: Any, target: Tensor) -> Tensor:
+    """The scalar loss of what the module returned, not of output_of: a loss may need all of it."""
+    return model.loss(output, target)
 
 
 def swap_parameters(module: nn.Module, names: str) -> None:
@@ -189,41 +287,36 @@ def to_device(x: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
     return x.to(device=device, dtype=dtype if x.is_floating_point() else x.dtype)
 
 
-def make_optimizer(settings: Settings, module: nn.Module) -> torch.optim.Optimizer:
-    """Adam with one set of kernels per tensor, as torch::optim::Adam has it, on every device."""
-    settings.text("optimizer", "adam", ("adam",))
-    return torch.optim.Adam(
-        module.parameters(),
-        lr=settings.number("lr", LR),
-        betas=ADAM_BETAS,
-        eps=settings.number("eps", ADAM_EPS),
-        foreach=False,  # by default Python takes foreach on CUDA, which torch::optim has not
-        fused=False,
-    )
-
-
-def first_step_values(module: nn.Module, before: dict[str, Tensor], lr: float) -> dict[str, Tensor]:
+def first_step_values(
+    module: nn.Module, before: dict[str, Tensor], settings: Settings
+) -> dict[str, Tensor]:
     """`gradient.<name>` and `update.<name>` of the first step, which has just been taken from
     `before`.
 
-    update = (before - after) / lr - g / (|g| + 1e-8) + 1, in float64: 1 for an Adam of eps 1e-8,
-    whatever the gradient g is. So it sees the optimiser alone, also where rounding that flips one
-    ReLU moves the gradients of a deep network by more than a wrong eps does.
+    update = (before - after) / lr - direction + 1, in float64: 1 for the right optimiser, whatever
+    the gradient is. So it sees the optimiser alone, also where rounding that flips one ReLU moves
+    the gradients of a deep network by more than a wrong eps does.
     """
+    lr = settings.number("lr", optimizers.LR)
     values = {}
     for name, p in module.named_parameters():
         gradient = torch.zeros_like(p) if p.grad is None else p.grad.clone()
-        g = gradient.double()
         moved = (before[name].double() - p.detach().double()) / lr
         values[f"gradient.{name}"] = gradient
-        values[f"update.{name}"] = moved - g / (g.abs() + ADAM_EPS) + 1
+        values[f"update.{name}"] = (
+            moved - optimizers.direction(settings, gradient, before[name]) + 1
+        )
     return values
+
+
+def dropouts(module: nn.Module) -> list[nn.Module]:
+    return [m for m in module.modules() if isinstance(m, _DropoutNd) and m.p > 0]
 
 
 @contextlib.contextmanager
 def without_dropout(module: nn.Module) -> Iterator[None]:
     """Dropout 0 within the block: two runtimes draw different random numbers."""
-    kept = [(m, m.p) for m in module.modules() if isinstance(m, nn.Dropout)]
+    kept = [(m, m.p) for m in dropouts(module)]
     for dropout, _ in kept:
         dropout.p = 0.0
     try:

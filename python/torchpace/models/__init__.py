@@ -5,20 +5,29 @@
 - `make(settings) -> nn.Module`, initialised from torch's global generator;
 - `loss(output, target) -> Tensor`, a scalar;
 - `cost(settings) -> Cost`, without building the model;
-- `inputs(settings, generator, tokens) -> (input, target)` for one batch, on the CPU.
+- `inputs(settings, generator, tokens) -> (input, ..., target)` for one batch, on the CPU: what the
+  module is called with, and the target.
+
+A file whose model is given by the settings defines `of(settings)` instead, whose result has these
+functions, and `measure(settings)`: what the exporter adds to a case's line (COST_KEYS).
 """
 
 from __future__ import annotations
 
 import importlib
 import pkgutil
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType
 
 from torchpace.settings import Settings, SettingsError
 
 # Bytes of one element; also the dtypes that a case may name.
 ELEMENT_BYTES = {"float32": 4, "bfloat16": 2}
+
+# Settings that state a case's cost, for a model whose file cannot: see Exporter, `set`.
+COST_KEYS = ("flops", "training_flops", "items", "parameter_bytes", "minimum_bytes")
 
 
 @dataclass(frozen=True)
@@ -66,3 +75,16 @@ def find(name: str) -> ModuleType:
     if name not in names():
         raise SettingsError(f"settings: model: expected one of {', '.join(names())}, got '{name}'")
     return importlib.import_module(f"{__name__}.{name}")
+
+
+def of(settings: Settings) -> ModuleType:
+    """The functions of the case's model. Raises SettingsError on an unknown one."""
+    module = find(settings.text("model"))
+    return module.of(settings) if hasattr(module, "of") else module
+
+
+def identity(model: ModuleType) -> bytes:
+    """What decides what the model is: its source, and for one of the user's own also theirs."""
+    if isinstance(model, ModuleType):
+        return Path(model.__file__).read_bytes()  # type: ignore[arg-type]
+    return Path(sys.modules[type(model).__module__].__file__).read_bytes() + model.identity()

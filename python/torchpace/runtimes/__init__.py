@@ -1,26 +1,38 @@
 """The runtimes, one a file. A file x.py defines `RUNTIMES = {"py-x": "one line"}`, a literal, and
-`load(name, settings, model) -> Workload`, where `model` is a module of torchpace.models.
+`load(name, settings, model) -> Workload`, where `model` has the functions that torchpace.models
+names. If it loads a compiled file it has a literal `ARTIFACTS = {"py-x": "kind"}`, and if it
+imports more than torch a `prepare()`, called before the worker forks: it must start no thread.
 """
 
 from __future__ import annotations
 
 import ast
 import importlib
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
 from torchpace.errors import InputError
 
 
-def list_runtimes() -> dict[str, tuple[str, str]]:
-    """Name -> (description, module), read from the sources without importing them or torch."""
+@dataclass(frozen=True)
+class Listed:
+    description: str
+    module: str
+    artifact: str  # the kind of compiled file that it loads, or empty
+
+
+def list_runtimes() -> dict[str, Listed]:
+    """By name, read from the sources without importing them or torch."""
     found = {}
     for path in sorted(Path(__file__).parent.glob("*.py")):
+        literals = {"RUNTIMES": {}, "ARTIFACTS": {}}
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
-            targets = node.targets if isinstance(node, ast.Assign) else []
-            if any(isinstance(t, ast.Name) and t.id == "RUNTIMES" for t in targets):
-                for name, description in ast.literal_eval(node.value).items():
-                    found[name] = (description, path.stem)
+            for target in node.targets if isinstance(node, ast.Assign) else []:
+                if isinstance(target, ast.Name) and target.id in literals:
+                    literals[target.id] = ast.literal_eval(node.value)
+        for name, description in literals["RUNTIMES"].items():
+            found[name] = Listed(description, path.stem, literals["ARTIFACTS"].get(name, ""))
     return found
 
 
@@ -29,4 +41,4 @@ def find(name: str) -> ModuleType:
     known = list_runtimes()
     if name not in known:
         raise InputError(f"runtime: expected one of {', '.join(known)}, got '{name}'")
-    return importlib.import_module(f"{__name__}.{known[name][1]}")
+    return importlib.import_module(f"{__name__}.{known[name].module}")

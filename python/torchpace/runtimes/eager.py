@@ -7,28 +7,30 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from types import ModuleType
 
 import torch
 from torch import Tensor, nn
 
+from torchpace import optimizers
 from torchpace.errors import InputError
 from torchpace.settings import Settings
 from torchpace.workload import (
-    LR,
     PARITY_STEPS,
     State,
     Workload,
+    buffers_of,
     build,
+    dropouts,
     first_step_values,
-    make_optimizer,
+    loss_of,
+    output_of,
     seed_of,
-    to_device,
     without_dropout,
 )
 
-RUNTIMES = {"py-eager": "PyTorch eager mode from Python; Adam with one set of kernels per tensor"}
+RUNTIMES = {"py-eager": "PyTorch eager mode from Python"}
 
 
 def load(name: str, settings: Settings, model: ModuleType) -> Workload:
@@ -47,7 +49,7 @@ class EagerInference(Workload):
         super().__init__(settings, model)
         state = State(settings)
         self.module = build(settings, model, state).eval()
-        self.inputs = list(to_device(state.input, self.device, self.dtype).unbind(0))
+        self.inputs = self.inputs_of(state)
 
     @contextlib.contextmanager
     def turn(self) -> Iterator[None]:
@@ -55,30 +57,29 @@ class EagerInference(Workload):
             yield
 
     def step(self, index: int) -> Tensor:
-        return self.module(self.inputs[index % len(self.inputs)])
+        with self.autocast:
+            return self.module(*self.inputs[index % len(self.inputs)])
 
     def values(self) -> dict[str, Tensor]:
         with self.turn():
-            return {"output": self.step(0).clone()}
+            return {"output": output_of(self.step(0)).clone()}
 
     def losses(self, steps: int, tokens: Tensor | None) -> list[float]:
         raise InputError(f"losses: expected a case of phase train, got {self.phase}")
 
 
 class EagerTraining(Workload):
-    """Forward, loss, backward and per-tensor Adam, in train mode."""
+    """Forward, loss, backward and the optimiser, in train mode."""
 
     def __init__(self, settings: Settings, model: ModuleType):
         super().__init__(settings, model)
         state = State(settings)
         self.module = build(settings, model, state).train()
-        self.optimizer = make_optimizer(settings, self.module)
-        inputs = to_device(state.input, self.device, self.dtype).unbind(0)
-        targets = to_device(state.target, self.device, self.dtype).unbind(0)
-        self.batches = list(zip(inputs, targets, strict=True))
+        self.optimizer = optimizers.make(settings, self.module.parameters())
+        self.batches = self.batches_of(state)
         self.initial = [(tensor, tensor.detach().clone()) for tensor in state_of(self.module)]
         self.seed = seed_of(settings)
-        if any(isinstance(m, nn.Dropout) and m.p > 0 for m in self.module.modules()):
+        if dropouts(self.module):
             self.note = "checked at dropout 0"
 
     @contextlib.contextmanager
@@ -86,19 +87,18 @@ class EagerTraining(Workload):
         with torch.no_grad():
             for tensor, initial in self.initial:
                 tensor.copy_(initial)
-            for moments in self.optimizer.state.values():
-                for tensor in moments.values():
-                    tensor.zero_()
+        optimizers.restore(self.optimizer)
         torch.manual_seed(self.seed)
         yield
 
     def step(self, index: int) -> Tensor:
         return self.train_on(*self.batches[index % len(self.batches)])
 
-    def train_on(self, inputs: Tensor, target: Tensor) -> Tensor:
+    def train_on(self, inputs: Sequence[Tensor], target: Tensor) -> Tensor:
         """One training step. Returns its loss, a scalar on the device."""
         self.optimizer.zero_grad(set_to_none=True)
-        loss = self.model.loss(self.module(inputs), target)
+        with self.autocast:
+            loss = loss_of(self.model, self.module(*inputs), target)
         loss.backward()
         self.optimizer.step()
         return loss
@@ -110,7 +110,7 @@ class EagerTraining(Workload):
             for index in range(PARITY_STEPS):
                 losses.append(self.step(index).detach())
                 if index == 0:
-                    first = first_step_values(self.module, before, self.settings.number("lr", LR))
+                    first = first_step_values(self.module, before, self.settings)
             after = {
                 f"parameter.{name}": p.detach().clone()
                 for name, p in self.module.named_parameters()
@@ -121,12 +121,12 @@ class EagerTraining(Workload):
         found = []
         with self.turn():
             for index in range(steps):
-                batch = self.batches[index % len(self.batches)]
+                inputs, target = self.batches[index % len(self.batches)]
                 if self.settings.text("data", "normal") == "text":
                     generator = torch.Generator().manual_seed(self.seed + index)
                     fresh = self.model.inputs(self.settings, generator, tokens)
-                    batch = tuple(to_device(x, self.device, self.dtype) for x in fresh)
-                found.append(self.train_on(*batch).item())
+                    *inputs, target = (self.place(x) for x in fresh)
+                found.append(self.train_on(inputs, target).item())
                 if not math.isfinite(found[-1]):
                     raise InputError(
                         f"losses: expected finite losses, found {found[-1]} at step {index}"
@@ -136,4 +136,4 @@ class EagerTraining(Workload):
 
 def state_of(module: nn.Module) -> list[Tensor]:
     """Parameters and persistent buffers: what a turn restores."""
-    return [tensor for _, tensor in module.state_dict(keep_vars=True).items()]
+    return [*module.parameters(), *buffers_of(module).values()]
