@@ -6,7 +6,7 @@ from pathlib import Path
 
 import jinja2
 
-from torchpace.report import words
+from torchpace.report import findings, words
 
 MARKS = {
     "FASTER": "▲",
@@ -43,9 +43,13 @@ def render(results, pictures):
         plan=plan,
         style=jinja2.utils.markupsafe.Markup((here / "page.css").read_text(encoding="utf-8")),
         pictures=pictures,
-        findings=findings(results),
+        findings=lines_of_findings(results),
+        left_out=left_out(results),
+        footnotes=findings.footnotes(results),
         tally=tally(results),
         tables=tables(results),
+        cold_columns=cold_columns(results),
+        cold_tables=cold_tables(results),
         has_p99=any("p99" in r["percentiles_ns"] for c in results["cases"] for r in c["runtimes"]),
         warnings=grouped(results["warnings"]),
         machine=[(key, show(key, value)) for key, value in results["environment"].items()],
@@ -82,21 +86,33 @@ def without_program(arguments):
     return rest[1:] if rest[:1] == ["compare"] else rest
 
 
-def findings(results):
+def lines_of_findings(results):
     """One line a case: what is fastest, and what was not measured."""
     lines = []
+    nowhere = findings.never_measured(results)
     for case in results["cases"]:
-        leader, sentence = words.finding(case, results["plan"]["delta"])
-        missing = words.not_measured(case)
+        rows = [row for row in case["runtimes"] if row["runtime"] not in nowhere]
+        missing = findings.not_measured(rows)
+        leader, sentence, others = findings.finding(case, results["plan"]["delta"], missing)
         lines.append(
             {
                 "case": case["case"],
                 "leader": leader,
                 "sentence": sentence,
-                "missing": "" if sentence.startswith("Nothing to compare") else missing,
+                "others": others,
+                "missing": "" if not findings.compared(case) else missing,
             }
         )
     return lines
+
+
+def left_out(results):
+    """What no case has, in words."""
+    rows = [
+        {"runtime": runtime, "status": "skipped", "reason": reason}
+        for runtime, reason in findings.never_measured(results).items()
+    ]
+    return findings.not_measured(rows)
 
 
 def tally(results):
@@ -164,7 +180,7 @@ def table_row(case, row):
         "step": words.duration(row["step_ns"]),
         "p90": percentile(row, "p90"),
         "p99": percentile(row, "p99"),
-        "speedup": "1" if is_reference else words.ratio(row["speedup"]),
+        "speedup": "1" if is_reference else findings.speedup(row),
         "items": words.rate(case["items"], row["step_ns"], ""),
         "flops": words.rate(case["flops"], row["step_ns"], "FLOP/s"),
         "parity": parity_text(parity),
@@ -172,6 +188,60 @@ def table_row(case, row):
         "faults": words.plain(row["page_faults_per_step"]),
         "samples": str(row["samples"]) if row["samples"] else words.NOT_KNOWN,
     }
+
+
+COLD_COLUMNS = {
+    "start": "start",
+    "load": "load",
+    "compile": "compile, caches warm",
+    "first_step": "first step",
+    "ready": "ready",
+    "tenth_step": "ten steps",
+    "compile_s": "compile, caches empty",
+    "break_even": "break-even",
+}
+MEMORY_COLUMNS = {
+    "resident": "resident",
+    "device_allocated": "device, allocated",
+    "device_reserved": "device, reserved",
+    "device_driver": "device, driver",
+}
+
+
+def cold_columns(results):
+    """Titles of the table of cold start and memory by key; memory only where any row has some."""
+    peaks = [row["peak_bytes"] for case in results["cases"] for row in case["runtimes"]]
+    used = {key: title for key, title in MEMORY_COLUMNS.items() if any(p.get(key) for p in peaks)}
+    return COLD_COLUMNS | used
+
+
+def cold_tables(results):
+    """Cold start, break-even and memory of every measured row as text."""
+    return [
+        {
+            "case": case["case"],
+            "counted": counted(case),
+            "rows": [
+                {"runtime": row["runtime"], **cold_row(row)}
+                for row in case["runtimes"]
+                if not row["copy_of"] and (row["cold_s"] or row["peak_bytes"])
+            ],
+        }
+        for case in results["cases"]
+    ]
+
+
+def cold_row(row):
+    """One row of that table."""
+    times = row["cold_s"] | {"ready": row["cold_total_s"], "compile_s": row["compile_s"]}
+    texts = {key: words.seconds(times.get(key)) for key in COLD_COLUMNS}
+    texts["break_even"] = words.break_even(row["break_even_steps"])
+    return texts | {key: words.size(row["peak_bytes"].get(key)) for key in MEMORY_COLUMNS}
+
+
+def counted(case):
+    """`parameters 13 MiB, gradients 13 MiB`: bytes counted tensor by tensor."""
+    return ", ".join(f"{key} {words.size(n)}" for key, n in case["memory_bytes"].items() if n)
 
 
 def percentile(row, name):

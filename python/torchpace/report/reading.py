@@ -31,6 +31,7 @@ WARNING = {"code": str, "severity": str, "text": str}
 CASE = {"case": str, "family": str, "phase": str, "settings": dict, "reference": str}
 CASE |= {"runtimes": list}
 CASE_OPTIONAL = {"flops": NUMBER, "items": NUMBER, "item": str, "noise_floor": dict, "curves": dict}
+CASE_OPTIONAL |= {"memory_bytes": dict}
 RUNTIME = {"runtime": str, "status": str, "reason": str}
 RUNTIME_OPTIONAL = {
     "copy_of": str,
@@ -39,7 +40,10 @@ RUNTIME_OPTIONAL = {
     "samples": int,
     "speedup": dict,
     "parity": dict,
+    "differs": list,
     "cold_s": dict,
+    "cold_total_s": NUMBER,
+    "compile_s": NUMBER,
     "peak_bytes": dict,
     "page_faults_per_step": NUMBER,
     "environment": dict,
@@ -96,6 +100,8 @@ def check_case(check, at, case):
         check.kind(f"{at}/settings/{key}", value, str)
     for name, losses in case["curves"].items():
         check.numbers(f"{at}/curves/{name}", losses)
+    for key, value in case["memory_bytes"].items():
+        check.number(f"{at}/memory_bytes/{key}", value)
     for i, row in enumerate(case["runtimes"]):
         here = f"{at}/runtimes/{i}"
         check.keys(here, row, RUNTIME, RUNTIME_OPTIONAL)
@@ -104,6 +110,10 @@ def check_case(check, at, case):
         check.interval(f"{here}/step_ns", row)
         check.interval(f"{here}/speedup", row)
         row["speedup"].setdefault("verdict", "NONE")
+        for j, key in enumerate(row["differs"]):
+            check.kind(f"{here}/differs/{j}", key, str)
+        if row.setdefault("break_even_steps", None) != "never":
+            check.number(f"{here}/break_even_steps", row["break_even_steps"])
         for key in ("max_abs_error", "tolerance"):
             check.number(f"{here}/parity/{key}", row["parity"].get(key))
         for name in ("cold_s", "peak_bytes", "percentiles_ns"):

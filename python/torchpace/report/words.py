@@ -1,4 +1,4 @@
-"""Numbers and findings in words: no digit is shown that its interval does not support.
+"""Numbers in words: no digit is shown that its interval does not support.
 
 Twin: bench/cli/numbers.cpp.
 """
@@ -83,15 +83,17 @@ def side_of_one(value, place):
     return text
 
 
-def ratio(interval):
+def ratio(interval, mark=""):
     """`1.33× [1.31, 1.36]`. A bound just beside 1 keeps the digits that tell its side."""
     median, low, high = interval["median"], interval["low"], interval["high"]
     if median is None:
         return NOT_KNOWN
     place = min(0, last_place(interval))
     if low is None or high is None:
-        return f"{rounded(median, place)}×"
-    return f"{rounded(median, place)}× [{side_of_one(low, place)}, {side_of_one(high, place)}]"
+        return f"{rounded(median, place)}×{mark}"
+    return (
+        f"{rounded(median, place)}×{mark} [{side_of_one(low, place)}, {side_of_one(high, place)}]"
+    )
 
 
 def size(count):
@@ -132,59 +134,10 @@ def error_of(value):
     return "0" if value == 0 else f"{value:.1e}"
 
 
-def finding(case, delta):
-    """What a case shows, in plain words: (runtime that leads or None, sentence)."""
-    reference = case["reference"]
-    rows = [r for r in case["runtimes"] if r["status"] == "ok" and not r.get("copy_of")]
-    others = [r for r in rows if r["runtime"] != reference and r["speedup"]["median"] is not None]
-    by_verdict = {}
-    for row in sorted(others, key=lambda r: -r["speedup"]["median"]):
-        by_verdict.setdefault(row["speedup"]["verdict"], []).append(row)
-    named = {verdict: listed(rows) for verdict, rows in by_verdict.items()}
-    if not others:
-        return None, "Nothing to compare: " + (not_measured(case) or "only the reference ran") + "."
-    sentences = []
-    leader = None
-    if faster := by_verdict.get("FASTER"):
-        leader = faster[0]["runtime"]
-        best = faster[0]["speedup"]
-        sentences.append(f"is fastest: {ratio(best)} the speed of {reference}.")
-        near = [r for r in faster[1:] if overlap(r["speedup"], best)]
-        if near:
-            sentences.append(f"Not told apart from {listed(near)}: the intervals overlap.")
-        if rest := [r for r in faster[1:] if r not in near]:
-            sentences.append(f"Also faster: {listed(rest)}.")
-        if "SLOWER" in named:
-            sentences.append(f"Slower: {named['SLOWER']}.")
-    elif set(by_verdict) == {"SLOWER"}:
-        leader = reference
-        sentences.append(f"(the reference) is fastest. Slower: {named['SLOWER']}.")
-    elif "SLOWER" in named:
-        sentences.append(f"Slower than {reference}: {named['SLOWER']}.")
-    if "SAME" in named:
-        sentences.append(f"The same as {reference} within {100 * delta:g} %: {named['SAME']}.")
-    if "UNSURE" in named:
-        sentences.append(f"Undecided: {named['UNSURE']}.")
-    if "NONE" in named:
-        sentences.append(f"No verdict: {named['NONE']}.")
-    return leader, " ".join(sentences)
-
-
-def listed(rows):
-    """`cpp-eager 1.33× [1.31, 1.36] and py-aot 1.1× [1.0, 1.2]`."""
-    parts = [f"{row['runtime']} {ratio(row['speedup'])}" for row in rows]
-    return " and ".join([", ".join(parts[:-1]), parts[-1]]) if len(parts) > 1 else parts[0]
-
-
-def overlap(a, b):
-    """True unless both intervals are known and apart."""
-    bounds = (a["low"], a["high"], b["low"], b["high"])
-    return None in bounds or (a["low"] <= b["high"] and b["low"] <= a["high"])
-
-
-def not_measured(case):
-    """`cpp-cuda-graph skipped (no CUDA device)` for each row that was not measured."""
-    rows = [r for r in case["runtimes"] if r["status"] != "ok"]
-    return ", ".join(
-        f"{r['runtime']} {r['status']}" + (f" ({r['reason']})" if r["reason"] else "") for r in rows
-    )
+def break_even(steps):
+    """When a runtime has earned back what it costs before its first step."""
+    if steps is None:
+        return NOT_KNOWN
+    if steps == "never":
+        return "never earned back"
+    return f"earned back after {steps:,.0f} steps" if steps else "earned back at once"

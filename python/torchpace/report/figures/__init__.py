@@ -8,7 +8,7 @@ is in `pen`.
 import io
 from dataclasses import dataclass
 
-from torchpace.report.figures import cold, curves, memory, speedup, step_times
+from torchpace.report.figures import cold, curves, fastest, memory, speedup, step_times
 from torchpace.report.figures.pen import (
     NARROW,
     PAPER,
@@ -22,7 +22,7 @@ from torchpace.report.figures.pen import (
 
 PNG_DPI = 144
 # In reading order.
-PICTURES = (speedup, step_times, curves, cold, memory)
+PICTURES = (fastest, speedup, cold, memory, curves, step_times)
 
 
 @dataclass(frozen=True)

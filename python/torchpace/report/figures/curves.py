@@ -21,7 +21,7 @@ def draw(results, pen):
         return None
     heading, tall, short, foot = 26, 230, 120, 56
     legends = [legend_of_curves(pen, case) for case in cases]
-    rows = [20 if pen.is_wide else 20 * len(entries) for entries in legends]
+    rows = [pen.legend_height([each.get_label() for each in entries]) for entries in legends]
     apart = [len(case["curves"]) > 1 and case["reference"] in case["curves"] for case in cases]
     panel = [tall + foot + (short + foot if both else 0) for both in apart]
     figure = pen.figure(sum(heading + 24 + r + p for r, p in zip(rows, panel, strict=True)))

@@ -8,6 +8,7 @@ import contextlib
 import io
 import math
 import re
+import textwrap
 import warnings
 from xml.sax.saxutils import quoteattr
 
@@ -17,14 +18,19 @@ from matplotlib.figure import Figure
 WIDE = 960
 NARROW = 350
 TEXT = 12
+# Height of a line of text.
+LINE = 18
 # Blue, vermilion, green, purple, amber, sky after Okabe & Ito 2008, for white paper.
 SERIES = ("#0067a5", "#c8500a", "#007d5b", "#a8487f", "#9a6b00", "#2b86b8")
+# Names are those of the page's variables; "faster" and "slower" are the colours of verdicts.
 INKS = {
     "ink": "#1c2126",
     "muted": "#5b6570",
     "grid": "#dfe3e7",
     "band": "#dfe5ea",
     "paper": "#ffffff",
+    "faster": "#0067a5",
+    "slower": "#b4460a",
 }
 # Names of colours in the order of their stand-ins #fe0000, #fe0001, ... which become var(--name).
 NAMES = (*INKS, *(f"series-{i}" for i in range(len(SERIES))))
@@ -62,8 +68,8 @@ def svg_of(figure, name, alt):
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.S)
-    svg = re.sub(r"\sid=\"(?![mp][0-9a-f]{10})[^\"]*\"", "", svg)
-    svg = re.sub(r"(id=\"|href=\"#|url\(#)(?=[mp][0-9a-f]{10})", rf"\g<1>{name}-", svg)
+    svg = re.sub(r"\sid=\"(?![hmp][0-9a-f]{10})[^\"]*\"", "", svg)
+    svg = re.sub(r"(id=\"|href=\"#|url\(#)(?=[hmp][0-9a-f]{10})", rf"\g<1>{name}-", svg)
     svg = re.sub(r" d=\"[^\"]*\"", lambda path: re.sub(r"(\.\d\d)\d+", r"\1", path[0]), svg)
     svg = re.sub(r"font: (?:(\w+) )?([\d.]+)px [^;\"]*", r"font-size: \2px; font-weight: \1", svg)
     svg = svg.replace("font-weight: ;", "").replace('font-weight: "', '"')
@@ -91,7 +97,11 @@ class Pen:
 
     def of(self, runtime):
         """Colour of a runtime; the A/A copy has that of the reference."""
-        return self.colours[f"series-{self.runtimes[runtime] % len(SERIES)}"]
+        return self.series(self.runtimes[runtime])
+
+    def series(self, i):
+        """The i-th colour of a series, from the first on again after the last."""
+        return self.colours[f"series-{i % len(SERIES)}"]
 
     def dashes(self, runtime):
         """Line style of a runtime, so that colour is not all that tells them apart."""
@@ -128,14 +138,43 @@ class Pen:
             return text
         return text[: room - room // 3 - 1] + "…" + text[len(text) - room // 3 :]
 
+    def wrap(self, text, pixels, size=TEXT):
+        """The text in lines of about so many pixels."""
+        return textwrap.wrap(text, max(12, int(pixels / (size * 0.56))))
+
+    def lines(self, figure, y, lines):
+        """Lines of muted text from height y on, each `LINE` pixels high."""
+        for i, line in enumerate(lines):
+            self.text(figure, 0, y + (i + 0.5) * LINE, line, color=self.muted, bbox=self.plate)
+
+    @property
+    def plate(self):
+        """What keeps a grid from running through words."""
+        return {"facecolor": self.paper, "edgecolor": "none", "pad": 2}
+
+    def heading(self, figure, y, text):
+        """A case's name, 24 pixels high."""
+        text = self.fit(text, self.width - 8)
+        self.text(figure, 0, y + 12, text, fontweight="bold", bbox=self.plate)
+
+    def legend_columns(self, labels):
+        """How many samples with these names fit beside one another."""
+        widest = max(map(len, labels), default=1) * TEXT * 0.6 + 3.2 * TEXT
+        return max(1, min(len(labels), int(self.width / widest)))
+
+    def legend_height(self, labels):
+        """Pixels that the legend takes."""
+        return 20 * math.ceil(len(labels) / self.legend_columns(labels))
+
     def legend(self, figure, y, entries):
-        """A row of samples and names at height y, from (handle) artists with labels."""
+        """Samples and names at height y, from (handle) artists with labels; returns its height."""
         full = figure.get_size_inches() * 72
+        labels = [entry.get_label() for entry in entries]
         figure.legend(
             handles=entries,
             loc="upper left",
             bbox_to_anchor=(0, 1 - y / full[1]),
-            ncol=len(entries) if self.is_wide else 1,
+            ncol=self.legend_columns(labels),
             frameon=False,
             labelcolor=self.ink,
             fontsize=TEXT,
@@ -144,7 +183,7 @@ class Pen:
             handlelength=1.6,
             columnspacing=1.6,
         )
-        return 20 if self.is_wide else 20 * len(entries)
+        return self.legend_height(labels)
 
 
 def runtime_colours(results):

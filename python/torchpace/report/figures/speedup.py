@@ -1,136 +1,150 @@
-"""Speedups over the reference as a forest plot."""
-
-import matplotlib.ticker
+"""Speedups of every runtime over the reference as a forest plot, the fastest first."""
 
 from torchpace.report import words
-from torchpace.report.figures.pen import TEXT, nice_ticks
-
-TITLE = "Speedup"
-CAPTION = (
-    "Each mark is a speedup over the reference, the line its interval. The grey band is the "
-    "interval of the reference against a second copy of itself: what this machine calls different "
-    "although nothing differs. Right of 1 is faster."
+from torchpace.report.figures.pen import LINE
+from torchpace.report.figures.ratios import (
+    draw_interval,
+    draw_noise,
+    ratio_axes,
+    ratio_bounds,
+    verdict_colour,
 )
-MARKERS = {"FASTER": ">", "SLOWER": "<", "SAME": "s", "REFERENCE": "|", "NONE": "|"}
-RATIOS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 1, 1.02, 1.05)
-RATIOS += (1.1, 1.2, 1.3, 1.4, 1.6, 1.8, 2, 2.5, 3, 4, 5, 7, 10, 20, 50, 100, 200, 500, 1000)
+from torchpace.report.findings import (
+    compared,
+    fastest,
+    footnotes,
+    never_measured,
+    not_measured,
+    speedup,
+)
+
+TITLE = "Speedup of every runtime"
+CAPTION = (
+    "Each mark is a speedup over the reference, the line its interval; the fastest stands first, "
+    "in bold with all that are not told apart from it. The grey band is the interval of the "
+    "reference against a second copy of itself: what this machine calls different although nothing "
+    "differs. Right of 1 is faster."
+)
+WORDS = 300
+# Pixels above the first case, for the ticks.
+HEAD = 22
 
 
-def speedup_rows(case):
-    """Rows of the forest plot: all but the reference and its copy."""
-    return [r for r in case["runtimes"] if r["runtime"] != case["reference"] and not r["copy_of"]]
+def sections(results):
+    """[(case, rows measured, rows that failed or are invalid, line on those skipped)]."""
+    left_out = never_measured(results)
+    found = []
+    for case in results["cases"]:
+        rows = [r for r in case["runtimes"] if not r["copy_of"] and r["runtime"] not in left_out]
+        broken = [r for r in rows if r["status"] in ("failed", "invalid")]
+        skipped = not_measured([r for r in rows if r["status"] == "skipped"])
+        if compared(case) or broken:
+            found.append((case, in_order(case), broken, skipped))
+    return found
 
 
-def verdict_text(row):
-    """What stands beside a row."""
-    if row["status"] != "ok":
-        return row["status"] + (f": {row['reason']}" if row["reason"] else "")
-    word = row["speedup"]["verdict"]
-    return ("" if word == "NONE" else f"{word} ") + words.ratio(row["speedup"])
+def in_order(case):
+    """Rows with a speedup and the reference, the fastest first."""
+    reference = [
+        r for r in case["runtimes"] if r["runtime"] == case["reference"] and r["status"] == "ok"
+    ]
+    rows = compared(case) + reference
+    return sorted(rows, key=lambda r: -1 if r in reference else -r["speedup"]["median"])
 
 
 def draw(results, pen):
-    """Forest plot on a logarithmic axis: one group per case, the noise band behind it."""
-    cases = [case for case in results["cases"] if speedup_rows(case)]
-    bounds = [
-        interval[key]
-        for case in cases
-        for interval in (case["noise_floor"], *(r["speedup"] for r in speedup_rows(case)))
-        for key in ("median", "low", "high")
-        if interval[key] is not None and interval[key] > 0
-    ]
-    if not bounds:
+    """One group per case on a logarithmic axis, the noise band behind it."""
+    groups = sections(results)
+    bounds = ratio_bounds([case for case, *_ in groups])
+    if bounds is None:
         return None
-    heading, step, gap, foot = 24, 24 if pen.is_wide else 40, 14, 42
-    rows = sum(len(speedup_rows(case)) for case in cases)
-    height = len(cases) * (heading + gap) + rows * step + foot
-    left, right = (190, 290) if pen.is_wide else (8, 8)
-    width = pen.width - left - right
-    figure = pen.figure(height)
-    axes = pen.axes(figure, left, 0, width, height - foot)
-    low, high = min(*bounds, 0.96), max(*bounds, 1.04)
-    margin = (high / low) ** 0.04
-    low, high = low / margin, high * margin
-    axes.set_xscale("log")
-    axes.set_xlim(low, high)
-    axes.set_ylim(height - foot, 0)
-    ticks = nice_ticks(low, high, RATIOS, width)
-    axes.xaxis.set_minor_locator(matplotlib.ticker.NullLocator())
-    axes.set_xticks(ticks, [f"{x:g}×" for x in ticks])
-    axes.set_yticks([])
+    notes = notes_below(results, pen)
+    step, gap = (24, 18) if pen.is_wide else (40, 18)
+    skips = [pen.wrap(text, pen.width) for *_, text in groups]
+    heights = [
+        24 + step * (len(rows) + len(broken)) + LINE * len(lines) + gap
+        for (_, rows, broken, _), lines in zip(groups, skips, strict=True)
+    ]
+    foot = 24
+    figure = pen.figure(HEAD + sum(heights) + foot + LINE * len(notes))
+    left = 190 if pen.is_wide else 8
+    width = pen.width - left - (WORDS if pen.is_wide else 8)
+    axes = ratio_axes(pen, figure, left, HEAD, width, sum(heights), bounds)
     axes.grid(pen.is_wide, axis="x")
-    axes.set_xlabel("speedup over the reference (logarithmic)", color=pen.muted, fontsize=TEXT)
-    y = 0
-    for case in cases:
-        pen.text(
-            figure,
-            0,
-            y + heading / 2,
-            pen.fit(case["case"], pen.width - 8),
-            fontweight="bold",
-            # Keeps the grid from running through the words.
-            bbox={"facecolor": pen.paper, "edgecolor": "none", "pad": 2},
-        )
-        y += heading
-        for row in speedup_rows(case):
+    top = HEAD
+    for (case, rows, broken, _), lines, height in zip(groups, skips, heights, strict=True):
+        pen.heading(figure, top, case["case"])
+        y = top + 24
+        leader, near = fastest(case)
+        for row in rows:
             # On a phone the words stand above the interval, and nothing runs through them.
-            draw_noise(pen, axes, case["noise_floor"], y if pen.is_wide else y + step / 2, y + step)
-            draw_speedup(pen, figure, axes, row, y, step, left)
+            band = y - HEAD + (0 if pen.is_wide else step / 2)
+            draw_noise(pen, axes, case["noise_floor"], band, y - HEAD + step)
+            draw_row(pen, figure, axes, row, y, step, case, row is leader or row in near)
             y += step
-        y += gap
+        for row in broken:
+            draw_broken(pen, figure, row, y, step, left)
+            y += step
+        pen.lines(figure, y, lines)
+        top += height
+    pen.lines(figure, top + foot, notes)
     return figure
 
 
-def draw_noise(pen, axes, noise, top, bottom):
-    """The noise band behind one row, and the line of equal speed."""
-    if noise["low"] is not None and noise["high"] is not None:
-        band = (noise["low"], noise["high"])
-        axes.fill_between(band, top, bottom, color=pen.band, linewidth=0)
-    axes.plot((1, 1), (top, bottom), color=pen.muted, linewidth=1)
+def notes_below(results, pen):
+    """Lines under the picture: what no case has, and what the mark means."""
+    missing = [
+        {"runtime": runtime, "status": "skipped", "reason": reason}
+        for runtime, reason in never_measured(results).items()
+    ]
+    texts = [f"On no case: {not_measured(missing)}."] if missing else []
+    return [line for text in texts + footnotes(results) for line in pen.wrap(text, pen.width)]
 
 
-def draw_speedup(pen, figure, axes, row, y, step, left):
-    """One row of the forest plot: name, interval with the verdict's mark, words."""
-    speedup = row["speedup"]
-    words_beside = verdict_text(row)
+def draw_row(pen, figure, axes, row, y, step, case, leads):
+    """One row: name, interval with the verdict's mark, verdict and speedup in words."""
+    is_reference = row["runtime"] == case["reference"]
+    verdict = "reference" if is_reference else row["speedup"]["verdict"].replace("NONE", "")
+    number = f"noise {words.ratio(case['noise_floor'])}" if is_reference else speedup(row)
+    colour = pen.muted if is_reference else verdict_colour(pen, row["speedup"]["verdict"])
+    weight = "bold" if leads else "normal"
     if pen.is_wide:
-        middle = y + step / 2
-        pen.text(figure, 12, middle, pen.fit(row["runtime"], left - 24))
-        pen.text(
-            figure,
-            pen.width - 274,
-            middle,
-            pen.fit(words_beside, 274),
-            color=pen.ink if row["status"] == "ok" else pen.muted,
-        )
+        middle, right = y + step / 2, pen.width - WORDS + 16
+        pen.text(figure, 12, middle, pen.fit(row["runtime"], 166), fontweight=weight)
+        pen.text(figure, right, middle, verdict, color=colour, fontweight="bold")
+        pen.text(figure, right + 80, middle, number, fontweight=weight)
     else:
         middle = y + step * 0.74
         name = pen.fit(row["runtime"], 120)
-        pen.text(
-            figure, 8, y + step * 0.28, f"{name} · {pen.fit(words_beside, 318 - 7 * len(name))}"
-        )
-    if row["status"] != "ok" or speedup["median"] is None:
-        return
-    colour = pen.of(row["runtime"])
-    if speedup["low"] is not None and speedup["high"] is not None:
-        axes.plot((speedup["low"], speedup["high"]), (middle, middle), color=colour, linewidth=2.5)
-    axes.plot(
-        speedup["median"],
-        middle,
-        marker=MARKERS.get(speedup["verdict"], "o"),
-        markersize=9,
-        color=colour,
-        markerfacecolor=pen.paper if speedup["verdict"] == "UNSURE" else colour,
-        markeredgewidth=2,
-    )
+        beside = " ".join(filter(None, (verdict, number)))
+        text = f"{name} · {pen.fit(beside, 330 - 7 * len(name))}"
+        pen.text(figure, 8, y + step * 0.28, text, fontweight=weight)
+    if not is_reference:
+        draw_interval(pen, axes, row["speedup"], middle - HEAD)
+
+
+def draw_broken(pen, figure, row, y, step, left):
+    """A row without samples that should have had some: its status and reason."""
+    said = f"{row['status']}: {row['reason']}"
+    if pen.is_wide:
+        pen.text(figure, 12, y + step / 2, pen.fit(row["runtime"], left - 24))
+        text = pen.fit(said, pen.width - left - 12)
+        pen.text(figure, left, y + step / 2, text, color=pen.slower, bbox=pen.plate)
+    else:
+        name = pen.fit(row["runtime"], 120)
+        pen.text(figure, 8, y + step * 0.28, f"{name} · {row['status']}", color=pen.slower)
+        pen.text(figure, 8, y + step * 0.72, pen.fit(row["reason"], pen.width), color=pen.muted)
 
 
 def describe(results):
     """The forest plot in words."""
-    parts = [
-        f"{case['case']}: "
-        + ", ".join(f"{row['runtime']} {verdict_text(row)}" for row in speedup_rows(case))
-        for case in results["cases"]
-        if speedup_rows(case)
-    ]
+    parts = []
+    for case, rows, broken, skipped in sections(results):
+        said = [
+            f"{row['runtime']} {row['speedup']['verdict']} {speedup(row)}"
+            for row in rows
+            if row["runtime"] != case["reference"]
+        ]
+        said += [not_measured(broken)] if broken else []
+        parts.append(f"{case['case']}: " + ", ".join([*said, *filter(None, [skipped])]))
     return "Speedups over the reference. " + "; ".join(parts)

@@ -13,8 +13,12 @@ CAPTION = (
     "per fresh process. The line is the median with its interval. Where a few samples lie far out, "
     "they are counted at the edge."
 )
-# Dots of one runtime on one case beyond which only every n-th is drawn.
+# Dots of one runtime on one case, and of the picture, beyond which only every n-th is drawn.
 DOTS_AT_MOST = 1500
+DOTS_OF_ALL = 40_000
+DOTS_AT_LEAST = 150
+# Pixels of a case's name, of a runtime's lane, and of the axis below.
+HEADING, LANE, FOOT = 26, 58, 52
 
 
 def draw(results, pen):
@@ -23,15 +27,16 @@ def draw(results, pen):
     if not cases:
         return None
     columns = 2 if pen.is_wide and len(cases) > 1 else 1
-    lane, heading, foot = 58, 26, 52
-    heights = [heading + lane * len(measured(case, copies=True)) + foot for case in cases]
+    heights = [HEADING + LANE * len(measured(case, copies=True)) + FOOT for case in cases]
     grid = [heights[i : i + columns] for i in range(0, len(cases), columns)]
     figure = pen.figure(sum(max(row) for row in grid))
     width = (pen.width - 32 * (columns - 1)) / columns
+    lanes = sum(len(measured(case, copies=True)) for case in cases)
+    share = min(DOTS_AT_MOST, max(DOTS_AT_LEAST, DOTS_OF_ALL // lanes))
     top = 0
     for i, case in enumerate(cases):
         left = (i % columns) * (width + 32)
-        draw_samples(pen, figure, case, left, top, width, heading, lane)
+        draw_samples(pen, figure, case, left, top, width, share)
         if i % columns == columns - 1:
             top += max(grid[i // columns])
     return figure
@@ -42,13 +47,13 @@ def measured(case, copies=False):
     return [r for r in case["runtimes"] if r["status"] == "ok" and (copies or not r["copy_of"])]
 
 
-def draw_samples(pen, figure, case, left, top, width, heading, lane):
-    """The panel of a case."""
+def draw_samples(pen, figure, case, left, top, width, share):
+    """The panel of a case, with at most `share` dots a runtime."""
     rows = measured(case, copies=True)
-    pen.text(figure, left, top + heading / 2, pen.fit(case["case"], width), fontweight="bold")
-    axes = pen.axes(figure, left + 8, top + heading, width - 16, lane * len(rows))
+    pen.text(figure, left, top + HEADING / 2, pen.fit(case["case"], width), fontweight="bold")
+    axes = pen.axes(figure, left + 8, top + HEADING, width - 16, LANE * len(rows))
     axes.set_yticks([])
-    axes.set_ylim(lane * len(rows), 0)
+    axes.set_ylim(LANE * len(rows), 0)
     lanes = [[x for generation in times(row) for x in generation] for row in rows]
     low = min(min(lane_ns) for lane_ns in lanes if lane_ns)
     high = window(lanes)
@@ -71,8 +76,8 @@ def draw_samples(pen, figure, case, left, top, width, heading, lane):
         )
     axes.set_xlabel(f"{unit.strip() or 'time'} per step", color=pen.muted, fontsize=TEXT)
     for i, row in enumerate(rows):
-        xs, ys, thinned = dots(row)
-        y = i * lane
+        xs, ys, thinned = dots(row, share)
+        y = i * LANE
         name = row["runtime"] + (" (A/A copy)" if row["copy_of"] else "")
         if thinned > 1:
             name += f", every {thinned}th sample"
@@ -135,10 +140,10 @@ def times(row):
     ]
 
 
-def dots(row):
+def dots(row, at_most):
     """Samples of a row: times in ns, places in the order from 0 to 1, every how many."""
     generations = times(row)
-    thinned = max(1, math.ceil(sum(map(len, generations)) / DOTS_AT_MOST))
+    thinned = max(1, math.ceil(sum(map(len, generations)) / at_most))
     xs, ys = [], []
     for i, samples in enumerate(generations):
         for j, x in enumerate(samples):
