@@ -135,3 +135,20 @@ def test_a_cache_that_cannot_be_written(tmp_path):
     process = exporter(tmp_path / "file" / "cache")
     assert "cannot write" in process.ask(CASE.line())["error"]
     process.close()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_memory_that_a_step_keeps_by_hand(exporter, dtype):
+    line = CASE.replace(dtype=dtype)  # L 8, W 32, B 4
+    element = {"float32": 4, "bfloat16": 2}[dtype]
+    parameters = element * 8 * (32 * 32 + 32)
+    # relu's output is the next layer's input: one storage; the last one's are log-probabilities
+    activations = element * 8 * 4 * 32 + element  # and the total weight of the loss
+    assert exporter.ask(line.line())["memory"] == {
+        "parameters": parameters,
+        "gradients": parameters,
+        "optimizer": 2 * parameters,
+        "activations": activations,
+    }
+    again = exporter.ask(line.line())
+    assert again["cached"] and again["memory"]["activations"] == activations and again["set"] == {}

@@ -1,7 +1,9 @@
+import json
 import math
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -70,8 +72,12 @@ def test_load_states_the_cost_and_every_command_answers(worker, exported, tmp_pa
         loaded["flops"] == 3 * 65536 - 8192 and loaded["items"] == 4 and loaded["item"] == "samples"
     )
     assert loaded["parameter_bytes"] == 33792 and loaded["note"] == "" and loaded["load_s"] > 0
-    assert worker.ask("first")["first_step_s"] > 0
+    assert loaded["compile_s"] < 0.1  # nothing is compiled
+    assert worker.ask("first").keys() == {"first_step_s"}
     assert "expected no step since load" in worker.ask("first")["error"]
+    worker.ask("load " + settings.line())
+    found = worker.ask("first 10")
+    assert 0 < found["first_step_s"] < found["steps_s"]
     block = worker.ask("run 5 2")
     assert len(block["step_ns"]) == 5 and min(block["step_ns"]) > 0
     assert block["device_ns"] == block["enqueue_ns"] == []
@@ -79,6 +85,7 @@ def test_load_states_the_cost_and_every_command_answers(worker, exported, tmp_pa
     assert len(worker.ask("run 3 0 4")["step_ns"]) == 3
     memory = worker.ask("memory")
     assert 0 < memory["resident_bytes"] <= memory["resident_peak_bytes"]
+    assert memory["device_driver_bytes"] == memory["device_allocated_peak_bytes"] == 0
     environment = worker.ask("environment")
     assert (
         environment["language"] == "python"
@@ -183,6 +190,8 @@ def test_errors_are_one_line_and_the_worker_stays(worker, exported, tmp_path):
         "run 1 -1",
         "run 1 1 0",
         "run x 1",
+        "first 0",
+        "first x",
         "losses",
         "losses 0",
         "check",
@@ -228,7 +237,9 @@ def test_list_and_bad_options():
         return subprocess.run(command, env=environment, capture_output=True, text=True)
 
     listed = run("--list")
-    assert listed.returncode == 0 and '"runtime": "py-eager"' in listed.stdout
+    assert listed.returncode == 0
+    found = {line["runtime"]: line for line in map(json.loads, listed.stdout.splitlines())}
+    assert found["py-eager"]["description"] and found["py-eager"]["artifact"] == ""
     wrong = run("--runtime", "py-magic")
     assert wrong.returncode == 2 and "expected one of py-eager, got 'py-magic'" in wrong.stderr
     assert run("--runtime", "py-eager", "--fail", "explode@load").returncode == 2
@@ -279,3 +290,49 @@ def test_a_slowed_step_lasts_longer_by_its_fraction(monkeypatch):
     started = now[0]
     assert workload.step(7) == 7
     assert now[0] - started == pytest.approx(1500, abs=10)
+
+
+def test_artifacts_and_preparation_of_a_runtime(monkeypatch, tmp_path):
+    from torchpace import runtimes
+    from torchpace.commands import Worker
+
+    (tmp_path / "x.py").write_text(
+        'import nothing\nARTIFACTS = {"py-x": "kind"}\nRUNTIMES = {"py-x": "a", "py-y": "b"}\n'
+    )
+    monkeypatch.setattr(runtimes, "__file__", str(tmp_path / "__init__.py"))
+    found = runtimes.list_runtimes()
+    assert (found["py-x"].artifact, found["py-y"].artifact) == ("kind", "")
+    assert found["py-x"].module == "x" and found["py-x"].description == "a"
+    monkeypatch.undo()
+
+    prepared = []
+    worker = Worker("py-eager")
+    monkeypatch.setattr(worker.runtime, "prepare", lambda: prepared.append(1), raising=False)
+    worker.prepare("load phase=inference")
+    assert prepared == [1] and worker.prepared_s > 0
+
+
+def test_a_workload_compiles_at_load_and_settles_before_it_is_timed(exported, monkeypatch):
+    from torchpace.commands import Worker
+
+    settings, _ = exported("dnn_deep_inference/size:smoke")
+    worker, called = Worker("py-eager"), []
+    load = worker.runtime.load
+
+    def load_recorded(*arguments):
+        workload = load(*arguments)
+        workload.compile = lambda: (time.sleep(0.05), called.append("compile"))
+        workload.settle = lambda: called.append("settle")
+        return workload
+
+    monkeypatch.setattr(worker.runtime, "load", load_recorded)
+    loaded = worker.answer("load " + settings.line())
+    assert called == ["compile"] and loaded["compile_s"] >= 0.05
+    worker.answer("first 2")
+    assert called == ["compile"]
+    worker.answer("run 1 0")
+    worker.answer("run 1 0")
+    assert called == ["compile", "settle"]
+    worker.answer("load " + settings.line())
+    worker.answer("run 1 0")
+    assert called == ["compile", "settle"] * 2

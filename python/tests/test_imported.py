@@ -1,0 +1,351 @@
+"""Models of a user's own: good ones through the exporter and a worker, and every bad factory."""
+
+import re
+
+import pytest
+import torch
+from conftest import Process
+
+from torchpace import models, parity, tensors, workload
+from torchpace.errors import InputError
+from torchpace.models import imported
+from torchpace.runtimes import eager
+from torchpace.settings import Settings, SettingsError, encode
+
+GOOD = """
+from dataclasses import dataclass
+import torch
+from torch import nn
+import torch.nn.functional as F
+
+class Conv(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)
+        self.deeper, self.head = nn.Conv2d(8, 8, 3), nn.Linear(8, 10)
+        self.dropout = nn.Dropout2d(0.5)
+
+    def forward(self, x):
+        x = self.deeper(F.relu(self.norm(self.conv(x))))
+        return self.head(self.dropout(x).mean((2, 3)))
+
+def conv():
+    return {"module": Conv(), "inputs": torch.randn(4, 3, 8, 8), "target": torch.arange(4),
+            "loss": F.cross_entropy, "name": "small_conv"}
+
+def bare():
+    return Conv()
+
+class Pair(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embedding, self.scale = nn.Embedding(7, 5), nn.Linear(3, 5)
+
+    def forward(self, tokens, x):
+        return {"indices": tokens, "hidden": {"y": self.embedding(tokens).mean(1) * self.scale(x)}}
+
+def pair():
+    return {"module": Pair(), "target": torch.zeros(2, 5),
+            "loss": lambda output, target: F.mse_loss(output["hidden"]["y"], target)}
+
+class Tied(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embedding, self.body = nn.Embedding(11, 6), nn.Linear(6, 6)
+        self.head = nn.Linear(6, 11, bias=False)
+        self.head.weight = self.embedding.weight
+        self.register_buffer("mask", torch.ones(6), persistent=False)
+
+    def forward(self, tokens):
+        return (self.head(self.body(self.embedding(tokens)) * self.mask), tokens)
+
+def tied():
+    return {"module": Tied(), "inputs": (torch.arange(6).view(2, 3),),
+            "target": torch.ones(2).long(),
+            "loss": lambda output, target: F.cross_entropy(output[0][:, -1], target)}
+"""
+INPUTS = {"pair": "2x4:int64;2x3:float32"}
+
+
+@pytest.fixture(scope="session")
+def good(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("mine")
+    (folder / "good.py").write_text(GOOD)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def case(exporter, good):
+    """The settings with files of a factory of good.py, and the answer of the exporter."""
+
+    def export(factory, phase, **more):
+        settings = Settings(
+            case=f"{factory}_{phase}",
+            model="imported",
+            factory=f"good:{factory}",
+            path=good,
+            phase=phase,
+            device="cpu",
+            threads=1,
+            seed=0,
+        ).replace(input=INPUTS.get(factory), **more)
+        answer = exporter.ask(settings.line())
+        assert "error" not in answer, answer
+        return settings.replace(state=answer["state"], **answer["set"]), answer
+
+    return export
+
+
+def load(settings):
+    return eager.load("py-eager", settings, models.of(settings))
+
+
+@pytest.mark.parametrize("phase", ["train", "inference", "latency"])
+@pytest.mark.parametrize("factory", ["conv", "pair", "tied"])
+def test_a_worker_loads_checks_and_runs_it(worker, case, tmp_path, factory, phase):
+    settings, answer = case(factory, phase)
+    loaded = worker.ask("load " + settings.line())
+    assert loaded["flops"] > 0 and loaded["item"] == "samples", loaded
+    assert loaded["items"] == (1 if phase == "latency" else {"conv": 4}.get(factory, 2))
+    reference, truth = (encode(str(path)) for path in (tmp_path / "reference.pt", answer["truth"]))
+    worker.ask(f"write {reference}")
+    assert worker.ask(f"check {reference} {truth}")["passed"]
+    assert len(worker.ask("run 3 1")["step_ns"]) == 3
+    assert worker.ask(f"check {reference} {truth}")["max_abs_error"] == 0  # the turn was undone
+    if phase == "train":
+        assert len(worker.ask("losses 3")["losses"]) == 3
+    wrong = perturbed_state(settings, tmp_path)
+    worker.ask("load " + settings.replace(state=wrong).line())
+    assert not worker.ask(f"check {reference} {truth}")["passed"]
+
+
+def perturbed_state(settings, folder):
+    state = tensors.load(settings["state"], "state")
+    name = next(name for name in state if name.startswith("parameter."))
+    state[name] = state[name] * 1.01
+    tensors.save(folder / "perturbed.pt", state)
+    return folder / "perturbed.pt"
+
+
+def test_what_the_state_holds(case):
+    state = tensors.load(case("conv", "train")[1]["state"], "state")
+    assert {"buffer.norm.running_mean", "buffer.norm.num_batches_tracked"} <= state.keys()
+    assert state["input"].shape == (8, 4, 3, 8, 8) and state["target"].shape == (8, 4)
+    state = tensors.load(case("pair", "inference")[1]["state"], "state")
+    assert state["input"].shape == (8, 2, 4) and state["input.1"].shape == (8, 2, 3)
+    assert state["input"].max() == 6 and not torch.equal(state["input"][0], state["input"][1])
+    state = tensors.load(case("tied", "inference")[1]["state"], "state")
+    assert "parameter.embedding.weight" in state
+    assert "head.weight" not in str(state.keys()) and "mask" not in str(state.keys())
+
+
+def test_tied_weights_stay_tied(case):
+    workload = load(case("tied", "train")[0])
+    workload.values()
+    assert workload.module.head.weight is workload.module.embedding.weight
+    torch.testing.assert_close(
+        workload.values()["parameter.embedding.weight"], workload.module.head.weight
+    )
+
+
+def test_rows_are_cut_or_repeated_to_the_batch(case):
+    for more, rows in (({}, 4), ({"batch": 2}, 2), ({"batch": 6}, 6)):
+        settings, answer = case("conv", "train", **more)
+        state = tensors.load(answer["state"], "state")
+        assert len(state["input"][0]) == len(state["target"][0]) == rows == answer["set"]["items"]
+    assert state["target"][0].tolist() == [0, 1, 2, 3, 0, 1]
+    assert torch.equal(state["input"][0, 4], state["input"][0, 0])
+    _, answer = case("conv", "latency")
+    assert tensors.load(answer["state"], "state")["input"].shape == (8, 1, 3, 8, 8)
+
+
+def test_costs_and_memory_by_hand(case):
+    settings, answer = case("conv", "train")
+    first, deeper, head = (
+        2 * 4 * 36 * 8 * 27,  # 6 x 6 outputs
+        2 * 4 * 16 * 8 * 72,
+        2 * 4 * 8 * 10,
+    )
+    parameters = 4 * (8 * 27 + 8 + 16 + 8 * 72 + 8 + 90)
+    assert answer["set"] == {
+        "flops": first + deeper + head,
+        "training_flops": 3 * (first + deeper + head) - first,  # the input needs no gradient
+        "items": 4,
+        "parameter_bytes": parameters,
+        "minimum_bytes": 6 * parameters + 4 * 4 * 3 * 64 + 4 * 8,
+    }
+    assert answer["name"] == "small_conv"
+    memory = answer["memory"]
+    assert memory["parameters"] == memory["gradients"] == parameters
+    assert memory["optimizer"] == 2 * parameters
+    # conv's output (of norm), norm's output is relu's, relu's (of deeper), dropout's mask, head's
+    # input, log-softmax: and small ones of the norm and the loss
+    large = 4 * (2 * 4 * 8 * 36 + 4 * 8 + 4 * 8 + 4 * 10)
+    assert large <= memory["activations"] <= large + 1000
+    assert case("conv", "train", optimizer="sgd")[1]["memory"]["optimizer"] == parameters
+    assert case("conv", "inference")[1]["memory"] == {
+        "parameters": parameters,
+        "gradients": 0,
+        "optimizer": 0,
+        "activations": 0,
+    }
+    stated = models.of(settings).cost(settings)
+    unstated = models.of(settings).cost(settings.replace(**dict.fromkeys(answer["set"])))
+    assert stated == unstated
+
+
+def test_dropout_is_off_where_values_are_compared(case):
+    workload = load(case("conv", "train")[0])
+    assert workload.note == "checked at dropout 0" and workload.module.dropout.p == 0.5
+    assert case("conv", "train")[0]["factory"] == "good:conv"
+
+
+def test_channels_last_is_in_force_and_right(case):
+    settings, answer = case("conv", "train", memory_format="channels_last")
+    workload = load(settings)
+    assert workload.module.conv.weight.is_contiguous(memory_format=torch.channels_last)
+    (image,), _ = workload.batches[0]
+    assert image.is_contiguous(memory_format=torch.channels_last) and not image.is_contiguous()
+    reference = load(settings.replace(memory_format="contiguous")).values()
+    truth = tensors.load(answer["truth"], "truth")
+    assert parity.compare(workload.values(), reference, truth, torch.float32).passed
+
+
+def test_autocast_and_bfloat16(case):
+    for more in ({"autocast": "bfloat16"}, {"dtype": "bfloat16"}):
+        settings, answer = case("conv", "inference", **more)
+        workload = load(settings)
+        reference = workload.values()
+        truth = tensors.load(answer["truth"], "truth")
+        assert reference["output"].dtype == torch.bfloat16
+        assert parity.compare(workload.values(), reference, truth, torch.bfloat16).passed
+
+
+def test_a_changed_source_is_another_entry(exporter, tmp_path):
+    (tmp_path / "changing.py").write_text(
+        "from torch import nn\ndef f():\n    return nn.Linear(3, 2)\n"
+    )
+    settings = Settings(
+        model="imported", factory="changing:f", path=tmp_path, phase="inference", input="2x3"
+    )
+    first = exporter.ask(settings.line())
+    assert exporter.ask(settings.line())["cached"]
+    with open(tmp_path / "changing.py", "a") as file:
+        file.write("# changed\n")
+    assert exporter.ask(settings.line())["state"] != first["state"]
+
+
+BAD = """
+import torch
+from torch import nn
+def raises(): raise ValueError("no weights\\nsecond line")
+def number(): return 3
+def no_module(): return {"inputs": torch.zeros(1, 3)}
+def unknown(): return {"module": nn.Linear(3, 2), "lss": 1}
+def named_inputs(): return {"module": nn.Linear(3, 2), "inputs": {"x": torch.zeros(1, 3)}}
+def scalar_input(): return {"module": nn.Linear(3, 2), "inputs": torch.zeros(())}
+def rows():
+    return {"module": nn.Linear(3, 2), "inputs": torch.zeros(4, 3), "target": torch.zeros(3)}
+def takes(x): return nn.Linear(3, 2)
+def inputs(): return {"module": nn.Linear(3, 2), "inputs": torch.zeros(4, 5)}
+def none(): return nn.Linear(3, 2)
+def loss(): return {"module": nn.Linear(3, 2), "inputs": torch.zeros(4, 3), "loss": 3}
+def untargeted():
+    return {"module": nn.Linear(3, 2), "inputs": torch.zeros(4, 3), "loss": lambda o, t: o.sum()}
+def vector(): return untargeted() | {"target": torch.zeros(4), "loss": lambda o, t: o}
+def integers(): return {"module": nn.Identity(), "inputs": torch.zeros(4).long()}
+three = 3
+instance = nn.Linear(3, 2)
+"""
+
+
+@pytest.mark.parametrize(
+    ("factory", "message"),
+    [
+        ("bad", "factory: expected module:callable, got 'bad'"),
+        ("bad:", "factory: expected module:callable"),
+        ("nowhere:f", "expected a module nowhere, found none; name its folder"),
+        ("broken:f", "expected a module broken, found SyntaxError"),
+        ("needy:f", "expected a module needy, found ModuleNotFoundError: No module named 'nothing"),
+        ("leaving:f", "expected a module leaving, found SystemExit"),
+        ("bad:missing", "expected 'missing' in bad, found none"),
+        ("bad:three", "expected a function without arguments that returns a module, found a int"),
+        ("bad:instance", "expected a function without arguments .* found a Linear"),
+        (
+            "bad:raises",
+            "expected it to return a module, found that it raised ValueError: no weights$",
+        ),
+        ("bad:takes", "found that it raised TypeError: .*missing 1 required"),
+        (
+            "bad:number",
+            "expected it to return an nn.Module or a dictionary with 'module', found int",
+        ),
+        ("bad:no_module", "expected it to return an nn.Module .* found 'module' a NoneType"),
+        ("bad:unknown", "expected a dictionary with keys of module, inputs, .* found 'lss'"),
+        (
+            "bad:named_inputs",
+            r"expected 'inputs' a tensor \[B, ...\] or a tuple of such, found dict",
+        ),
+        ("bad:scalar_input", "expected 'inputs' a tensor .* found Tensor"),
+        ("bad:rows", r"expected inputs and target of one batch, .* found \[3, 4\] rows"),
+        (
+            "bad:inputs",
+            r"expected a module that takes \[4, 5\] float32, found that it raised Runtime",
+        ),
+        ("bad:none", "expected 'inputs' of the factory or --input"),
+        ("bad:loss", "expected 'loss' a function of output and target, found int"),
+        ("bad:untargeted", "expected a 'target' beside 'loss', found none"),
+        ("bad:vector", "expected a loss.* that gives a scalar .* grad can be implicitly created"),
+        ("bad:integers", "expected a floating-point tensor, found none in a Tensor"),
+    ],
+)
+def test_bad_factories_are_one_clear_line(exporter, tmp_path_factory, factory, message):
+    folder = tmp_path_factory.getbasetemp() / "bad"
+    folder.mkdir(exist_ok=True)
+    (folder / "bad.py").write_text(BAD)
+    (folder / "broken.py").write_text("def f(:\n")
+    (folder / "needy.py").write_text("import nothing_such\n")
+    (folder / "leaving.py").write_text("raise SystemExit(3)\n")
+    settings = Settings(model="imported", factory=factory, path=folder, phase="inference")
+    if factory in ("bad:untargeted", "bad:vector"):
+        settings = settings.replace(phase="train")
+    error = exporter.ask(settings.line())["error"]
+    assert re.search(message, error) and "\n" not in error, error
+
+
+def test_without_a_loss_it_is_not_trained(exporter, good):
+    settings = Settings(model="imported", factory="good:bare", path=good, input="2x3x8x8")
+    found = exporter.ask(settings.replace(phase="train").line())
+    assert "factory good:bare gives no loss, so it cannot be trained" in found["skipped"]
+    assert exporter.ask(settings.replace(phase="inference").line())["name"] == "bare"
+
+
+def test_a_folder_that_is_not_there(exporter):
+    settings = Settings(model="imported", factory="x:f", path="/nowhere", phase="inference")
+    assert "path: expected a folder, found none" in exporter.ask(settings.line())["error"]
+
+
+def test_inputs_are_parsed():
+    assert imported.parse_inputs("1x3x4;1:int64") == [
+        ([1, 3, 4], torch.float32),
+        ([1], torch.int64),
+    ]
+    for wrong in ("", "x3", "0x3", "2x3:float31", "2,3", "2x3;", "2x3;3x3"):
+        with pytest.raises(SettingsError, match="settings: input: expected"):
+            imported.parse_inputs(wrong)
+
+
+def test_the_first_floating_tensor_of_any_nesting_counts():
+    y, n = torch.zeros(2), torch.zeros(2).long()
+    for result in (y, (n, y), [n, [y]], {"n": n, "y": y}, {"a": None, "b": (n, {"c": y})}):
+        assert workload.output_of(result) is y
+    assert workload.output_of(torch.nn.utils.rnn.PackedSequence(y, n)) is y
+    with pytest.raises(InputError, match="expected a floating-point tensor, found none in a tuple"):
+        workload.output_of((n, None))
+
+
+def test_a_worker_says_it_too(good):
+    process = Process("torchpace.worker", "--runtime", "py-eager", greets=True)
+    line = Settings(model="imported", factory="good:gone", path=good, phase="latency").line()
+    assert "expected 'gone' in good, found none" in process.ask("load " + line)["error"]
+    assert process.close() == 0
