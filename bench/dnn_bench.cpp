@@ -18,22 +18,24 @@ torchpace::Model dnn(int64_t layers, int64_t width, int64_t batch) {
 
 torchpace::Batches random_samples(int64_t width, int64_t batch) {
   const auto device = torchpace::benchmark_device();
-  return {.inputs = {torch::randn({batch, width}, device)},
+  return {.all_inputs = {{torch::randn({batch, width}, device)}},
           .targets = {
               torch::randint(width, {batch}, torch::TensorOptions(torch::kInt64).device(device))}};
 }
 
 Workload dnn_train(int64_t layers, int64_t width, int64_t batch) {
-  return torchpace::eager_training(dnn(layers, width, batch), random_samples(width, batch));
+  return torchpace::eager_training(dnn(layers, width, batch), random_samples(width, batch),
+                                   torchpace::benchmark_settings());
 }
 
 Workload dnn_inference(int64_t layers, int64_t width, int64_t batch) {
-  return torchpace::eager_inference(dnn(layers, width, batch), random_samples(width, batch));
+  return torchpace::eager_inference(dnn(layers, width, batch), random_samples(width, batch),
+                                    torchpace::Phase::kThroughput, torchpace::benchmark_settings());
 }
 
 Workload dnn_latency(int64_t layers, int64_t width) {
   return torchpace::eager_inference(dnn(layers, width, 1), random_samples(width, 1),
-                                    torchpace::Phase::kLatency);
+                                    torchpace::Phase::kLatency, torchpace::benchmark_settings());
 }
 
 // Deep and wide, each in smoke, quick and paper size.

@@ -22,25 +22,27 @@ torchpace::Model gptlite(int64_t layers, int64_t width, int64_t heads, int64_t c
 
 torchpace::Batches random_tokens(int64_t batch, int64_t context) {
   const auto options = torch::TensorOptions(torch::kInt64).device(torchpace::benchmark_device());
-  return {.inputs = {torch::randint(65, {batch, context}, options)},
+  return {.all_inputs = {{torch::randint(65, {batch, context}, options)}},
           .targets = {torch::randint(65, {batch, context}, options)}};
 }
 
 Workload gptlite_train(int64_t layers, int64_t width, int64_t heads, int64_t context,
                        int64_t batch) {
   return torchpace::eager_training(gptlite(layers, width, heads, context, batch),
-                                   random_tokens(batch, context));
+                                   random_tokens(batch, context), torchpace::benchmark_settings());
 }
 
 Workload gptlite_inference(int64_t layers, int64_t width, int64_t heads, int64_t context,
                            int64_t batch) {
   return torchpace::eager_inference(gptlite(layers, width, heads, context, batch),
-                                    random_tokens(batch, context));
+                                    random_tokens(batch, context), torchpace::Phase::kThroughput,
+                                    torchpace::benchmark_settings());
 }
 
 Workload gptlite_latency(int64_t layers, int64_t width, int64_t heads, int64_t context) {
   return torchpace::eager_inference(gptlite(layers, width, heads, context, 1),
-                                    random_tokens(1, context), torchpace::Phase::kLatency);
+                                    random_tokens(1, context), torchpace::Phase::kLatency,
+                                    torchpace::benchmark_settings());
 }
 
 // Smoke, quick and paper size.

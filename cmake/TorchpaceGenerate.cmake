@@ -43,7 +43,8 @@ function(_torchpace_registered folder function_of_name result)
   set(${result} ${names} PARENT_SCOPE)
 endfunction()
 
-# The sources of the registry: one unit per model and per runtime, so that a change of one compiles one.
+# The sources of the registry: one unit for all models, which are cheap beside what LibTorch's headers cost each unit, and
+# one per runtime.
 function(torchpace_generate_registry result)
   set(folder "${torchpace_BINARY_DIR}/generated/registry")
   _torchpace_registered(models make_@ models)
@@ -72,21 +73,10 @@ std::vector<Runtime> all_runtimes();
   set(makers "")
   set(names "")
   set(calls "")
+  set(model_includes "")
   foreach(name IN LISTS models)
-    _torchpace_write("${folder}/model_${name}.cpp" "// Generated.
-#include <torchpace/models/${name}.hpp>
-#include <torchpace/workload.hpp>
-
-namespace torchpace::registry {
-Model make_${name}(const Settings& settings);
-Model make_${name}(const Settings& settings) {
-  return torchpace::make_${name}(settings);
-}
-}  // namespace torchpace::registry
-")
-    list(APPEND sources "${folder}/model_${name}.cpp")
-    string(APPEND declarations "Model make_${name}(const Settings& settings);\n")
-    string(APPEND makers "  if (name == \"${name}\") return registry::make_${name}(settings);\n")
+    string(APPEND model_includes "#include <torchpace/models/${name}.hpp>\n")
+    string(APPEND makers "  if (name == \"${name}\") return make_${name}(settings);\n")
     list(APPEND names "\"${name}\"")
   endforeach()
   foreach(name IN LISTS runtimes)
@@ -108,6 +98,7 @@ std::vector<Runtime> ${name}_runtimes() { return torchpace::${name}_runtimes(); 
   _torchpace_write("${folder}/registry.cpp" "// Generated.
 #include \"torchpace_registry.hpp\"
 
+${model_includes}
 #include <iterator>
 #include <utility>
 

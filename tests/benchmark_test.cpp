@@ -164,15 +164,19 @@ TEST(Benchmark, OwnOptimizerAndLoss) {
   TrainOptions options;
   options.measure = brief();
   options.optimizer = [](std::vector<torch::Tensor> p) {
-    return std::make_unique<torch::optim::SGD>(std::move(p),
-                                               torch::optim::SGDOptions(0.1).momentum(0.9));
+    return std::make_unique<PerTensorOptimizer>(
+        "rmsprop", std::make_unique<torch::optim::RMSprop>(std::move(p)));
   };
-  options.optimizer_name = "sgd";
   options.loss = [](const torch::Tensor& y, const torch::Tensor& t) {
     return torch::mse_loss(y, t);
   };
-  EXPECT_EQ(benchmark_train(model, torch::randn({3, 4}), torch::randn({3, 2}), options).optimizer,
-            "sgd");
+  const auto recorded = [&] {
+    return benchmark_train(model, torch::randn({3, 4}), torch::randn({3, 2}), options).optimizer;
+  };
+  EXPECT_EQ(recorded(), "rmsprop");
+  options.optimizer = optimizer_named("adamw-fused", 1e-3);
+  EXPECT_EQ(recorded(), "adamw fused");
+  EXPECT_THROW(optimizer_named("lion"), SettingsError);
 }
 
 TEST(Benchmark, MismatchesSayNameExpectedAndGot) {

@@ -32,7 +32,8 @@ Parity check(const std::string& model, const std::string& phase, const Settings&
   const auto reference = part(fixture, phase + ".reference.");
   const auto truth = part(fixture, phase + ".truth.");
   auto workload = eager_runtimes().front().load(settings, make_model(model, settings));
-  return check_parity(workload.values(), reference, &truth, workload.dtype);
+  return check_parity(workload.values(), reference, &truth,
+                      workload.axes.precision(workload.dtype));
 }
 
 class ParityOfModels : public ::testing::TestWithParam<std::string> {};
@@ -74,7 +75,14 @@ TEST_P(ParityOfModels, EverySwappedPairOfWeightsFails) {
   EXPECT_GE(swaps, 2);
 }
 
-INSTANTIATE_TEST_SUITE_P(All, ParityOfModels, ::testing::ValuesIn(model_names()),
+/// All but the one that has no module in C++.
+std::vector<std::string> models_of_both_languages() {
+  auto names = model_names();
+  std::erase(names, "imported");
+  return names;
+}
+
+INSTANTIATE_TEST_SUITE_P(All, ParityOfModels, ::testing::ValuesIn(models_of_both_languages()),
                          [](const auto& instance) { return instance.param; });
 
 TEST(ParityOfGptlite, ExplicitAttentionEqualsSdpa) {
@@ -209,6 +217,43 @@ TEST(State, MissingExtraAndWrongShapedParametersAreNamed) {
             std::string::npos);
   settings.set("device", "cuda:77");
   EXPECT_THROW(load_state(settings, make_model("dnn", settings)), DeviceUnavailable);
+}
+
+TEST(State, HasSeveralInputsAndNoTargetForAModelOfPython) {
+  testing::TemporaryFolder folder;
+  const auto path = folder.file("state.pt");
+  TensorDict state{{"input", torch::arange(6).reshape({2, 3})},
+                   {"input.1", torch::ones({2, 1, 2}, torch::kFloat64)},
+                   {"parameter.anything", torch::ones({1})}};
+  const auto load = [&] {
+    write_tensors(path, state);
+    const Settings settings{{"state", path}, {"model", "imported"}};
+    return load_state(settings, make_model("imported", settings));
+  };
+  const auto batches = load();
+  ASSERT_EQ(batches.inputs(3).size(), 2u);
+  EXPECT_TRUE(torch::equal(batches.input(3), state.at("input")[1]));
+  EXPECT_EQ(batches.inputs(0)[1].scalar_type(), torch::kFloat32);
+  EXPECT_EQ(batches.inputs(0)[1].sizes(), (std::vector<int64_t>{1, 2}));
+  EXPECT_TRUE(batches.targets.empty());
+  state["target"] = torch::zeros({2, 3});
+  EXPECT_EQ(load().targets.size(), 2u);
+  state["input.1"] = torch::ones({3, 1});
+  EXPECT_NE(error_of(load).find("as many batches of input.1 as inputs, found 3 and 2"),
+            std::string::npos);
+}
+
+TEST(Imported, IsKnownThroughArtifactsAlone) {
+  const Settings settings{{"model", "imported"},     {"flops", "1e9"},       {"items", "8"},
+                          {"parameter_bytes", "64"}, {"phase", "inference"}, {"state", "/none"}};
+  const auto model = make_model("imported", settings);
+  EXPECT_EQ(model.module, nullptr);
+  EXPECT_EQ(model.cost.forward_flops, 1e9);
+  EXPECT_EQ(model.cost.items, 8);
+  EXPECT_EQ(model.cost.parameter_bytes, 64);
+  EXPECT_THROW(model.forward(torch::ones({1})), DeviceUnavailable);
+  EXPECT_EQ(error_of([&] { eager_runtimes().front().load(settings, model); }), model.absent);
+  EXPECT_THROW(eager_runtimes().front().load(settings, model), DeviceUnavailable);
 }
 
 TEST(Eager, EveryTurnStartsFromTheSameState) {

@@ -45,6 +45,16 @@ TEST(Settings, SaysWhatWasExpectedAndFound) {
             "settings: expected a value for 'width', found none");
 }
 
+TEST(Settings, OneOfTakesTheFirstWhereNothingIsSaid) {
+  EXPECT_EQ(Settings().one_of("autocast", {"none", "bfloat16"}), "none");
+  const auto s = Settings::parse("autocast=bfloat16 bad=x");
+  EXPECT_EQ(s.one_of("autocast", {"none", "bfloat16"}), "bfloat16");
+  EXPECT_EQ(message([&] {
+              s.one_of("bad", {"a", "b"});
+            }),
+            "settings: bad: expected one of a, b, got 'x'");
+}
+
 #ifdef TORCHPACE_WITH_RAPIDCHECK
 TEST(Settings, EveryValueSurvivesALine) {
   EXPECT_TRUE(rc::check([](const std::string& value) {

@@ -18,6 +18,7 @@
 
 #include "torchpace/comparison.hpp"
 #include "torchpace/measure.hpp"
+#include "torchpace/optim/optimizer.hpp"
 #include "torchpace/parity.hpp"
 
 namespace torchpace {
@@ -30,7 +31,7 @@ struct Inputs : std::vector<torch::Tensor> {
 
 using Loss = std::function<torch::Tensor(const torch::Tensor& output, const torch::Tensor& target)>;
 using OptimizerFactory =
-    std::function<std::unique_ptr<torch::optim::Optimizer>(std::vector<torch::Tensor> parameters)>;
+    std::function<std::unique_ptr<Optimizer>(std::vector<torch::Tensor> parameters)>;
 
 /// Cross-entropy on class indices: logits [..., V] against int64 targets of the leading shape.
 inline torch::Tensor cross_entropy(const torch::Tensor& logits, const torch::Tensor& target) {
@@ -38,10 +39,15 @@ inline torch::Tensor cross_entropy(const torch::Tensor& logits, const torch::Ten
                                               target.reshape({-1}));
 }
 
-inline OptimizerFactory adam(double learning_rate = 2e-4) {
-  return [learning_rate](std::vector<torch::Tensor> parameters) {
-    return std::make_unique<torch::optim::Adam>(std::move(parameters),
-                                                torch::optim::AdamOptions(learning_rate));
+/// By name: adam, adamw (weight decay 0.01) or sgd (momentum 0.9), as torch::optim has them, or
+/// with -foreach or -fused behind it. Throws SettingsError on another name.
+inline OptimizerFactory optimizer_named(const std::string& name,
+                                        double learning_rate = kLearningRate) {
+  optimizer_choice({{"optimizer", name}});
+  return [name, learning_rate](std::vector<torch::Tensor> parameters) {
+    auto made = make_optimizer({{"optimizer", name}}, std::move(parameters));
+    made->set_learning_rate(learning_rate);
+    return made;
   };
 }
 
@@ -57,8 +63,7 @@ struct BenchmarkOptions {
 };
 
 struct TrainOptions : BenchmarkOptions {
-  OptimizerFactory optimizer = adam(2e-4);
-  std::string optimizer_name = "adam per-tensor";  // as recorded; name it when `optimizer` is yours
+  OptimizerFactory optimizer = optimizer_named("adam");  // or one of your own: PerTensorOptimizer
   Loss loss = cross_entropy;
   std::vector<torch::Tensor> parameters = {};  // of a callable, which has none of its own
 };
@@ -275,7 +280,7 @@ Measurement benchmark_train(M&& model, Inputs inputs, torch::Tensor target,
     optimizer->step();
   };
   auto m = detail::finish(measure(step, x[0].device(), options.measure), options, x[0], "training");
-  m.optimizer = options.optimizer_name;
+  m.optimizer = optimizer->name();
   return m;
 }
 

@@ -32,6 +32,7 @@ namespace detail {
 /// What the program was asked for and what became of it.
 struct BenchmarkProgram {
   torch::Device device = torch::kCPU;
+  Settings settings = {};
   std::size_t failed = 0;
   std::size_t skipped = 0;
   std::size_t measured = 0;
@@ -172,9 +173,12 @@ inline std::string take_option(int& argc, char** argv, const std::string& name) 
 /// The device that `--device` of the program names; a workload is built there.
 inline torch::Device benchmark_device() { return detail::benchmark_program().device; }
 
-/// Runs the registered cases. `--device=cpu|cuda:0`, `--threads=N` and all of Google Benchmark's
-/// flags. Returns 0 all measured, 1 a case failed, 2 usage, 4 the filter matched nothing, 77 the
-/// device is not here.
+/// Of `--settings`: optimizer, lr, autocast, ... A workload that heeds them is built with them.
+inline const Settings& benchmark_settings() { return detail::benchmark_program().settings; }
+
+/// Runs the registered cases. `--device=cpu|cuda:0`, `--threads=N`, `--settings='KEY=VALUE ...'`
+/// and all of Google Benchmark's flags. Returns 0 all measured, 1 a case failed, 2 usage, 4 the
+/// filter matched nothing, 77 the device is not here.
 inline int benchmark_main(int argc, char** argv) {
   const std::string program_name = argc > 0 ? argv[0] : "benchmark";
   try {
@@ -185,7 +189,10 @@ inline int benchmark_main(int argc, char** argv) {
       if (count < 1) throw SettingsError("--threads: expected 1 or more, got " + threads);
       at::set_num_threads(count);
     }
-    if (!device.empty()) detail::benchmark_program().device = choose_device(device);
+    auto& program = detail::benchmark_program();
+    if (!device.empty()) program.device = choose_device(device);
+    program.settings = Settings::parse(detail::take_option(argc, argv, "--settings"));
+    program.settings.set("device", program.device.str());
   } catch (const DeviceUnavailable& e) {
     std::cerr << program_name << ": skipped: " << e.what() << '\n';
     return 77;
@@ -200,6 +207,9 @@ inline int benchmark_main(int argc, char** argv) {
   if (benchmark::ReportUnrecognizedArguments(argc, argv)) return 2;
   for (const auto& [key, value] : environment(benchmark_device())) {
     benchmark::AddCustomContext("torchpace." + key, value);
+  }
+  for (const auto& [key, value] : benchmark_settings().values()) {
+    benchmark::AddCustomContext("torchpace.settings." + key, value);
   }
   detail::CountingReporter reporter{
       std::unique_ptr<benchmark::BenchmarkReporter>(benchmark::CreateDefaultDisplayReporter())};

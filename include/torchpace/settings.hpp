@@ -5,11 +5,13 @@
 
 #include <charconv>
 #include <cstdint>
+#include <initializer_list>
 #include <map>
 #include <stdexcept>
 #include <string>
 #include <string_view>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 namespace torchpace {
@@ -75,6 +77,19 @@ class Settings {
     if (found == values_.end())
       throw SettingsError("settings: expected a value for '" + key + "', found none");
     return convert<T>(key, found->second);
+  }
+
+  /// The value of `key`, which must be one of `choices`; the first where the key is missing. Throws
+  /// SettingsError on another.
+  std::string one_of(const std::string& key, std::initializer_list<const char*> choices) const {
+    const auto value = get<std::string>(key, *choices.begin());
+    std::string known;
+    for (const char* choice : choices) {
+      if (value == choice) return value;
+      known += (known.empty() ? "" : ", ") + std::string(choice);
+    }
+    throw SettingsError("settings: " + key + ": expected one of " + known + ", got '" + value +
+                        "'");
   }
 
   static std::string encode(std::string_view value) {

@@ -9,6 +9,8 @@
 #include <string>
 #include <vector>
 
+#include "torchpace/axes.hpp"
+#include "torchpace/device.hpp"
 #include "torchpace/io/tensors.hpp"
 #include "torchpace/measure.hpp"
 #include "torchpace/settings.hpp"
@@ -28,13 +30,21 @@ struct Cost {
   std::string item = "samples";
 };
 
-/// A model as runtimes see it. `forward` and `loss` keep `module` alive.
+/// A model as runtimes see it. `forward` and `loss` keep `module` alive. Without a module it can
+/// only be run from an artifact, and `absent` says why.
 struct Model {
   std::shared_ptr<torch::nn::Module> module;
   std::function<torch::Tensor(const torch::Tensor& input)> forward;
   std::function<torch::Tensor(const torch::Tensor& output, const torch::Tensor& target)> loss;
   Cost cost;
+  std::string absent = {};
 };
+
+/// Throws DeviceUnavailable, with the model's reason, where there is no module to run.
+inline torch::nn::Module& require_module(const Model& model) {
+  if (!model.module) throw DeviceUnavailable(model.absent);
+  return *model.module;
+}
 
 /// One case loaded in one runtime, ready to run. Only `step` is required.
 struct Workload {
@@ -44,10 +54,14 @@ struct Workload {
       {};  // what parity compares, from the initial state; leaves it there
   std::function<std::vector<double>(int64_t)> losses =
       {};  // of N training steps on fresh batches, from the initial state
+  std::function<void()> settle =
+      {};  // until steps take what they will take; once, before the first turn that is timed
   torch::Device device = torch::kCPU;
+  Axes axes = {};  // in force
   torch::ScalarType dtype = torch::kFloat32;
   Phase phase = Phase::kThroughput;
   std::string optimizer = {};  // as recorded: "adam per-tensor"
+  double compile_s = 0;        // of the load, what compiled
   double flops = 0;
   double items = 0;
   std::string item = "items";
@@ -61,6 +75,7 @@ struct Runtime {
   std::string name;
   std::string description;
   std::function<Workload(const Settings&, const Model&)> load;
+  std::string artifact = {};  // the kind of compiled file that it loads, as the key `artifact`
 };
 
 /// Bytes of one number in the dtype of a case: 4, or 2 where its settings say bfloat16.

@@ -16,16 +16,19 @@ namespace torchpace {
 
 /// Inputs and targets of a case, one entry a batch, on the device of the model.
 struct Batches {
-  std::vector<torch::Tensor> inputs;
-  std::vector<torch::Tensor> targets;
+  std::vector<std::vector<torch::Tensor>> all_inputs;  // of a batch, each input of the model
+  std::vector<torch::Tensor> targets;                  // empty for a model without a loss
 
-  /// Batch of step `i`: they are used in turn.
-  const torch::Tensor& input(int64_t i) const {
-    return inputs[static_cast<std::size_t>(i) % inputs.size()];
+  /// Of step `i`: the batches are used in turn.
+  const std::vector<torch::Tensor>& inputs(int64_t i) const {
+    return all_inputs[static_cast<std::size_t>(i) % all_inputs.size()];
   }
+  /// The first input.
+  const torch::Tensor& input(int64_t i) const { return inputs(i).front(); }
   const torch::Tensor& target(int64_t i) const {
     return targets[static_cast<std::size_t>(i) % targets.size()];
   }
+  torch::Device device() const { return input(0).device(); }
 };
 
 /// The dtype of a case: float32 unless its settings say bfloat16. Throws c10::Error on another.
@@ -74,32 +77,59 @@ inline void swap_parameters(torch::nn::Module& module, const std::string& names)
   b->copy_(copy);
 }
 
-/// Loads the case that `settings` describe (state, device, dtype, swap) into the model and returns
-/// its batches. Throws c10::Error on a bad file, DeviceUnavailable where the device is not here.
+/// The batches of a state file, on the device: floating point in `dtype`, in the memory format of
+/// `axes`. `path` names the file in the message. Throws c10::Error where they are missing or not as
+/// many, SettingsError where the axes do not fit them.
+inline Batches read_batches(const TensorDict& state, const std::string& path,
+                            const torch::Device& device, torch::ScalarType dtype, const Axes& axes,
+                            bool needs_target) {
+  const auto unbind = [&](const std::string& key) {
+    const auto found = state.find(key);
+    TORCH_CHECK(found != state.end() && found->second.dim() > 0 && found->second.size(0) > 0, path,
+                ": expected ", key, " [N, ...], found none; export the case again");
+    std::vector<torch::Tensor> list;
+    for (const auto& batch : found->second.unbind()) {
+      list.push_back(axes.place(
+          batch.to(device, batch.is_floating_point() ? dtype : batch.scalar_type()).contiguous()));
+    }
+    return list;
+  };
+  const auto check_count = [&](const std::string& key, std::size_t found, std::size_t expected) {
+    TORCH_CHECK(found == expected, path, ": expected as many batches of ", key,
+                " as inputs, found ", found, " and ", expected);
+  };
+  Batches batches;
+  for (const auto& batch : unbind("input")) batches.all_inputs.push_back({batch});
+  for (int64_t n = 1; state.contains("input." + std::to_string(n)); ++n) {
+    const auto key = "input." + std::to_string(n);
+    const auto more = unbind(key);
+    check_count(key, more.size(), batches.all_inputs.size());
+    for (std::size_t i = 0; i < more.size(); ++i) batches.all_inputs[i].push_back(more[i]);
+  }
+  if (needs_target || state.contains("target")) {
+    batches.targets = unbind("target");
+    check_count("target", batches.targets.size(), batches.all_inputs.size());
+  }
+  axes.check_inputs(batches.inputs(0));
+  return batches;
+}
+
+/// Loads the case that `settings` describe (state, device, dtype, axes, swap) and returns its
+/// batches; parameters and buffers go into the model if it has a module. Throws c10::Error on a bad
+/// file, DeviceUnavailable where the device is not here.
 inline Batches load_state(const Settings& settings, const Model& model) {
+  const auto axes = Axes::from(settings);
   const auto device = choose_device(settings.get("device", "cpu"));
   const auto dtype = dtype_of(settings);
   const auto path = settings.require<std::string>("state");
   const auto state = read_tensors(path);
-  load_parameters(*model.module, state, path);
-  if (settings.has("swap")) swap_parameters(*model.module, settings.get("swap", ""));
-  model.module->to(device, dtype);
-
-  Batches batches;
-  for (const auto& [key, list] :
-       {std::pair{"input", &batches.inputs}, std::pair{"target", &batches.targets}}) {
-    const auto found = state.find(key);
-    TORCH_CHECK(found != state.end() && found->second.dim() > 0 && found->second.size(0) > 0, path,
-                ": expected ", key, " [N, ...], found none; export the case again");
-    for (const auto& batch : found->second.unbind()) {
-      list->push_back(
-          batch.to(device, batch.is_floating_point() ? dtype : batch.scalar_type()).contiguous());
-    }
+  if (model.module) {
+    load_parameters(*model.module, state, path);
+    if (settings.has("swap")) swap_parameters(*model.module, settings.get("swap", ""));
+    model.module->to(device, dtype);
+    axes.place(*model.module);
   }
-  TORCH_CHECK(batches.inputs.size() == batches.targets.size(), path,
-              ": expected as many targets as inputs, found ", batches.targets.size(), " and ",
-              batches.inputs.size());
-  return batches;
+  return read_batches(state, path, device, dtype, axes, model.module != nullptr);
 }
 
 }  // namespace torchpace

@@ -12,6 +12,7 @@
 
 #include "torchpace/data/text.hpp"
 #include "torchpace/io/state.hpp"
+#include "torchpace/optim/optimizer.hpp"
 #include "torchpace/workload.hpp"
 
 namespace torchpace {
@@ -26,10 +27,13 @@ namespace detail {
 
 /// What the lambdas of a training workload share.
 struct EagerTraining {
-  EagerTraining(Model m, Batches all, torch::optim::AdamOptions options)
+  EagerTraining(Model m, Batches all, const Settings& settings)
       : model(std::move(m)),
         batches(std::move(all)),
-        optimizer(model.module->parameters(), std::move(options)) {
+        axes(Axes::from(settings)),
+        device(batches.device()),
+        kind(optimizer_choice(settings).first),
+        optimizer(make_optimizer(settings, require_module(model).parameters())) {
     model.module->train();
     torch::NoGradGuard no_grad;
     for (const auto& p : model.module->named_parameters())
@@ -37,11 +41,16 @@ struct EagerTraining {
     for (const auto& b : model.module->buffers()) initial.emplace_back(b, b.clone());
   }
 
+  torch::Tensor forward(const torch::Tensor& x, const torch::Tensor& y) {
+    AutocastScope scope(axes, device);
+    return model.loss(model.forward(x), y);
+  }
+
   torch::Tensor train(const torch::Tensor& x, const torch::Tensor& y) {
-    optimizer.zero_grad();
-    auto loss = model.loss(model.forward(x), y);
+    optimizer->zero_grad();
+    auto loss = forward(x, y);
     loss.backward();
-    optimizer.step();
+    optimizer->step();
     return loss.detach();
   }
 
@@ -49,12 +58,7 @@ struct EagerTraining {
   void restore() {
     torch::NoGradGuard no_grad;
     for (auto& [tensor, value] : initial) tensor.copy_(value);
-    for (auto& [key, state] : optimizer.state()) {
-      auto& adam = static_cast<torch::optim::AdamParamState&>(*state);
-      adam.step(0);
-      adam.exp_avg().zero_();
-      adam.exp_avg_sq().zero_();
-    }
+    optimizer->restore();
     step = 0;
   }
 
@@ -74,29 +78,25 @@ struct EagerTraining {
     return result;
   }
 
-  /// Gradients, and update = (before - after) / lr - g / (|g| + 1e-8) + 1 in float64: 1 for an Adam
-  /// of eps 1e-8, whatever the gradient g. It sees the optimiser alone, also where rounding that
+  /// Gradients, and update = (before - after) / lr - direction + 1 in float64: 1 for the optimiser
+  /// of the case, whatever the gradient. It sees the optimiser alone, also where rounding that
   /// flips one ReLU of a deep network moves the gradients by more than a wrong eps does.
   void add_first_step(TensorDict& result) const {
-    const double learning_rate =
-        static_cast<const torch::optim::AdamOptions&>(optimizer.defaults()).lr();
     auto before = initial.begin();
     for (const auto& p : model.module->named_parameters()) {
       const auto gradient =
           p.value().grad().defined() ? p.value().grad().clone() : torch::zeros_like(p.value());
-      const auto g = gradient.to(torch::kFloat64);
       const auto moved =
           (before->second.to(torch::kFloat64) - p.value().detach().to(torch::kFloat64)) /
-          learning_rate;
+          optimizer->learning_rate();
       result["gradient." + p.key()] = gradient;
-      result["update." + p.key()] = moved - g / (g.abs() + 1e-8) + 1;
+      result["update." + p.key()] = moved - update_direction(kind, gradient, before->second) + 1;
       ++before;
     }
   }
 
   std::vector<double> losses(const BatchSource& source, int64_t steps) {
     restore();
-    const auto device = batches.inputs[0].device();
     std::vector<torch::Tensor> losses;
     for (int64_t i = 0; i < steps; ++i) {
       const auto [x, y] = source ? source(i) : std::pair(batches.input(i), batches.target(i));
@@ -109,22 +109,24 @@ struct EagerTraining {
 
   Model model;
   Batches batches;
-  torch::optim::Adam optimizer;
+  Axes axes;
+  torch::Device device;
+  OptimizerKind kind;
+  std::unique_ptr<Optimizer> optimizer;
   std::vector<std::pair<torch::Tensor, torch::Tensor>> initial;
   int64_t step = 0;  // of this turn
 };
 
 }  // namespace detail
 
-/// Training steps of `model` on its batches with per-tensor Adam: zero_grad, forward, loss,
-/// backward, step. `fresh` feeds `losses`; without it they use the batches in turn.
-inline Workload eager_training(const Model& model, Batches batches,
-                               torch::optim::AdamOptions options = {2e-4},
+/// Training steps of `model` on its batches: zero_grad, forward, loss, backward, optimiser. Keys of
+/// `settings`: optimizer, lr, eps, and the axes. `fresh` feeds `losses`; without it they use the
+/// batches in turn. Throws DeviceUnavailable for a model without a module.
+inline Workload eager_training(const Model& model, Batches batches, const Settings& settings = {},
                                BatchSource fresh = nullptr) {
-  const auto device = batches.inputs.at(0).device();
-  const auto dtype = model.module->parameters().at(0).scalar_type();
-  auto shared =
-      std::make_shared<detail::EagerTraining>(model, std::move(batches), std::move(options));
+  const auto dtype = require_module(model).parameters().at(0).scalar_type();
+  auto shared = std::make_shared<detail::EagerTraining>(model, std::move(batches), settings);
+  shared->axes.apply();
   return {.step =
               [shared] {
                 shared->train(shared->batches.input(shared->step),
@@ -134,9 +136,10 @@ inline Workload eager_training(const Model& model, Batches batches,
           .restore = [shared] { shared->restore(); },
           .values = [shared] { return shared->values(); },
           .losses = [shared, fresh](int64_t steps) { return shared->losses(fresh, steps); },
-          .device = device,
+          .device = shared->device,
+          .axes = shared->axes,
           .dtype = dtype,
-          .optimizer = "adam per-tensor",
+          .optimizer = shared->optimizer->name(),
           .flops = model.cost.training_flops,
           .items = model.cost.items,
           .item = model.cost.item,
@@ -144,26 +147,30 @@ inline Workload eager_training(const Model& model, Batches batches,
           .minimum_bytes = model.cost.training_minimum_bytes};
 }
 
-/// Forward passes of `model` in eval mode and InferenceMode, its batches in turn.
+/// Forward passes of `model` in eval mode and InferenceMode, its batches in turn. Keys of
+/// `settings`: the axes. Throws DeviceUnavailable for a model without a module.
 inline Workload eager_inference(const Model& model, Batches batches,
-                                Phase phase = Phase::kThroughput) {
-  const auto device = batches.inputs.at(0).device();
-  const auto dtype = model.module->parameters().at(0).scalar_type();
+                                Phase phase = Phase::kThroughput, const Settings& settings = {}) {
+  const auto device = batches.device();
+  const auto dtype = require_module(model).parameters().at(0).scalar_type();
+  const auto axes = Axes::from(settings);
+  axes.apply();
   auto shared = std::make_shared<const Batches>(std::move(batches));
   auto next = std::make_shared<int64_t>(0);
   model.module->eval();
-  return {.step =
-              [model, shared, next] {
-                c10::InferenceMode inference;
-                model.forward(shared->input((*next)++));
-              },
+  const auto forward = [model, axes, device](const torch::Tensor& x) {
+    c10::InferenceMode inference;
+    AutocastScope scope(axes, device);
+    return model.forward(x);
+  };
+  return {.step = [forward, shared, next] { forward(shared->input((*next)++)); },
           .restore = [next] { *next = 0; },
           .values =
-              [model, shared] {
-                c10::InferenceMode inference;
-                return TensorDict{{"output", model.forward(shared->input(0))}};
+              [forward, shared] {
+                return TensorDict{{"output", forward(shared->input(0))}};
               },
           .device = device,
+          .axes = axes,
           .dtype = dtype,
           .phase = phase,
           .flops = model.cost.forward_flops,
@@ -175,16 +182,16 @@ inline Workload eager_inference(const Model& model, Batches batches,
 
 inline std::vector<Runtime> eager_runtimes() {
   const auto load = [](const Settings& s, const Model& model) {
+    require_module(model);
     auto batches = load_state(s, model);
     const auto phase = s.require<std::string>("phase");
-    if (phase == "inference") return eager_inference(model, std::move(batches), Phase::kThroughput);
-    if (phase == "latency") return eager_inference(model, std::move(batches), Phase::kLatency);
+    if (phase == "inference")
+      return eager_inference(model, std::move(batches), Phase::kThroughput, s);
+    if (phase == "latency") return eager_inference(model, std::move(batches), Phase::kLatency, s);
     TORCH_CHECK(phase == "train", "phase: expected train, inference or latency, got '", phase, "'");
-    const auto options =
-        torch::optim::AdamOptions(s.get<double>("lr", 2e-4)).eps(s.get<double>("eps", 1e-8));
     const auto tokens = s.get("tokens", "");
-    if (tokens.empty()) return eager_training(model, std::move(batches), options);
-    return eager_training(model, std::move(batches), options,
+    if (tokens.empty()) return eager_training(model, std::move(batches), s);
+    return eager_training(model, std::move(batches), s,
                           TextBatches(read_tokens(tokens), s.require<int64_t>("batch"),
                                       s.require<int64_t>("context"), s.get<int64_t>("seed", 0)));
   };
