@@ -13,6 +13,7 @@ int list_runtimes() {
     runtimes += (runtimes.empty() ? "" : ", ") + torchpace::JsonObject()
                                                      .add("name", runtime.name)
                                                      .add("description", runtime.description)
+                                                     .add("artifact", runtime.artifact)
                                                      .str();
   }
   std::cout << torchpace::JsonObject().raw("runtimes", '[' + runtimes + ']').str() << '\n';

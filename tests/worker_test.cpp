@@ -36,6 +36,102 @@ TEST(Worker, GreetsAndObeys) {
   EXPECT_NE(worker.answer("environment").find(R"("language": "C++")"), std::string::npos);
 }
 
+std::string field(const std::string& answer, const std::string& key) {
+  const auto begin = answer.find('"' + key + "\": ");
+  if (begin == std::string::npos) return "";
+  const auto value = answer.substr(begin + key.size() + 4);
+  return value.substr(0, value.find_first_of(",}"));
+}
+
+TEST(Worker, FirstTimesUpToTheStepAskedFor) {
+  int steps = 0;
+  auto worker = worker_of([&](const Settings&) {
+    auto w = counting(steps);
+    w.compile_s = 1.5;
+    return w;
+  });
+  EXPECT_EQ(field(worker.answer("load case=default"), "compile_s"), "1.5");
+  EXPECT_EQ(field(worker.answer("first"), "steps_s"), "");
+  EXPECT_EQ(steps, 1);
+  const auto answer = worker.answer("first 10");
+  EXPECT_EQ(steps, 11);
+  EXPECT_GE(std::stod(field(answer, "steps_s")), std::stod(field(answer, "first_step_s")));
+  EXPECT_TRUE(worker.answer("first 0").starts_with(R"({"error": )"));
+}
+
+TEST(Worker, SettlesOnceBeforeTheFirstTurn) {
+  int steps = 0, settled = 0;
+  auto worker = worker_of([&](const Settings&) {
+    auto w = counting(steps);
+    w.settle = [&] {
+      ++settled;
+      steps = 100;  // what settling does, the restore before the turn undoes
+    };
+    return w;
+  });
+  worker.answer("load case=default");
+  worker.answer("first 10");
+  EXPECT_EQ(settled, 0);
+  worker.answer("run 2 0");
+  worker.answer("run 2 0");
+  EXPECT_EQ(settled, 1);
+  EXPECT_EQ(steps, 2);
+  worker.answer("load case=default");
+  worker.answer("run 2 0");
+  EXPECT_EQ(settled, 2);
+}
+
+TEST(Worker, SaysWhichAxesAreInForce) {
+  int steps = 0;
+  auto worker = worker_of([&](const Settings& s) {
+    auto w = counting(steps);
+    w.axes = Axes::from(s);
+    w.optimizer = "adam fused";
+    return w;
+  });
+  worker.answer("load case=default autocast=bfloat16 threads=1");
+  const auto environment = worker.answer("environment");
+  EXPECT_EQ(field(environment, "autocast"), R"("bfloat16")");
+  EXPECT_EQ(field(environment, "memory_format"), R"("contiguous")");
+  EXPECT_EQ(field(environment, "optimizer"), R"("adam fused")");
+  EXPECT_EQ(field(environment, "dtype"), R"("float32")");
+  EXPECT_EQ(field(environment, "threads"), "1");
+  EXPECT_NE(environment.find(R"("tf32": "matmul )"), std::string::npos);
+  EXPECT_EQ(field(worker.answer("memory"), "device_driver_bytes"), "0");
+  EXPECT_EQ(worker.answer("load tf32=1").find(R"({"skipped": "tf32=1)"), 0u);
+}
+
+/// A command that the case serves, then the end of input: what was loaded must be destroyed.
+TEST(Worker, AForkDestroysWhatItLoaded) {
+  TemporaryFolder folder;
+  const auto marker = folder.file("loaded");
+  int commands[2];
+  ASSERT_EQ(pipe(commands), 0);
+  const std::string rest = "run 1 0\nquit\n";
+  ASSERT_EQ(write(commands[1], rest.data(), rest.size()), static_cast<ssize_t>(rest.size()));
+  close(commands[1]);
+  const int input = dup(STDIN_FILENO);
+  dup2(commands[0], STDIN_FILENO);
+  auto worker = worker_of([&](const Settings&) {
+    testing::write_file(marker, "");
+    const std::shared_ptr<void> owner(nullptr, [&](void*) { std::remove(marker.c_str()); });
+    return Workload{.step = [owner] {}};
+  });
+  int answers = 0;
+  const auto next = detail::serve_case(
+      "load case=default",
+      [&](const std::string& line) { return !worker.answer(line).empty() && ++answers > 0; },
+      [&] {
+        if (folder.entries() == 1) worker.unload();
+      });
+  dup2(input, STDIN_FILENO);
+  close(input);
+  close(commands[0]);
+  EXPECT_EQ(next, "quit");
+  EXPECT_EQ(answers, 0) << "they were given in the fork";
+  EXPECT_EQ(folder.entries(), 0u) << "the fork's workload still owned its file";
+}
+
 TEST(Worker, AnswersBadCommandsInOneLineAndLivesOn) {
   int steps = 0;
   auto worker = worker_of([&](const Settings& s) {

@@ -5,10 +5,13 @@
 #include <c10/core/CachingDeviceAllocator.h>
 #include <c10/core/Event.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
+#include <dlfcn.h>
 #include <torch/torch.h>
 
 #include <cstdio>
+#include <cstdlib>
 #include <fstream>
+#include <sstream>
 #include <stdexcept>
 #include <string>
 
@@ -38,6 +41,21 @@ inline torch::Device choose_device(const std::string& text) {
   return torch::Device(torch::kCUDA, static_cast<c10::DeviceIndex>(index));
 }
 
+namespace detail {
+
+/// The driver's number, or its UUID, of the device that CUDA calls `index` in this process.
+inline std::string visible_device(int index) {
+  const char* visible = std::getenv("CUDA_VISIBLE_DEVICES");
+  std::istringstream names(visible == nullptr ? "" : visible);
+  std::string name;
+  for (int i = 0; i <= index && std::getline(names, name, ','); ++i) {
+    if (i == index && !name.empty()) return name;
+  }
+  return std::to_string(index);
+}
+
+}  // namespace detail
+
 /// Waits until the device has done all that was enqueued. Nothing on the CPU.
 inline void synchronize(const torch::Device& device) {
   if (!device.is_cpu()) torch::cuda::synchronize(device.index());
@@ -59,6 +77,35 @@ class DeviceEvent {
   torch::Device device_;
   c10::Event event_;
 };
+
+/// Bytes in use on a CUDA device, by all processes, on the word of its driver (NVML). Makes no CUDA
+/// context. 0 on the CPU, and where the driver's library or the device cannot be asked.
+///
+/// The driver counts the device and not the process, which in a container does not know its own
+/// number there. So what a process holds is the difference to a moment before its first use of
+/// CUDA: context, kernels and whatever lies outside of torch's allocator are in it. It is right
+/// while no other process takes or frees memory of the device.
+inline double driver_bytes(const torch::Device& device) {
+  if (!device.is_cuda()) return 0;
+  static void* const library = dlopen("libnvidia-ml.so.1", RTLD_NOW | RTLD_LOCAL);
+  if (library == nullptr) return 0;
+  const auto call = [](const char* name, auto... arguments) {
+    const auto function = reinterpret_cast<int (*)(decltype(arguments)...)>(dlsym(library, name));
+    return function != nullptr && function(arguments...) == 0;
+  };
+  struct {
+    unsigned long long total, free, used;
+  } memory{};
+  void* handle = nullptr;
+  const auto name = detail::visible_device(device.has_index() ? device.index() : 0);
+  const bool found =
+      call("nvmlInit_v2") &&
+      (name.find_first_not_of("0123456789") == std::string::npos
+           ? call("nvmlDeviceGetHandleByIndex_v2", static_cast<unsigned>(std::stoul(name)), &handle)
+           : call("nvmlDeviceGetHandleByUUID", name.c_str(), &handle)) &&
+      call("nvmlDeviceGetMemoryInfo", handle, &memory);
+  return found ? static_cast<double>(memory.used) : 0;
+}
 
 struct Memory {
   double resident_bytes = 0;

@@ -9,6 +9,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <charconv>
 #include <csignal>
 #include <cstdio>
@@ -18,6 +19,7 @@
 #include <span>
 #include <sstream>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "torchpace/environment.hpp"
@@ -82,6 +84,9 @@ class Worker {
     }
   }
 
+  /// Destroys what was loaded: a loader may own a folder that only its destructor deletes.
+  void unload() { workload_.reset(); }
+
  private:
   static std::string one_line(std::string text) {
     const auto end = text.find('\n');
@@ -96,9 +101,7 @@ class Worker {
     if (command == "environment") return environment_answer();
     if (command == "memory") return memory_answer();
     if (command == "run") return run(words(rest));
-    if (command == "first") {
-      return JsonObject().add("first_step_s", time_once_s(loaded().step, loaded().device)).str();
-    }
+    if (command == "first") return first(words(rest));
     if (command == "write") {
       const auto all = parity_workload().values();
       write_tensors(Settings::decode(rest), all);
@@ -124,8 +127,11 @@ class Worker {
   }
 
   std::string load(const Settings& settings) {
-    workload_.reset();
+    unload();
     settings_ = settings;
+    const auto driver_device = torch::Device(
+        settings.get("device", "cpu").starts_with("cuda") ? settings.get("device", "") : "cpu");
+    driver_bytes_before_ = driver_bytes(driver_device);
     const auto threads = settings.get<int>("threads", 0);
     if (threads > 0) at::set_num_threads(threads);
     torch::manual_seed(static_cast<uint64_t>(settings.get<int64_t>("seed", 0)));
@@ -141,8 +147,27 @@ class Worker {
         .add("item", w.item)
         .add("parameter_bytes", w.parameter_bytes)
         .add("minimum_bytes", w.minimum_bytes)
+        .add("compile_s", w.compile_s)
         .add("note", w.note)
         .str();
+  }
+
+  std::string first(const std::vector<std::string>& arguments) {
+    const auto steps =
+        arguments.empty() ? 0 : Settings{{"first", arguments[0]}}.require<int64_t>("first");
+    if (steps < 1 && !arguments.empty()) throw SettingsError("first: expected N >= 1");
+    auto& w = loaded();
+    JsonObject answer;
+    double first_step_s = 0;
+    const double steps_s = time_once_s(
+        [&] {
+          first_step_s = time_once_s(w.step, w.device);
+          for (int64_t i = 1; i < steps; ++i) w.step();
+        },
+        w.device);
+    answer.add("first_step_s", first_step_s);
+    if (steps > 0) answer.add("steps_s", steps_s);
+    return answer.str();
   }
 
   std::string run(const std::vector<std::string>& arguments) {
@@ -155,6 +180,7 @@ class Worker {
       throw SettingsError("run: expected K >= 1, W >= 0 and B >= 1");
     }
     auto& w = loaded();
+    if (w.settle) std::exchange(w.settle, nullptr)();
     if (w.restore) w.restore();
     torch::manual_seed(static_cast<uint64_t>(settings_.get<int64_t>("seed", 0)));
     for (int64_t i = 0; i < warmup; ++i) w.step();
@@ -184,8 +210,8 @@ class Worker {
     std::optional<TensorDict> truth;
     if (paths.size() > 1) truth = read_tensors(paths[1]);
     auto workload = parity_workload();
-    auto parity =
-        check_parity(workload.values(), reference, truth ? &*truth : nullptr, workload.dtype);
+    auto parity = check_parity(workload.values(), reference, truth ? &*truth : nullptr,
+                               workload.axes.precision(workload.dtype));
     if (settings_.get<double>("dropout", 0) != 0)
       parity.note += (parity.note.empty() ? "" : "; ") + std::string("checked at dropout 0");
     return JsonObject()
@@ -212,12 +238,14 @@ class Worker {
   }
 
   std::string memory_answer() {
-    const auto m = memory(workload_ ? workload_->device : torch::Device(torch::kCPU));
+    const auto device = workload_ ? workload_->device : torch::Device(torch::kCPU);
+    const auto m = memory(device);
     return JsonObject()
         .add("resident_bytes", m.resident_bytes)
         .add("resident_peak_bytes", m.resident_peak_bytes)
         .add("device_allocated_peak_bytes", m.device_allocated_peak_bytes)
         .add("device_reserved_peak_bytes", m.device_reserved_peak_bytes)
+        .add("device_driver_bytes", std::max(0.0, driver_bytes(device) - driver_bytes_before_))
         .str();
   }
 
@@ -225,6 +253,8 @@ class Worker {
     auto all = environment(workload_ ? workload_->device : torch::Device(torch::kCPU));
     if (workload_) {
       all.emplace_back("dtype", settings_.get("dtype", "float32"));
+      all.emplace_back("autocast", workload_->axes.autocast_name());
+      all.emplace_back("memory_format", workload_->axes.memory_format_name());
       all.emplace_back("optimizer", workload_->optimizer);
     }
     return environment_json(all);
@@ -234,6 +264,7 @@ class Worker {
   std::function<Workload(const Settings&)> load_;
   Settings settings_;
   std::optional<Workload> workload_;
+  double driver_bytes_before_ = 0;  // before this process used CUDA
 };
 
 }  // namespace detail
@@ -258,9 +289,11 @@ inline bool is_load(const std::string& line) { return line == "load" || line.sta
 
 /// Obeys a `load` and what follows it in a fork of this process as it is after its start, so that
 /// no case finds the heap, the threads or the caches that another one left. Returns the command
-/// that ended it. A fork that dies takes this process with it, in the same way.
+/// that ended it. The fork ends with `unload`, since no destructor runs at _exit. A fork that dies
+/// takes this process with it, in the same way.
 inline std::string serve_case(std::string line,
-                              const std::function<bool(const std::string&)>& respond) {
+                              const std::function<bool(const std::string&)>& respond,
+                              const std::function<void()>& unload) {
   int pipe_ends[2];
   TORCH_CHECK(pipe(pipe_ends) == 0, "worker: no pipe can be made");
   const pid_t child = fork();
@@ -268,10 +301,13 @@ inline std::string serve_case(std::string line,
   if (child == 0) {
     prctl(PR_SET_PDEATHSIG, SIGKILL);
     close(pipe_ends[0]);
+    bool heard = true;
     do {
-      if (!respond(line)) _exit(1);
-      line = read_command();
-    } while (line != "quit" && !is_load(line));
+      heard = respond(line);
+      if (heard) line = read_command();
+    } while (heard && line != "quit" && !is_load(line));
+    unload();
+    if (!heard) _exit(1);
     _exit(write(pipe_ends[1], line.data(), line.size()) == static_cast<ssize_t>(line.size()) ? 0
                                                                                              : 1);
   }
@@ -312,7 +348,7 @@ inline int serve_worker(WorkerOptions options, std::function<Workload(const Sett
   if (!say(worker.greeting())) return 1;
   for (auto line = detail::read_command(); line != "quit";) {
     if (detail::is_load(line)) {
-      line = detail::serve_case(line, respond);
+      line = detail::serve_case(line, respond, [&worker] { worker.unload(); });
     } else {
       if (!respond(line)) return 1;
       line = detail::read_command();
