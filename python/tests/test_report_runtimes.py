@@ -101,12 +101,14 @@ def test_numbers_of_the_speedup_picture_are_those_of_the_results(html, results):
         assert ("×* [" in text) == any(row.get("differs") for _, row in rows_of(results))
 
 
-def test_the_fastest_stands_first_in_its_case(html, results):
+def test_rows_of_a_case_stand_in_the_order_of_speedup(html, results):
     wide = picture(html, "speedup")[0]
-    for case in results["cases"]:
+    places = [wide.index(case["case"]) for case in results["cases"]] + [len(wide)]
+    for case, start, end in zip(results["cases"], places, places[1:], strict=False):
         rows = [r for r in case["runtimes"] if r["status"] == "ok" and not r.get("copy_of")]
-        best = max(rows, key=lambda r: r["speedup"]["median"] or 1)
-        assert wide[wide.index(case["case"]) + 1] == best["runtime"]
+        rows.sort(key=lambda r: -(r["speedup"]["median"] or 1))
+        names = [row["runtime"] for row in rows]
+        assert [text for text in wide[start:end] if text in names] == names
 
 
 def test_numbers_of_start_and_memory_are_those_of_the_results(html, results):
@@ -254,3 +256,23 @@ def test_wrong_kinds_are_named(tmp_path, capsys, results, key, value, said):
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert said in error
+
+
+def test_the_answer_stands_before_everything_else(html, results):
+    first = html[html.index("<svg ") : html.index("</svg>")]
+    for case in results["cases"]:
+        rows = [r for r in case["runtimes"] if r["status"] == "ok" and not r.get("copy_of")]
+        rows = [r for r in rows if r["speedup"]["median"] is not None]
+        best, *others = sorted(rows, key=lambda r: -r["speedup"]["median"])
+        star = "*" if best["differs"] else ""
+        assert f">{best['runtime']} {words.ratio(best['speedup'], star)}<" in first
+        near = [r for r in others if r["speedup"]["high"] >= best["speedup"]["low"]]
+        assert (f">not told apart from {near[0]['runtime']}" in first) if near else True
+    assert "all others are slower for sure" in first
+
+
+def test_a_single_case_has_its_answer_in_words(tmp_path, results):
+    html = page_of(tmp_path, results | {"cases": results["cases"][2:3]})
+    before = html[: html.index("<svg ")]
+    assert "<strong>cpp-aot</strong> is fastest:" in " ".join(before.split())
+    assert "<details" not in before

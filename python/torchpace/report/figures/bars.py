@@ -32,7 +32,9 @@ def bar_axes(pen, figure, place, most, unit):
     axes.set_xlim(0, 1.03 * most or 1)
     ticks = matplotlib.ticker.MaxNLocator(max(2, int(place[2] / 70)), steps=STEPS)
     axes.xaxis.set_major_locator(ticks)
-    axes.xaxis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda x, _: f"{x:g} {unit}"))
+    axes.xaxis.set_major_formatter(
+        matplotlib.ticker.FuncFormatter(lambda x, _: f"{x:g} {unit}" if x else "0")
+    )
     return axes
 
 
@@ -56,7 +58,7 @@ def write_row(pen, figure, name, columns, y, middle):
     name = pen.fit(name, 200)
     pen.text(figure, 8, y + 10, f"{name} · {pen.fit(first, 330 - 7 * len(name))}")
     if others:
-        text = pen.fit(", ".join(others), 336)
+        text = pen.fit(", ".join(others), 336, TEXT - 1)
         pen.text(figure, 8, y + 27, text, fontsize=TEXT - 1, color=pen.muted)
 
 

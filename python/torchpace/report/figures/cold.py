@@ -90,11 +90,13 @@ def row_height(pen, row):
 def texts_of(pen, row):
     """What stands beside a row: time to the first step's end, time of compiling, break-even."""
     steps, compile_s = row["break_even_steps"], row["compile_s"]
-    # On a wide page the time stands beside the hatched bar, which says what it is.
-    compiled = "" if pen.is_wide else "compiled in "
+    ready, compiled = words.seconds(total(row)), words.seconds(compile_s) if compile_s else ""
+    if compiled and not pen.is_wide:
+        # Only on a wide page has the time a place beside its bar, which says what it is.
+        ready, compiled = f"{ready}, compiled in {compiled}", ""
     return (
-        words.seconds(total(row)),
-        compiled + words.seconds(compile_s) if compile_s else "",
+        ready,
+        compiled,
         "" if steps is None else words.break_even(steps),
     )
 

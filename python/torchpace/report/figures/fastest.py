@@ -16,7 +16,7 @@ def draw(results, pen):
     cases = [case for case in results["cases"] if compared(case)]
     if len(cases) < 2:
         return None
-    step = 44 if pen.is_wide else 84
+    step = 44 if pen.is_wide else 96
     head, foot = 22, 24
     notes = [line for text in footnotes(results) for line in pen.wrap(text, pen.width)]
     height = step * len(cases)
@@ -55,11 +55,13 @@ def headline(case):
         return "no runtime is faster for sure", f"than {reference}"
     if leader["runtime"] == reference:
         return f"{reference}, the reference", "all others are slower for sure"
-    return f"{leader['runtime']} {speedup(leader)}", (
-        f"not told apart from {joined([row['runtime'] for row in near])}"
-        if near
-        else "all others are slower for sure"
+    names = [row["runtime"] for row in near]
+    if len(names) > 2:
+        names[1:] = [f"{len(names) - 1} more"]
+    certainty = (
+        f"not told apart from {joined(names)}" if names else "all others are slower for sure"
     )
+    return f"{leader['runtime']} {speedup(leader)}", certainty
 
 
 def write_case(pen, figure, case, y, step):
@@ -73,9 +75,9 @@ def write_case(pen, figure, case, y, step):
         text = pen.fit(certainty, WORDS - 16)
         pen.text(figure, right, y + step * 0.7, text, color=pen.muted)
     else:
-        pen.text(figure, 0, y + 10, pen.fit(case["case"], pen.width), color=pen.muted)
-        pen.text(figure, 0, y + 29, pen.fit(answer, pen.width), fontweight=weight)
-        pen.text(figure, 0, y + 47, pen.fit(certainty, pen.width), color=pen.muted)
+        pen.text(figure, 0, y + 16, pen.fit(case["case"], pen.width), color=pen.muted)
+        pen.text(figure, 0, y + 35, pen.fit(answer, pen.width), fontweight=weight)
+        pen.text(figure, 0, y + 53, pen.fit(certainty, pen.width), color=pen.muted)
 
 
 def describe(results):

@@ -69,7 +69,7 @@ def counted_of(case):
 
 def draw_case(pen, figure, case, rows, top, height, step):
     """The bars of a case, the counted ones first."""
-    left, right = (190, 320) if pen.is_wide else (8, 8)
+    left, right = (190, 340) if pen.is_wide else (8, 8)
     width = pen.width - left - right
     counted = counted_of(case)
     most = max(sum(counted.values()), *(max(r["peak_bytes"].values(), default=0) for r in rows), 0)

@@ -1,7 +1,7 @@
 """Speedups of every runtime over the reference as a forest plot, the fastest first."""
 
 from torchpace.report import words
-from torchpace.report.figures.pen import LINE
+from torchpace.report.figures.pen import LINE, TEXT
 from torchpace.report.figures.ratios import (
     draw_interval,
     draw_noise,
@@ -67,7 +67,7 @@ def draw(results, pen):
     ]
     foot = 24
     figure = pen.figure(HEAD + sum(heights) + foot + LINE * len(notes))
-    left = 190 if pen.is_wide else 8
+    left = 190 if pen.is_wide else 80
     width = pen.width - left - (WORDS if pen.is_wide else 8)
     axes = ratio_axes(pen, figure, left, HEAD, width, sum(heights), bounds)
     axes.grid(pen.is_wide, axis="x")
@@ -114,11 +114,12 @@ def draw_row(pen, figure, axes, row, y, step, case, leads):
         pen.text(figure, right, middle, verdict, color=colour, fontweight="bold")
         pen.text(figure, right + 80, middle, number, fontweight=weight)
     else:
-        middle = y + step * 0.74
-        name = pen.fit(row["runtime"], 120)
-        beside = " ".join(filter(None, (verdict, number)))
-        text = f"{name} · {pen.fit(beside, 330 - 7 * len(name))}"
-        pen.text(figure, 8, y + step * 0.28, text, fontweight=weight)
+        top, middle = y + step * 0.28, y + step * 0.74
+        number = pen.fit(number, 200)
+        name = pen.fit(row["runtime"], 332 - 7 * len(number))
+        pen.text(figure, 8, top, name, fontweight=weight)
+        pen.text(figure, pen.width, top, number, fontweight=weight, ha="right")
+        pen.text(figure, 8, middle, verdict, color=colour, fontweight="bold", fontsize=TEXT - 1)
     if not is_reference:
         draw_interval(pen, axes, row["speedup"], middle - HEAD)
 
@@ -131,9 +132,9 @@ def draw_broken(pen, figure, row, y, step, left):
         text = pen.fit(said, pen.width - left - 12)
         pen.text(figure, left, y + step / 2, text, color=pen.slower, bbox=pen.plate)
     else:
-        name = pen.fit(row["runtime"], 120)
+        name, reason = pen.fit(row["runtime"], 240), pen.fit(row["reason"], pen.width, TEXT - 1)
         pen.text(figure, 8, y + step * 0.28, f"{name} · {row['status']}", color=pen.slower)
-        pen.text(figure, 8, y + step * 0.72, pen.fit(row["reason"], pen.width), color=pen.muted)
+        pen.text(figure, 8, y + step * 0.72, reason, color=pen.muted, fontsize=TEXT - 1)
 
 
 def describe(results):
