@@ -241,7 +241,7 @@ def test_list_and_bad_options():
     found = {line["runtime"]: line for line in map(json.loads, listed.stdout.splitlines())}
     assert found["py-eager"]["description"] and found["py-eager"]["artifact"] == ""
     wrong = run("--runtime", "py-magic")
-    assert wrong.returncode == 2 and "expected one of py-eager, got 'py-magic'" in wrong.stderr
+    assert wrong.returncode == 2 and "got 'py-magic'" in wrong.stderr and "py-eager" in wrong.stderr
     assert run("--runtime", "py-eager", "--fail", "explode@load").returncode == 2
 
 

@@ -36,12 +36,12 @@ def get_or_make(path: Path, make: Callable[[Path], dict[str, Any]]) -> Entry:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(path.with_name(f".{path.name}.lock")):
+        with _locked(_lock(path)):
             manifest, problem = verify(path)
             if not problem:
                 return Entry(path, manifest, True, "")
             broken = problem if path.exists() else ""
-            temporary = path.with_name(f".{path.name}.making")
+            temporary = _temporary(path)
             shutil.rmtree(
                 temporary, ignore_errors=True
             )  # of a process that was killed: we hold the lock
@@ -49,7 +49,9 @@ def get_or_make(path: Path, make: Callable[[Path], dict[str, Any]]) -> Entry:
                 temporary.mkdir()
                 manifest = {"version": 1, **make(temporary)}
                 manifest["files"] = {
-                    file.name: digest(file) for file in sorted(temporary.iterdir())
+                    str(file.relative_to(temporary)): digest(file)
+                    for file in sorted(temporary.rglob("*"))
+                    if file.is_file()
                 }
                 (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
                 if path.exists():
@@ -63,6 +65,12 @@ def get_or_make(path: Path, make: Callable[[Path], dict[str, Any]]) -> Entry:
         raise InputError(
             f"cache: cannot write {path}: {reason}; free some space or name another folder"
         ) from None
+
+
+def discard_unfinished(path: Path) -> None:
+    """Removes what a process that was killed had made of the entry `path`."""
+    with _locked(_lock(path)):
+        shutil.rmtree(_temporary(path), ignore_errors=True)
 
 
 def verify(path: Path) -> tuple[dict[str, Any], str]:
@@ -87,6 +95,14 @@ def digest(file: Path) -> dict[str, Any]:
     with open(file, "rb") as stream:
         sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
     return {"bytes": file.stat().st_size, "sha256": sha256}
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.making")
+
+
+def _lock(path: Path) -> Path:
+    return path.with_name(f".{path.name}.lock")
 
 
 @contextlib.contextmanager

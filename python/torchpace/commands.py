@@ -5,6 +5,8 @@ Protocol: docs/worker.md. Twin: include/torchpace/worker.hpp.
 
 from __future__ import annotations
 
+import os
+import tempfile
 import time
 
 import torch
@@ -54,6 +56,8 @@ class Worker:
         The time counts as the load's, of the first such case of this process.
         """
         started = time.perf_counter()
+        # torch's compiler, which optimisers import too, makes its folder of caches at once.
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", tempfile.gettempdir())
         if "phase=train" in line.split():
             torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))])
         getattr(self.runtime, "prepare", lambda: None)()

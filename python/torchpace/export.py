@@ -7,7 +7,8 @@ output, `{"case", "state", "truth", "tokens", "memory", "set", "name", "cached",
 or `{"error": "one line"}`. Paths are absolute, `tokens` is empty for models without text. `memory`
 has the bytes of parameters, gradients, optimiser state and activations; `set` has settings to add
 to the case's line: what a step of a model costs that only Python can count; `name` is how a model
-of your own calls itself. Layout: docs/design.md, "The path of the data".
+of your own calls itself. A line with `make=KIND` is answered with a compiled file of the case
+(torchpace.artifacts). Layout: docs/design.md, "The path of the data".
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from torchpace import axes, cache, models, optimizers, parity, tensors, workload
+from torchpace import artifacts, axes, cache, models, optimizers, parity, tensors, workload
 from torchpace.axes import Axes
 from torchpace.data import text
 from torchpace.errors import InputError, Skipped
@@ -56,12 +57,21 @@ WEIGHTS_SEED = 2**31
 class Exporter:
     def __init__(self, folder: Path, file: Path | None = None):
         self.folder, self.file = folder.absolute(), file
+        self.maker = artifacts.Maker(folder)
         self._texts: dict[int, text.Text] = {}
 
-    def export(self, line: str) -> dict:
+    def answer(self, line: str) -> dict:
         """Answers one settings line. Raises InputError or Skipped."""
-        started = time.perf_counter()
         settings = Settings.parse(line)
+        if "make" not in settings:
+            return self.export(settings)
+        files = self.export(settings.replace(make=None, compile_limit=None))
+        paths = {key: files[key] for key in ("state", "truth", "tokens")}
+        return self.maker.ask(settings.replace(**paths, **files["set"]))
+
+    def export(self, settings: Settings) -> dict:
+        """A case's files. Raises InputError or Skipped."""
+        started = time.perf_counter()
         model = models.of(settings)
         check(settings, model)
         data = settings.text("data", "normal", ("text", "normal"))
@@ -277,12 +287,13 @@ def main(arguments: list[str] | None = None) -> int:
         if not line.strip():
             continue
         try:
-            answer = exporter.export(line)
+            answer = exporter.answer(line)
         except Skipped as skipped:
             answer = {"skipped": str(skipped)}
         except Exception as error:
             answer = {"error": one_line(error)}
         answers(answer)
+    exporter.maker.close()
     return 0
 
 

@@ -41,4 +41,9 @@ def find(name: str) -> ModuleType:
     known = list_runtimes()
     if name not in known:
         raise InputError(f"runtime: expected one of {', '.join(known)}, got '{name}'")
-    return importlib.import_module(f"{__name__}.{known[name].module}")
+    return module(known[name].module)
+
+
+def module(file: str) -> ModuleType:
+    """The module of one of this folder's files, named without suffix."""
+    return importlib.import_module(f"{__name__}.{file}")

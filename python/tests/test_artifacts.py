@@ -1,0 +1,248 @@
+"""Compiled files: made once, checked, killed at the limit; and the runtimes that load them."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+import zipfile
+from pathlib import Path
+
+import pytest
+from conftest import Process
+
+from torchpace import artifacts
+from torchpace.runtimes import list_runtimes
+from torchpace.settings import Settings, encode
+
+CPU_KINDS = ("torchscript", "aot", "compile:default")
+
+
+@pytest.fixture(scope="session")
+def made(exporter, exported):
+    """case, kind -> (settings with the artifact, answer); each is made once for all tests."""
+
+    def make(name: str, kind: str, **overrides) -> tuple[Settings, dict]:
+        settings, _ = exported(name, **overrides)
+        answer = exporter.ask(settings.replace(make=kind, compile_limit=300).line())
+        return settings.replace(artifact=answer.get("artifact")), answer
+
+    return make
+
+
+@pytest.fixture
+def runtime(tmp_path):
+    """name -> a worker with a temporary folder of its own, which is found empty at its end."""
+    started = []
+
+    def start(name: str, **variables: str) -> Process:
+        folder = tmp_path / f"temporary-{len(started)}"
+        folder.mkdir()
+        with pytest.MonkeyPatch.context() as patch:
+            for key, value in (variables | {"TMPDIR": str(folder)}).items():
+                patch.setenv(key, value)
+            process = Process("torchpace.worker", "--runtime", name, greets=True)
+        started.append((process, folder))
+        return process
+
+    unpacked = unpacked_packages()
+    yield start
+    for process, folder in started:
+        assert process.close() == 0
+        assert not list(folder.iterdir())
+    assert unpacked_packages() <= unpacked
+
+
+def unpacked_packages() -> set[Path]:
+    """What AOTInductor's loader unpacks, in /tmp whatever TMPDIR says."""
+    return {path.parents[1] for path in Path("/tmp").glob("??????/data/aotinductor")}
+
+
+def check(process: Process, settings: Settings, answer: dict, reference: Path) -> dict:
+    loaded = process.ask("load " + settings.line())
+    assert "load_s" in loaded, loaded
+    return process.ask(f"check {encode(str(reference))} {encode(answer['truth'])}") | {
+        "loaded": loaded
+    }
+
+
+@pytest.mark.parametrize(
+    "case,kind",
+    [
+        ("gptlite_inference", "torchscript"),
+        ("gptlite_inference", "aot"),
+        ("gptlite_train", "compile:default"),
+        ("dnn_deep_latency", "compile:default"),
+    ],
+)
+def test_a_runtime_passes_parity_and_sees_a_swap(
+    worker, runtime, made, exported, tmp_path, case, kind
+):
+    name = f"{case}/size:smoke"
+    plain, answer = exported(name)
+    reference = tmp_path / "reference.pt"
+    worker.ask("load " + plain.line())
+    worker.ask(f"write {encode(str(reference))}")
+    settings, artifact = made(name, kind)
+    assert artifact["compile_s"] > 0, artifact
+    process = runtime(f"py-{kind}")
+    found = check(process, settings, answer, reference)
+    assert found["passed"], found
+    assert "artifact" not in found["loaded"]["note"]  # its caches were warm
+    assert len(process.ask("run 3 1")["step_ns"]) == 3
+    threads = os.listdir(f"/proc/{process.process.pid}/task")
+    assert len(threads) == 1  # before the fork that loaded it
+    if kind.startswith("compile"):
+        first = "token_embedding.weight,head.weight" if "gptlite" in name else None
+        swap = first or "layers.0.weight,layers.7.weight"
+        assert not check(process, settings.replace(swap=swap), answer, reference)["passed"]
+
+
+def test_an_artifact_is_made_once_and_keeps_its_compile_time(made):
+    _, first = made("dnn_deep_latency/size:smoke", "torchscript")
+    settings, again = made("dnn_deep_latency/size:smoke", "torchscript", optimizer="sgd")
+    assert again["cached"] and again["compile_s"] == first["compile_s"] > 0
+    assert again["artifact"] == first["artifact"]
+    _, other = made("dnn_deep_latency/size:smoke", "torchscript", seed=1)
+    assert other["artifact"] != first["artifact"]
+    Path(settings["artifact"]).write_bytes(b"damaged")
+    _, rebuilt = made("dnn_deep_latency/size:smoke", "torchscript")
+    assert "checksum of model.pt is wrong" in rebuilt["note"] and not rebuilt["cached"]
+
+
+SLEEPER = """
+import time
+import torch
+
+class Sleeper(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = torch.nn.Linear(4, 4)
+
+    def forward(self, x):
+        {body}
+        return self.linear(x)
+
+def factory():
+    return {{"module": Sleeper(), "inputs": torch.ones(2, 4)}}
+"""
+
+
+@pytest.fixture
+def of_module(exporter, tmp_path):
+    """The settings of a case whose module has `body` in its forward, and where it is."""
+
+    def write(name: str, body: str) -> Settings:
+        (tmp_path / f"{name}.py").write_text(SLEEPER.format(body=body))
+        settings = Settings(
+            model="imported",
+            factory=f"{name}:factory",
+            path=tmp_path,
+            phase="inference",
+            batch=2,
+            threads=1,
+            device="cpu",
+        )
+        assert "state" in exporter.ask(settings.line())
+        return settings
+
+    return write
+
+
+def test_the_limit_kills_a_compile_with_all_that_it_started(exporter, folder, of_module, tmp_path):
+    seen = tmp_path / "seen"
+    body = (
+        "if torch.compiler.is_exporting():\n"
+        "            import subprocess\n"
+        f"            subprocess.run(['sh', '-c', 'echo $$ > {seen}; exec sleep 600'])"
+    )
+    settings = of_module("sleeper", body)
+    started = time.monotonic()
+    error = exporter.ask(settings.replace(make="aot", compile_limit=2).line())["error"]
+    assert "expected a compile within 2 s, it was stopped; --compile-limit raises it" in error
+    assert time.monotonic() - started < 60
+    sleeping = Path("/proc", seen.read_text().strip(), "cmdline")
+    assert not sleeping.exists() or b"sleep" not in sleeping.read_bytes()
+    assert not list(folder.glob("artifacts/.aot-imported*.making"))
+    # the next one is made
+    assert "artifact" in exporter.ask(settings.replace(make="torchscript").line())
+
+
+def test_a_compile_that_dies_is_said(exporter, of_module):
+    body = "if torch.compiler.is_exporting():\n            import os; os._exit(3)"
+    error = exporter.ask(of_module("dier", body).replace(make="aot").line())["error"]
+    assert "make=aot: the process that compiled died" in error
+
+
+def test_what_cannot_be_compiled_is_one_line_that_names_the_construct(exporter, of_module):
+    settings = of_module("branch", "x = x + 1 if x.sum() > 0 else x - 1")
+    for kind, change in (("aot", {}), ("compile:default", {"fullgraph": 1})):
+        error = exporter.ask(settings.replace(make=kind, **change).line())["error"]
+        assert "x.sum() > 0" in error and "branch.py:" in error and "\n" not in error, error
+    unscriptable = of_module("unscriptable", "x = x + len(globals()['torch'].__name__)")
+    assert "artifact" in exporter.ask(unscriptable.replace(make="torchscript").line())
+    error = exporter.ask(settings.replace(make="nothing").line())["error"]
+    assert "make: expected one of" in error and "torchscript" in error
+
+
+def test_what_a_device_or_a_phase_cannot_have_is_skipped_before_anything_is_compiled(
+    exporter, exported
+):
+    train, _ = exported("dnn_deep_train/size:smoke")
+    for kind, reason in (
+        ("torchscript", "TorchScript here is for inference"),
+        ("aot", "AOTInductor here is for inference"),
+        ("compile:reduce-overhead", "same as py-compile:default on a CPU"),
+        ("compile:max-autotune-no-cudagraphs", "same as py-compile:max-autotune on a CPU"),
+    ):
+        answer = exporter.ask(train.replace(make=kind).line())
+        assert reason in answer["skipped"]
+
+
+def test_a_package_for_other_conditions_or_damaged_is_refused(runtime, made, tmp_path):
+    settings, _ = made("gptlite_inference/size:smoke", "aot")
+    process = runtime("py-aot")
+    package = tmp_path / "other.pt2"
+
+    def refusal(change) -> str:
+        with zipfile.ZipFile(settings["artifact"]) as old, zipfile.ZipFile(package, "w") as new:
+            for name in old.namelist():
+                content = old.read(name)
+                if name.endswith("_metadata.json"):
+                    content = json.dumps(json.loads(content) | change).encode()
+                new.writestr(name, content)
+        return process.ask("load " + settings.replace(artifact=package).line())["error"]
+
+    assert "expected torchpace.torch" in refusal({"torchpace.torch": "1.0"})
+    assert "expected torchpace.threads 1, found 2" in refusal({"torchpace.threads": "2"})
+    assert "expected torchpace.device cpu, found cuda" in refusal({"torchpace.device": "cuda"})
+    assert "expected torchpace.format 1, found none" in refusal({"torchpace.format": ""})
+    assert "expected torchpace.inputs 1x16:int64" in refusal({"torchpace.inputs": "1x8:int64"})
+    whole = Path(settings["artifact"]).read_bytes()
+    middle = len(whole) // 2
+    for damaged in (
+        whole[:1000],
+        whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :],
+    ):
+        package.write_bytes(damaged)
+        error = process.ask("load " + settings.replace(artifact=package).line())["error"]
+        assert "make it again" in error and "\n" not in error
+    assert "load_s" in process.ask("load " + settings.line())
+
+
+def test_a_package_with_a_dynamic_batch_serves_another_one(made, exported, runtime, tmp_path):
+    _, answer = made("gptlite_latency/size:smoke", "aot", dynamic=1)
+    larger, case = exported("gptlite_inference/size:smoke", batch=3)
+    process = runtime("py-aot")
+    loaded = process.ask("load " + larger.replace(artifact=answer["artifact"]).line())
+    assert "load_s" in loaded, loaded
+    reference = tmp_path / "reference.pt"
+    eager = runtime("py-eager")
+    eager.ask("load " + larger.line())
+    eager.ask(f"write {encode(str(reference))}")
+    assert process.ask(f"check {encode(str(reference))} {encode(case['truth'])}")["passed"]
+
+
+def test_every_kind_has_a_maker():
+    kinds = {listed.artifact for listed in list_runtimes().values()} - {""}
+    assert kinds == set(artifacts.makers()) >= set(CPU_KINDS)

@@ -1,0 +1,319 @@
+"""Compiled files of a case, each made once for all runtimes that load it.
+
+    python -m torchpace.artifacts --cache DIR
+
+Each line of standard input is a case's settings line with its files (`state`, ...), `make=KIND` and
+`compile_limit=SECONDS`. Each is answered with one line of JSON: `{"artifact", "compile_s",
+"cached", "seconds", "note"}` or `{"error": "one line"}` or `{"skipped": "reason"}`. The exporter
+starts this program when it is first asked for an artifact (Maker), and passes questions on to it.
+
+A program of its own, because every artifact is made in a fork, and the exporter must not fork: its
+float64 steps have started OpenMP threads, and libgomp waits for ever for those that a fork has not.
+Nothing here starts a thread or CUDA, and torch's compiler is imported once for all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import atexit
+import contextlib
+import functools
+import hashlib
+import json
+import math
+import os
+import re
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from torchpace import cache, inductor, runtimes
+from torchpace.errors import InputError, Skipped
+from torchpace.protocol import die_with_parent, one_line, open_protocol
+from torchpace.settings import Settings
+
+LIMIT_S = 120.0  # where the line names no compile_limit
+# Keys of a settings line that change no artifact: none holds an optimiser, and `torchscript` and
+# `runners` are obeyed by what loads it.
+UNRELATED = (
+    *("case", "family", "state", "truth", "tokens", "artifact", "make", "compile_limit"),
+    *("optimizer", "lr", "eps", "torchscript", "runners"),
+)
+
+
+class Maker:
+    """The program that makes artifacts, started when it is first asked."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder.absolute()
+        self.process: subprocess.Popen[str] | None = None
+
+    def ask(self, settings: Settings) -> dict[str, Any]:
+        """Its answer. Raises InputError where it has died."""
+        if self.process is None or self.process.poll() is not None:
+            self.process = self._start()
+        assert self.process.stdin and self.process.stdout
+        try:
+            self.process.stdin.write(settings.line() + "\n")
+            self.process.stdin.flush()
+            line = self.process.stdout.readline()
+        except BrokenPipeError:
+            line = ""
+        if not line:
+            code = self.process.wait()
+            raise InputError(
+                f"make={settings.text('make')}: the process that makes artifacts died ({code}); "
+                "its output is above"
+            )
+        return json.loads(line)
+
+    def close(self) -> None:
+        if self.process is not None and self.process.stdin:
+            self.process.stdin.close()
+            self.process.wait()
+
+    def _start(self) -> subprocess.Popen[str]:
+        # Bound to a core by OMP_PROC_BIND, it would hand that one core down to every compiler.
+        environment = {k: v for k, v in os.environ.items() if k != "OMP_PROC_BIND"}
+        command = [sys.executable, "-m", "torchpace.artifacts", "--cache", str(self.folder)]
+        return subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+        )
+
+
+def makers() -> dict[str, str]:
+    """Kind -> the module of torchpace.runtimes that makes it, read from the sources."""
+    found: dict[str, str] = {}
+    for listed in runtimes.list_runtimes().values():
+        if listed.artifact:
+            found.setdefault(listed.artifact, listed.module)
+    return found
+
+
+def make(folder: Path, settings: Settings, started: Callable[[Path], None]) -> dict[str, Any]:
+    """Finds or makes the artifact that `make` names.
+
+    `started` is told the entry when its making begins. Raises InputError or Skipped. Runs torch:
+    call it in a fork.
+    """
+    from torchpace import models
+    from torchpace.commands import set_threads
+
+    begun = time.perf_counter()
+    kind, known = settings.text("make"), makers()
+    if kind not in known:
+        raise InputError(f"make: expected one of {', '.join(known)}, got '{kind}'")
+    runtime, model = runtimes.module(known[kind]), models.of(settings)
+    set_threads(settings)
+    path = folder / "artifacts" / key_of(kind, settings, model, runtime)
+
+    def fill(target: Path) -> dict[str, Any]:
+        started(path)
+        before = time.perf_counter()
+        file = runtime.make_artifact(kind, target, settings, model)
+        facts = {"kind": kind, "settings": settings.line(), "artifact": file.name}
+        return facts | {"compile_s": time.perf_counter() - before}
+
+    entry = cache.get_or_make(path, fill)
+    return {
+        "artifact": str(entry.path / entry.manifest["artifact"]),
+        "compile_s": entry.manifest["compile_s"],
+        "cached": entry.cached,
+        "seconds": time.perf_counter() - begun,
+        "note": f"rebuilt: {entry.rebuilt}" if entry.rebuilt else "",
+    }
+
+
+def key_of(kind: str, settings: Settings, model: ModuleType, runtime: ModuleType) -> str:
+    """The entry's name: kind, model, phase and a hash of all that the artifact depends on."""
+    import torch
+
+    from torchpace import axes, inference, models, workload
+
+    device = workload.device_of(settings)
+    sources = (runtime, axes, inductor, inference, workload, sys.modules[__name__])
+    files = [Path(str(source.__file__)) for source in sources]
+    code = models.identity(model) + b"".join(file.read_bytes() for file in files)
+    parts = [
+        settings.replace(**dict.fromkeys((*UNRELATED, *models.COST_KEYS), None)).line(),
+        cache.digest(Path(settings.text("state")))["sha256"],
+        torch.__version__,
+        str(torch.get_num_threads()),
+        torch.backends.cpu.get_cpu_capability(),
+        compiler(),
+        gpu(device),
+    ]
+    digest = hashlib.sha256("\n".join(parts).encode() + code).hexdigest()[:16]
+    stem = f"{kind}-{settings.text('model')}-{settings.text('phase')}".replace(":", "-")
+    return f"{stem}-{digest}"
+
+
+def gpu(device: Any) -> str:
+    """Name and capability, `NVIDIA H200 9.0`; empty for the CPU."""
+    import torch
+
+    if device.type != "cuda":
+        return ""
+    major, minor = torch.cuda.get_device_capability(device)
+    return f"{torch.cuda.get_device_name(device)} {major}.{minor}"
+
+
+@functools.cache
+def compiler() -> str:
+    """First line of the C++ compiler's version; empty where there is none."""
+    command = [os.environ.get("CXX", "g++"), "--version"]
+    try:
+        output = subprocess.run(command, capture_output=True, text=True).stdout
+    except OSError:
+        return ""
+    return output.partition("\n")[0]
+
+
+def refused(what: str, error: BaseException) -> InputError:
+    """One line of what a compiler says it could not do, and the line of the model that stopped it.
+
+    Compilers of torch report over many lines: the reason comes first, and the frames of the model's
+    code in the order of calls.
+    """
+    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    reason = lines[0] if lines else type(error).__name__
+    if len(lines) > 1 and reason.endswith(":"):
+        reason += " " + lines[1]
+    return InputError(f"{what}: {reason[:300]}{_place(text)}")
+
+
+def _place(text: str) -> str:
+    """` at FILE:LINE: CODE` of the innermost frame outside torch, '' if none is named."""
+    frames = re.findall(r'File "([^"]+)", line (\d+)[^\n]*\n([^\n]*)((?:\n[^\n]*){0,6})', text)
+    for file, number, code, rest in reversed(frames):
+        if f"{os.sep}torch{os.sep}" in file or file.startswith("<"):
+            continue
+        # TorchScript prints the lines around the one that it marks
+        marked = re.search(r"([^\n]*)\n[^\n]*~+ <--- HERE", f"{code}{rest}")
+        shown = (marked[1] if marked else code).strip()
+        return f" at {Path(file).name}:{number}: {shown[:160]}"
+    return ""
+
+
+class Fork:
+    """One artifact made in a fork of this process, which leads a session of its own."""
+
+    def __init__(self, folder: Path, settings: Settings):
+        self.kind = settings.text("make", "")
+        self.limit = settings.number("compile_limit", LIMIT_S)
+        self.making: Path | None = None  # the entry, once its making has begun
+        receiving, sending = os.pipe()
+        sys.stderr.flush()
+        self.process = os.fork()
+        if self.process == 0:
+            os.close(receiving)
+            _work(folder, settings, sending)
+        os.close(sending)
+        self.pipe = receiving
+
+    def answer(self) -> dict[str, Any]:
+        """Waits for it, and kills it with all that it started when it makes for longer than the
+        limit. Finding a cached entry, or waiting for a process that makes the same, does not count.
+        """
+        try:
+            answer = self._await()
+        finally:
+            os.close(self.pipe)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.process, signal.SIGKILL)  # also a compiler that outlives it
+            os.waitpid(self.process, 0)
+        if self.making and "artifact" not in answer:
+            cache.discard_unfinished(self.making)
+        return answer
+
+    def _await(self) -> dict[str, Any]:
+        received, deadline = b"", math.inf
+        while True:
+            wait = None if deadline == math.inf else max(0.0, deadline - time.monotonic())
+            if not select.select([self.pipe], [], [], wait)[0]:
+                return self._failed(
+                    f"expected a compile within {self.limit:g} s, it was stopped; "
+                    "--compile-limit raises it"
+                )
+            chunk = os.read(self.pipe, 65536)
+            if not chunk:
+                return self._failed("the process that compiled died; its output is above")
+            received += chunk
+            while b"\n" in received:
+                line, _, received = received.partition(b"\n")
+                answer = json.loads(line)
+                if "making" not in answer:
+                    return answer
+                self.making = Path(answer["making"])
+                deadline = time.monotonic() + self.limit
+
+    def _failed(self, reason: str) -> dict[str, Any]:
+        return {"error": f"make={self.kind}: {reason}"}
+
+
+def _work(folder: Path, settings: Settings, sending: int) -> None:
+    """The fork's life: one artifact, one answer, no return."""
+    os.setsid()
+    die_with_parent()
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)  # the lines are not a compiler's to read
+
+    def send(value: dict[str, Any]) -> None:
+        os.write(sending, json.dumps(value).encode() + b"\n")
+
+    try:
+        answer = make(folder, settings, lambda path: send({"making": str(path)}))
+    except Skipped as skipped:
+        answer = {"skipped": str(skipped)}
+    except BaseException as error:
+        answer = {"error": one_line(error)}
+    send(answer)
+    sys.stderr.flush()
+    os._exit(0)
+
+
+def own_temporary_folder(parent: Path) -> None:
+    """Makes `parent`/.temporary-PID this process's and its children's TMPDIR, until it ends.
+
+    Compilers that are killed leave files behind, and Inductor keeps headers there that it compiled
+    (200 MB), which all artifacts of this process share. Also removes what killed processes left.
+    """
+    for left in parent.glob(".temporary-*"):
+        if not Path("/proc", left.name.rpartition("-")[2]).exists():
+            shutil.rmtree(left, ignore_errors=True)
+    own = parent / f".temporary-{os.getpid()}"
+    own.mkdir(parents=True, exist_ok=True)
+    atexit.register(shutil.rmtree, own, ignore_errors=True)
+    os.environ["TMPDIR"] = str(own)
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(own)  # only until a runtime names another one
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m torchpace.artifacts", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument("--cache", type=Path, required=True, help="folder of the cache")
+    folder = parser.parse_args(arguments).cache.absolute()
+    answers = open_protocol()
+    die_with_parent()
+    own_temporary_folder(folder / "artifacts")
+    inductor.prepare()
+    for line in sys.stdin:
+        if not line.strip():
+            continue
+        try:
+            answers(Fork(folder, Settings.parse(line)).answer())
+        except Exception as error:
+            answers({"error": one_line(error)})
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,81 @@
+"""What runtimes of compiled files share: inference by a function of tensors, not by a module."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from torchpace.errors import InputError, Skipped
+from torchpace.settings import Settings
+from torchpace.workload import State, Workload, build, output_of
+
+
+class Inference(Workload):
+    """One forward in inference mode by `forward`, which a subclass sets."""
+
+    forward: Callable[..., Any]
+
+    def __init__(self, settings: Settings, model: ModuleType):
+        super().__init__(settings, model)
+        self.inputs = self.inputs_of(State(settings))
+
+    @contextlib.contextmanager
+    def turn(self) -> Iterator[None]:
+        with torch.inference_mode():
+            yield
+
+    def step(self, index: int) -> Tensor:
+        return self.forward(*self.inputs[index % len(self.inputs)])
+
+    def values(self) -> dict[str, Tensor]:
+        with self.turn():
+            return {"output": output_of(self.step(0)).clone()}
+
+    def losses(self, steps: int, tokens: Tensor | None) -> list[float]:
+        raise InputError(f"losses: expected a case of phase train, got {self.phase}")
+
+
+class Source(Inference):
+    """The case as an artifact is made from it: the module in eval mode, and its inputs."""
+
+    def __init__(self, settings: Settings, model: ModuleType):
+        super().__init__(settings, model)
+        self.module = build(settings, model, State(settings)).eval()
+
+    def forward(self, *inputs: Tensor) -> Any:
+        with self.autocast:
+            return self.module(*inputs)
+
+
+class FirstOutput(nn.Module):
+    """A module that returns only the tensor that counts, computed under the case's autocast."""
+
+    def __init__(self, source: Source):
+        super().__init__()
+        self.module, self.autocast = source.module, source.autocast
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        with self.autocast:
+            return output_of(self.module(*inputs))
+
+
+def expect_inference(settings: Settings, what: str) -> None:
+    """Raises Skipped for training, before anything is compiled."""
+    if settings.text("phase") == "train":
+        raise Skipped(f"{what} here is for inference: its file has no backward")
+
+
+def artifact_of(settings: Settings, suffix: str) -> Path:
+    """The case's compiled file. Raises InputError where there is none."""
+    path = Path(settings.text("artifact"))
+    if path.suffix != suffix or not path.is_file():
+        raise InputError(
+            f"artifact: expected a file *{suffix} at {path}, found none; make it again"
+        )
+    return path

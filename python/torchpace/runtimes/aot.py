@@ -1,0 +1,216 @@
+"""py-aot: the model exported and compiled ahead of time by AOTInductor, loaded from Python.
+
+Twin: include/torchpace/runtimes/aot.hpp, which loads the same packages.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torchpace import inductor
+from torchpace.artifacts import gpu, refused
+from torchpace.errors import InputError
+from torchpace.inference import FirstOutput, Inference, Source, artifact_of, expect_inference
+from torchpace.settings import Settings
+from torchpace.workload import Workload
+
+RUNTIMES = {"py-aot": "torch.export and AOTInductor, the package loaded from Python"}
+ARTIFACTS = {"py-aot": "aot"}
+FORMAT = "1"
+
+
+def load(name: str, settings: Settings, model: ModuleType) -> Workload:
+    """Loads the case's artifact.
+
+    Raises InputError on unusable settings, on a damaged package and on one that was made for other
+    conditions, Skipped for training.
+    """
+    expect_inference(settings, "AOTInductor")
+    return AotInference(settings, model)
+
+
+def make_artifact(kind: str, target: Path, settings: Settings, model: ModuleType) -> Path:
+    """Writes model.pt2, which returns the one tensor that counts.
+
+    Raises Skipped for training, InputError that names the construct that cannot be exported.
+    """
+    expect_inference(settings, "AOTInductor")
+    inductor.use_caches(target / "caches", warm=False)
+    inductor.start_making()
+    source = Source(settings, model)
+    path = target / "model.pt2"
+    with torch.no_grad():
+        program = _export(source)
+        configs = _configs(source) | {"aot_inductor.metadata": _metadata(source)}
+        try:
+            torch._inductor.aoti_compile_and_package(
+                program, package_path=str(path), inductor_configs=configs
+            )
+        except Exception as error:
+            raise refused("AOTInductor: expected a program that it can compile", error) from None
+    shutil.rmtree(target / "caches")
+    return path
+
+
+def _export(source: Source) -> Any:
+    example, shapes = source.inputs[0], None
+    if source.settings.flag("dynamic", False):
+        batch = torch.export.Dim("batch")
+        size = _batch(example)
+        shapes = {"inputs": tuple({0: batch} if _has_batch(x, size) else None for x in example)}
+        if size == 1:  # an example of 1 would be taken for a constant
+            example = tuple(torch.cat([x, x]) if _has_batch(x, size) else x for x in example)
+    try:
+        return torch.export.export(FirstOutput(source).eval(), example, dynamic_shapes=shapes)
+    except Exception as error:
+        raise refused("torch.export: expected a module that it can export", error) from None
+
+
+def _batch(inputs: Sequence[Tensor]) -> int:
+    return inputs[0].size(0) if inputs[0].dim() else -1
+
+
+def _has_batch(x: Tensor, size: int) -> bool:
+    return x.dim() > 0 and x.size(0) == size
+
+
+def _configs(source: Source) -> dict[str, Any]:
+    settings = source.settings
+    autotune = settings.text("aot", "autotune", ("autotune", "default")) == "autotune"
+    freezing = settings.flag("freezing", True) and source.device.type == "cpu"
+    return {"max_autotune": autotune, "freezing": freezing}
+
+
+def _metadata(source: Source) -> dict[str, str]:
+    """What a loader checks; all that is not checked is for people."""
+    dynamic = source.settings.flag("dynamic", False)
+    with torch.inference_mode():
+        output = FirstOutput(source)(*source.inputs[0])
+    size = _batch(source.inputs[0])
+
+    def spec(x: Tensor) -> str:
+        return _any_batch(_spec(x)) if dynamic and _has_batch(x, size) else _spec(x)
+
+    return conditions(source) | {
+        "torchpace.inputs": ";".join(spec(x) for x in source.inputs[0]),
+        "torchpace.outputs": spec(output),
+        "torchpace.model": source.settings.text("model"),
+        "torchpace.case": source.settings.text("case", ""),
+    }
+
+
+def _spec(x: Tensor) -> str:
+    """Sizes and dtype, `8x64:int64`."""
+    return f"{'x'.join(map(str, x.shape))}:{str(x.dtype).removeprefix('torch.')}"
+
+
+def _any_batch(spec: str) -> str:
+    return re.sub(r"^\d+", "?", spec)
+
+
+def conditions(workload: Workload) -> dict[str, str]:
+    """What must be the same where a package is made and where it runs.
+
+    A package for the CPU holds the number of threads in its loops, one for CUDA the code of one
+    kind of GPU.
+    """
+    return {
+        "torchpace.format": FORMAT,
+        "torchpace.torch": torch.__version__,
+        "torchpace.device": workload.device.type,
+        "torchpace.threads": str(torch.get_num_threads()),
+        "torchpace.isa": torch.backends.cpu.get_cpu_capability(),
+        "torchpace.gpu": gpu(workload.device),
+    }
+
+
+class AotInference(Inference):
+    def __init__(self, settings: Settings, model: ModuleType):
+        super().__init__(settings, model)
+        path = artifact_of(settings, ".pt2")
+        expected = conditions(self)
+        if self.device.type == "cuda":
+            del expected["torchpace.threads"]
+        found = read_metadata(path)
+        # With other inputs its code would read past their end.
+        inputs = [_spec(x) for x in self.inputs[0]]
+        taken = found.get("torchpace.inputs", "").split(";")
+        if len(taken) == len(inputs):
+            inputs = [
+                _any_batch(i) if t.startswith("?") else i
+                for i, t in zip(inputs, taken, strict=True)
+            ]
+        expected["torchpace.inputs"] = ";".join(inputs)
+        for key, value in expected.items():
+            if found.get(key, "") != value:
+                raise InputError(
+                    f"artifact: {path}: expected {key} {value or 'empty'}, found "
+                    f"{found.get(key) or 'none'}; make it again for this case on this machine"
+                )
+        runners = settings.integer("runners", 1, minimum=1)
+        index = self.device.index if self.device.index is not None else -1
+        # Without the locks that several runners need.
+        alone = runners == 1
+        self.loader = torch._C._aoti.AOTIModelPackageLoader(
+            str(path), "model", alone, runners, index
+        )
+        self.unpacked = unpacked_folder()
+        if self.device.type == "cpu":
+            self.remove_unpacked()
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        outputs = self.loader.run(list(inputs))
+        if self.unpacked:  # on CUDA, where the first step loads kernels from there
+            self.remove_unpacked()
+        return outputs[0]
+
+    def remove_unpacked(self) -> None:
+        """The loader unpacks into a folder that it removes when it is destroyed: a worker's process
+        ends without that. What it has opened stays open.
+        """
+        if self.unpacked:
+            shutil.rmtree(self.unpacked, ignore_errors=True)
+            self.unpacked = None
+
+
+def unpacked_folder() -> Path | None:
+    """The folder that the loader has made, found by the library that it has loaded from there."""
+    maps = Path("/proc/self/maps").read_text()
+    found = re.findall(r"\s(/\S+)/data/aotinductor/model/\S+\.so$", maps, re.MULTILINE)
+    return Path(found[-1]) if found else None
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """The metadata of a whole, undamaged package. Runs nothing of it.
+
+    Raises InputError where it is none: the loader itself opens a library with flipped bytes.
+    """
+    try:
+        with zipfile.ZipFile(path) as package:
+            damaged = package.testzip()
+            if damaged:
+                raise InputError(
+                    f"artifact: {path}: the checksum of {damaged} is wrong; make it again"
+                )
+            for name in package.namelist():
+                if name.endswith("_metadata.json"):
+                    return json.loads(package.read(name))
+    except (OSError, ValueError, EOFError, NotImplementedError, zipfile.BadZipFile) as error:
+        raise InputError(
+            f"artifact: {path}: expected a package of AOTInductor, found a damaged or foreign "
+            f"file: {str(error)[:160]}; make it again"
+        ) from None
+    raise InputError(
+        f"artifact: {path}: expected a package of AOTInductor, found an archive without metadata; "
+        "make it again"
+    )

@@ -1,0 +1,113 @@
+"""py-torchscript: a module that TorchScript compiled or traced, run by its interpreter.
+
+TorchScript is deprecated upstream. Twin: include/torchpace/runtimes/torchscript.hpp.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+import warnings
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from torchpace.artifacts import refused
+from torchpace.errors import InputError
+from torchpace.inference import FirstOutput, Inference, Source, artifact_of, expect_inference
+from torchpace.settings import Settings
+from torchpace.workload import Workload, output_of
+
+RUNTIMES = {"py-torchscript": "TorchScript from Python; deprecated upstream since torch 2.9"}
+ARTIFACTS = {"py-torchscript": "torchscript"}
+DEPRECATED = "TorchScript is deprecated upstream since torch 2.9"
+HOW = "torchpace.how"  # a file in the archive: scripted or traced
+# The executor specialises in the first runs of a shape; after them a step's time is steady.
+SETTLE_LEAST, SETTLE_MOST, STEADY = 10, 50, 0.05
+
+
+def load(name: str, settings: Settings, model: ModuleType) -> Workload:
+    """Loads the case's artifact.
+
+    Raises InputError on unusable settings or files, Skipped for training.
+    """
+    expect_inference(settings, "TorchScript")
+    return TorchScriptInference(settings, model)
+
+
+def make_artifact(kind: str, target: Path, settings: Settings, model: ModuleType) -> Path:
+    """Writes model.pt: the module scripted, or traced where it cannot be, or where it autocasts:
+    only a trace holds the casts.
+
+    Raises Skipped for training, InputError that names the construct that neither can take.
+    """
+    expect_inference(settings, "TorchScript")
+    source = Source(settings, model)
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # that it is deprecated, in every call
+        compiled = None if source.axes.autocast else _script(source)
+        how = "scripted" if compiled else "traced"
+        if compiled is None:
+            compiled = _trace(source)
+        path = target / "model.pt"
+        torch.jit.save(compiled, path, _extra_files={HOW: how})
+    return path
+
+
+def _script(source: Source) -> Any:
+    """The scripted module, None where TorchScript does not take it or its output."""
+    try:
+        scripted = torch.jit.script(source.module)
+        output_of(scripted(*source.inputs[0]))
+        return scripted
+    except Exception:
+        return None
+
+
+def _trace(source: Source) -> Any:
+    module = FirstOutput(source).eval()
+    # A cast that autocast has cached is no part of the trace.
+    module.autocast = source.axes.autocast_scope(source.device)
+    try:
+        return torch.jit.trace(module, source.inputs[0], check_trace=False)
+    except Exception as error:
+        raise refused("TorchScript: expected a module that it can script or trace", error) from None
+
+
+class TorchScriptInference(Inference):
+    def __init__(self, settings: Settings, model: ModuleType):
+        super().__init__(settings, model)
+        mode = settings.text("torchscript", "freeze", ("freeze", "plain", "optimize"))
+        path = artifact_of(settings, ".pt")
+        files = {HOW: ""}
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                module = torch.jit.load(path, map_location=self.device, _extra_files=files).eval()
+                if mode != "plain":
+                    module = torch.jit.freeze(module)
+                if mode == "optimize":
+                    module = torch.jit.optimize_for_inference(module)
+        except RuntimeError as error:
+            raise InputError(
+                f"artifact: {path}: expected a TorchScript file, found one that does not load: "
+                f"{str(error).strip().splitlines()[0][:160]}; make it again"
+            ) from None
+        self.forward = module
+        how = files[HOW]
+        self.note = f"{how.decode() if isinstance(how, bytes) else how}; {DEPRECATED}"
+
+    def settle(self) -> None:
+        """Runs it until the last steps take the same time: at least 10 times, at most 50."""
+        times: list[float] = []
+        with self.turn():
+            while len(times) < SETTLE_MOST:
+                started = time.perf_counter()
+                self.step(len(times))
+                self.synchronize()
+                times.append(time.perf_counter() - started)
+                last, before = statistics.median(times[-3:]), statistics.median(times[-6:])
+                if len(times) >= SETTLE_LEAST and last > (1 - STEADY) * before:
+                    return
