@@ -313,6 +313,58 @@ def test_bad_factories_are_one_clear_line(exporter, tmp_path_factory, factory, m
     assert re.search(message, error) and "\n" not in error, error
 
 
+ODD = """
+import torch
+from torch import nn
+class Narrow(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear, self.fixed = nn.Linear(3, 3), torch.eye(3)
+    def forward(self, x):
+        return self.linear(x) @ self.fixed
+def narrow(): return Narrow()
+def zero():
+    module = nn.Linear(3, 2)
+    nn.init.zeros_(module.weight), nn.init.zeros_(module.bias)
+    return module
+def attention():
+    return nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+def lstm():
+    return nn.LSTM(8, 4, batch_first=True)
+"""
+
+
+@pytest.fixture(scope="session")
+def odd(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("odd")
+    (folder / "odd.py").write_text(ODD)
+    return Settings(model="imported", path=folder, phase="inference", input="2x3")
+
+
+def test_a_module_that_cannot_have_a_float64_truth(exporter, odd):
+    error = exporter.ask(odd.replace(factory="odd:narrow").line())["error"]
+    assert "expected a module that also runs in float64" in error and "\n" not in error
+
+
+def test_an_output_that_nothing_changes_is_said(exporter, odd):
+    for _ in range(2):
+        found = exporter.ask(odd.replace(factory="odd:zero").line())
+        assert "WARNING: the output depends on no weight" in found["note"]
+    assert found["cached"]
+
+
+@pytest.mark.parametrize(
+    ("factory", "flops"),
+    [  # of 2 x 5 tokens
+        ("attention", 10 * (2 * 8 * 24 + 2 * 8 * 8 + 2 * 2 * 8 * 16) + 2 * 2 * (2 * 5 * 5 * 8)),
+        ("lstm", 10 * 2 * (8 * 16 + 4 * 16)),
+    ],
+)
+def test_fused_kernels_are_counted_too(exporter, odd, factory, flops):
+    found = exporter.ask(odd.replace(factory=f"odd:{factory}", input="2x5x8").line())
+    assert found["set"]["flops"] == flops
+
+
 def test_without_a_loss_it_is_not_trained(exporter, good):
     settings = Settings(model="imported", factory="good:bare", path=good, input="2x3x8x8")
     found = exporter.ask(settings.replace(phase="train").line())

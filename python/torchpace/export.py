@@ -82,6 +82,7 @@ class Exporter:
         )
         notes = [
             source.note if source else "",
+            entry.manifest["note"],
             f"rebuilt: {entry.rebuilt}" if entry.rebuilt else "",
         ]
         return {
@@ -157,7 +158,15 @@ def make_case(
     tensors.save(target / "state.pt", state)
     del module, state, batches
     settings = settings.replace(state=target / "state.pt")
-    truth = make_truth(settings, model)
+    try:
+        truth = make_truth(settings, model)
+    except RuntimeError as error:
+        if not measured or "memory" in str(error):
+            raise
+        raise InputError(  # it has run in float32: see measure
+            f"{settings.text('factory')}: expected a module that also runs in float64, for the "
+            f"truth, found {str(error).splitlines()[0][:200]}; take the dtype of its input"
+        ) from None
     for name, tensor in truth.items():
         if not tensor.isfinite().all():
             raise InputError(
@@ -170,6 +179,7 @@ def make_case(
         "torch": torch.__version__,
         "seed": seed,
         "memory": count_memory(settings, model),
+        "note": blindness(truth),
         "set": measured,
         "name": getattr(model, "name", ""),
     }
@@ -196,6 +206,17 @@ def make_truth(settings: Settings, model: ModuleType) -> dict[str, Tensor]:
         parity.SPREAD + name: torch.tensor(v, dtype=torch.float64) for name, v in spread.items()
     }
     return truth | moved
+
+
+def blindness(truth: dict[str, Tensor]) -> str:
+    """A warning where no weight and no input changes the output, so that parity sees nothing."""
+    spread = truth.get(f"{parity.SPREAD}output")
+    if spread is None or spread.any():
+        return ""
+    return (
+        "WARNING: the output depends on no weight and no input, so parity cannot see an error; "
+        "a last layer that starts at zero does this"
+    )
 
 
 def double(twin: Workload) -> Workload:

@@ -8,19 +8,22 @@ its artifacts. Dimensions: B batch, the first of every input and of the target.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import importlib.metadata
 import re
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from torchpace.errors import InputError, Skipped
 from torchpace.models import COST_KEYS, Cost, element_bytes, minimum_bytes
@@ -166,9 +169,8 @@ class Imported:
         )
         element = element_bytes(settings)
         shapes = ", ".join(f"{list(x.shape)} {_dtype(x)}" for x in inputs)
-        forward = _CountFlops()
         try:
-            with forward, torch.set_grad_enabled(training):
+            with counted_flops() as forward, torch.set_grad_enabled(training):
                 result = module(*inputs)
         except Exception as error:
             traceback.print_exception(error, file=sys.stderr)
@@ -176,9 +178,9 @@ class Imported:
                 f"a module that takes {shapes}", f"that it raised {_reason(error)}"
             ) from None
         output = output_of(result)
-        training_flops = 0.0
+        forward_flops, training_flops = forward.get_total_flops(), 0
         if training:
-            training_flops = forward.flops + self._backward_flops(result, target)
+            training_flops = forward_flops + self._backward_flops(result, target)
         parameter_bytes = element * sum(p.numel() for p in module.parameters())
         moved = minimum_bytes(
             settings,
@@ -188,17 +190,16 @@ class Imported:
             target.nbytes,
         )
         return {
-            "flops": float(forward.flops),
+            "flops": float(forward_flops),
             "training_flops": float(training_flops),
             "items": len(inputs[0]),
             "parameter_bytes": parameter_bytes,
             "minimum_bytes": moved,
         }
 
-    def _backward_flops(self, result: Any, target: Tensor) -> float:
-        backward = _CountFlops()
+    def _backward_flops(self, result: Any, target: Tensor) -> int:
         try:
-            with backward:
+            with counted_flops() as backward:
                 loss = self.loss(result, target)
                 loss.backward()
         except Exception as error:
@@ -207,7 +208,7 @@ class Imported:
                 "a loss(output, target) that gives a scalar to train on",
                 f"that it raised {_reason(error)}",
             ) from None
-        return backward.flops
+        return backward.get_total_flops()
 
     def _known(self) -> Given:
         if self._given is None:
@@ -263,23 +264,21 @@ class Imported:
         return InputError(f"factory {self.label}: expected {expected}, found {found}")
 
 
-class _CountFlops:
-    """FLOPs that torch counts in a block; attention as the matrix products that it consists of,
-    because the counter does not know the fused kernel of every device.
+@contextlib.contextmanager
+def counted_flops() -> Iterator[FlopCounterMode]:
+    """Counts the FLOPs of a block, with the fused kernels off that torch does not count:
+    attention, recurrent layers and the fast path of nn.MultiheadAttention are then the matrix
+    products that they consist of.
     """
-
-    def __enter__(self) -> None:
-        from torch.nn.attention import SDPBackend, sdpa_kernel
-        from torch.utils.flop_counter import FlopCounterMode
-
-        self._counter, self._math = FlopCounterMode(display=False), sdpa_kernel(SDPBackend.MATH)
-        self._math.__enter__()
-        self._counter.__enter__()
-
-    def __exit__(self, *error) -> None:
-        self._counter.__exit__(*error)
-        self._math.__exit__(*error)
-        self.flops = self._counter.get_total_flops()
+    kept = torch.backends.mha.get_fastpath_enabled(), torch.backends.mkldnn.enabled
+    torch.backends.mha.set_fastpath_enabled(False)
+    torch.backends.mkldnn.enabled = False
+    try:
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            yield counter
+    finally:
+        torch.backends.mha.set_fastpath_enabled(kept[0])
+        torch.backends.mkldnn.enabled = kept[1]
 
 
 def parse_inputs(text: str) -> list[tuple[list[int], torch.dtype]]:
