@@ -23,6 +23,7 @@
 
 #include "torchpace/environment.hpp"
 #include "torchpace/measure.hpp"
+#include "torchpace/optim/optimizer.hpp"
 #include "torchpace/workload.hpp"
 
 namespace torchpace {
@@ -193,6 +194,8 @@ inline int benchmark_main(int argc, char** argv) {
     if (!device.empty()) program.device = choose_device(device);
     program.settings = Settings::parse(detail::take_option(argc, argv, "--settings"));
     program.settings.set("device", program.device.str());
+    optimizer_choice(program.settings);  // a wrong value is refused before anything is measured
+    Axes::from(program.settings);
   } catch (const DeviceUnavailable& e) {
     std::cerr << program_name << ": skipped: " << e.what() << '\n';
     return 77;
