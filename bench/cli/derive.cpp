@@ -2,6 +2,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cmath>
 #include <set>
 
 #include "results.hpp"
@@ -15,6 +16,10 @@ constexpr double kFewFaultsPerStep = 10;  // and are more than this are pointed 
 
 /// Keys of a worker's environment that differ between languages by nature.
 const std::set<std::string> kMayDiffer = {"language", "compiler", "build_type", "python"};
+
+/// Keys that make a comparison unfair where they differ: such a row has a mark.
+const std::set<std::string> kMustAgree = {"dtype",         "autocast", "tf32",
+                                          "memory_format", "threads",  "optimizer"};
 
 /// Median step time of each round by its number.
 std::map<int, double> block_medians(const Generation& generation) {
@@ -117,20 +122,6 @@ void derive_verdict(CaseResult& result, RuntimeResult& row, double delta) {
   }
 }
 
-void derive_case(CaseResult& result, double delta) {
-  const auto* reference = result.find(result.reference);
-  result.noise_floor = {};
-  for (auto& row : result.runtimes) {
-    row.step_ns = step_time(row);
-    derive_percentiles(row);
-    derive_counts(row);
-    const bool usable = row.status == Status::ok && reference != nullptr && &row != reference;
-    row.speedup = usable ? speedup_over(*reference, row) : Speedup{};
-    if (row.is_copy()) result.noise_floor = row.speedup.ratio;
-  }
-  for (auto& row : result.runtimes) derive_verdict(result, row, delta);
-}
-
 /// The same thing said alike: workers of several languages write numbers, switches and paths in
 /// their own way.
 std::string comparable(const std::string& key, const Json& value) {
@@ -142,18 +133,76 @@ std::string comparable(const std::string& key, const Json& value) {
   return text.substr(text.rfind('/') + 1);
 }
 
-void warn_of_unequal(std::vector<Warning>& warnings, const CaseResult& result,
-                     const RuntimeResult& reference, const RuntimeResult& row) {
+/// Keys of the environment that both know and that differ by more than their spelling.
+std::vector<std::string> differences(const RuntimeResult& reference, const RuntimeResult& row) {
+  std::vector<std::string> keys;
   for (const auto& [key, value] : row.environment.items()) {
     const auto other = reference.environment.find(key);
     if (kMayDiffer.contains(key) || other == reference.environment.end()) continue;
     const auto ours = comparable(key, value), theirs = comparable(key, *other);
-    if (ours == theirs || ours.empty() || theirs.empty()) continue;
-    warnings.push_back({.code = "unequal-" + key,
-                        .text = fmt::format("{} runs with {} = {}, the reference {} with {}",
-                                            row.runtime, key, ours, reference.runtime, theirs),
-                        .case_name = result.name,
-                        .runtime = row.runtime});
+    if (ours != theirs && !ours.empty() && !theirs.empty()) keys.push_back(key);
+  }
+  return keys;
+}
+
+double seconds(const RuntimeResult& row, const char* stage, double otherwise) {
+  const auto found = row.cold_s.find(stage);
+  return found == row.cold_s.end() ? otherwise : found->second;
+}
+
+/// Steps after which what the row costs more before its first step ends is earned back.
+double break_even(const RuntimeResult& reference, const RuntimeResult& row) {
+  const auto cost_s = [](const RuntimeResult& r) {
+    return r.cold_total_s + (std::isnan(r.compile_s) ? 0 : r.compile_s);
+  };
+  const double extra_s = cost_s(row) - cost_s(reference);
+  const double gain_s = (reference.step_ns.median - row.step_ns.median) * 1e-9;
+  if (std::isnan(extra_s) || std::isnan(gain_s)) return kUnknown;
+  if (extra_s <= 0) return 0;
+  return gain_s > 0 ? std::ceil(extra_s / gain_s) : INFINITY;
+}
+
+/// What a row is beside the reference, other than its speed.
+void derive_beside(const RuntimeResult& reference, RuntimeResult& row) {
+  row.differs.clear();
+  row.break_even_steps = kUnknown;
+  if (&row == &reference || row.is_copy() || row.status != Status::ok) return;
+  for (auto& key : differences(reference, row)) {
+    if (kMustAgree.contains(key)) row.differs.push_back(std::move(key));
+  }
+  row.break_even_steps = break_even(reference, row);
+}
+
+void derive_case(CaseResult& result, double delta) {
+  const auto* reference = result.find(result.reference);
+  result.noise_floor = {};
+  for (auto& row : result.runtimes) {
+    row.step_ns = step_time(row);
+    derive_percentiles(row);
+    derive_counts(row);
+    row.cold_total_s = seconds(row, "start", kUnknown) + seconds(row, "load", kUnknown) +
+                       seconds(row, "compile", 0) + seconds(row, "first_step", kUnknown);
+    const bool usable = row.status == Status::ok && reference != nullptr && &row != reference;
+    row.speedup = usable ? speedup_over(*reference, row) : Speedup{};
+    if (row.is_copy()) result.noise_floor = row.speedup.ratio;
+  }
+  for (auto& row : result.runtimes) {
+    derive_verdict(result, row, delta);
+    if (reference != nullptr) derive_beside(*reference, row);
+  }
+}
+
+void warn_of_unequal(std::vector<Warning>& warnings, const CaseResult& result,
+                     const RuntimeResult& reference, const RuntimeResult& row) {
+  for (const auto& key : differences(reference, row)) {
+    warnings.push_back(
+        {.code = "unequal-" + key,
+         .text = fmt::format("{} runs with {} = {}, the reference {} with {}{}", row.runtime, key,
+                             comparable(key, row.environment.at(key)), reference.runtime,
+                             comparable(key, reference.environment.at(key)),
+                             kMustAgree.contains(key) ? ": marked *" : ""),
+         .case_name = result.name,
+         .runtime = row.runtime});
   }
 }
 

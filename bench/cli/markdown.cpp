@@ -35,12 +35,6 @@ std::string parity_of(const RuntimeResult& row) {
                      show_error(row.parity->tolerance));
 }
 
-std::string total_of(const std::map<std::string, double>& seconds) {
-  double total = 0;
-  for (const auto& [stage, value] : seconds) total += value;
-  return seconds.empty() ? "n/a" : show_seconds(total);
-}
-
 std::string peak_of(const RuntimeResult& row) {
   const auto resident = row.peak_bytes.find("resident");
   return resident == row.peak_bytes.end() ? "n/a" : show_bytes(resident->second);
@@ -79,8 +73,8 @@ std::string case_table(const CaseResult& result) {
                   percentile_of(row, "p99"), show_rate(result.items, row.step_ns).both(),
                   show_rate(result.flops, row.step_ns, "FLOP/s").both(), parity_of(row),
                   show_number(row.page_faults_per_step),
-                  row.samples > 0 ? std::to_string(row.samples) : "n/a", total_of(row.cold_s),
-                  peak_of(row)});
+                  row.samples > 0 ? std::to_string(row.samples) : "n/a",
+                  show_seconds(row.cold_total_s), peak_of(row)});
   }
   for (const auto& row : result.runtimes) {
     if (row.status != Status::ok) {

@@ -70,9 +70,13 @@ struct RuntimeResult {
   Status status = Status::ok;
   std::string reason;  // one line; why the status is not ok
   std::optional<Parity> parity;
-  std::map<std::string, double> cold_s;      // start, load, first_step of a fresh process
-  std::map<std::string, double> peak_bytes;  // resident, device_allocated, device_reserved
-  Json environment = Json::object();         // the worker's own, from the gate
+  std::map<std::string, double> cold_s;  // start, load, compile, first_step; tenth_step
+  std::string artifact;                  // kind of the compiled file that it loads
+  double compile_s = kUnknown;           // that making it took, with empty caches
+  bool compile_cached = false;           // an earlier run made it
+  // resident, device_allocated, device_reserved, device_driver of a fresh process
+  std::map<std::string, double> peak_bytes;
+  Json environment = Json::object();  // the worker's own, from the gate
   std::vector<Generation> generations;
 
   // Derived by derive().
@@ -82,6 +86,9 @@ struct RuntimeResult {
   Speedup speedup;
   double page_faults_per_step = kUnknown;
   double involuntary_switches_per_step = kUnknown;
+  double cold_total_s = kUnknown;      // until the end of the first step
+  double break_even_steps = kUnknown;  // infinite: never
+  std::vector<std::string> differs;    // keys of the environment; the speedup has a mark
 
   bool is_copy() const { return !copy_of.empty(); }
 };
@@ -97,6 +104,8 @@ struct CaseResult {
   std::string item;  // tokens, samples
   double parameter_bytes = 0;
   double minimum_bytes = 0;
+  // parameters, gradients, optimizer, activations: counted, not measured
+  std::map<std::string, double> memory_bytes;
   std::map<std::string, std::vector<double>> curves;  // runtime -> training losses in nats
   std::vector<RuntimeResult> runtimes;                // in the order of the plan, the A/A copy last
 
@@ -111,9 +120,11 @@ struct PlanRecord {
   std::string preset;
   std::string reference;
   std::vector<std::string> runtimes;
-  int generations = 0;
-  int rounds = 0;  // 0: as many as the time allows
+  int generations = 0;        // that the time allows
+  int generations_asked = 0;  // of those
+  int rounds = 0;             // 0: as many as the time allows
   double max_seconds = 0;
+  double compile_limit = 0;  // seconds that making one artifact may take
   int threads = 0;
   std::string device;
   std::string dtype;

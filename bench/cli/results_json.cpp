@@ -2,6 +2,9 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cmath>
+#include <concepts>
+#include <initializer_list>
 
 #include "error.hpp"
 #include "results.hpp"
@@ -11,110 +14,190 @@ namespace {
 
 constexpr int kSchema = 1;
 
-Json interval_json(const Interval& interval) {
-  return {{"median", interval.median}, {"low", interval.low}, {"high", interval.high}};
+/// A number of steps; infinite is `never`.
+struct Steps {
+  double count;
+};
+
+template <class T, class Struct>
+concept Is = std::same_as<std::remove_const_t<T>, Struct>;
+
+// The shape of each object, for both directions: `required` and `optional` members are written and
+// read, `derived` ones only written, since derive() gives them. `unless_empty`: absent where empty.
+
+void describe(auto& io, Is<Interval> auto& interval) {
+  io.derived("median", interval.median);
+  io.derived("low", interval.low);
+  io.derived("high", interval.high);
 }
 
-Json round_json(const Round& round) {
-  return {{"round", round.round},
-          {"position", round.position},
-          {"steps_per_sample", round.steps_per_sample},
-          {"step_ns", round.step_ns},
-          {"device_ns", round.device_ns},
-          {"enqueue_ns", round.enqueue_ns},
-          {"page_faults", round.page_faults},
-          {"involuntary_switches", round.involuntary_switches}};
+void describe(auto& io, Is<Round> auto& round) {
+  io.required("round", round.round);
+  io.required("position", round.position);
+  io.optional("steps_per_sample", round.steps_per_sample);
+  io.required("step_ns", round.step_ns);
+  io.optional("device_ns", round.device_ns);
+  io.optional("enqueue_ns", round.enqueue_ns);
+  io.optional("page_faults", round.page_faults);
+  io.optional("involuntary_switches", round.involuntary_switches);
 }
 
-Json generation_json(const Generation& generation) {
-  Json rounds = Json::array();
-  for (const auto& round : generation.rounds) rounds.push_back(round_json(round));
-  return {{"generation", generation.generation},
-          {"environment", generation.environment},
-          {"rounds", std::move(rounds)}};
+void describe(auto& io, Is<Generation> auto& generation) {
+  io.required("generation", generation.generation);
+  io.optional("environment", generation.environment);
+  io.required("rounds", generation.rounds);
 }
 
-Json parity_json(const Parity& parity) {
-  return {{"passed", parity.passed},       {"max_abs_error", parity.max_abs_error},
-          {"tolerance", parity.tolerance}, {"worst", parity.worst},
-          {"compared", parity.compared},   {"note", parity.note}};
+void describe(auto& io, Is<Parity> auto& parity) {
+  io.required("passed", parity.passed);
+  io.optional("max_abs_error", parity.max_abs_error);
+  io.optional("tolerance", parity.tolerance);
+  io.optional("worst", parity.worst);
+  io.optional("compared", parity.compared);
+  io.optional("note", parity.note);
 }
 
-Json speedup_json(const Speedup& speedup) {
-  Json json = interval_json(speedup.ratio);
-  json["confidence"] = speedup.ratio.confidence;
-  json["method"] = speedup.method;
-  json["verdict"] = speedup.verdict;
-  json["advice"] = speedup.advice;
-  return json;
+void describe(auto& io, Is<Speedup> auto& speedup) {
+  describe(io, speedup.ratio);
+  io.derived("confidence", speedup.ratio.confidence);
+  io.derived("method", speedup.method);
+  io.derived("verdict", speedup.verdict);
+  io.derived("advice", speedup.advice);
 }
 
-Json runtime_json(const RuntimeResult& row) {
-  Json json = {{"runtime", row.runtime}};
-  if (row.is_copy()) json["copy_of"] = row.copy_of;
-  json["status"] = to_string(row.status);
-  json["reason"] = row.reason;
-  json["step_ns"] = interval_json(row.step_ns);
-  json["percentiles_ns"] = row.percentiles_ns;
-  json["samples"] = row.samples;
-  json["speedup"] = speedup_json(row.speedup);
-  if (row.parity) json["parity"] = parity_json(*row.parity);
-  json["cold_s"] = row.cold_s;
-  json["peak_bytes"] = row.peak_bytes;
-  json["page_faults_per_step"] = row.page_faults_per_step;
-  json["involuntary_switches_per_step"] = row.involuntary_switches_per_step;
-  json["environment"] = row.environment;
-  json["generations"] = Json::array();
-  for (const auto& generation : row.generations) {
-    json["generations"].push_back(generation_json(generation));
+void describe(auto& io, Is<RuntimeResult> auto& row) {
+  io.required("runtime", row.runtime);
+  io.unless_empty("copy_of", row.copy_of);
+  io.required("status", row.status);
+  io.required("reason", row.reason);
+  io.derived("step_ns", row.step_ns);
+  io.derived("percentiles_ns", row.percentiles_ns);
+  io.derived("samples", row.samples);
+  io.derived("speedup", row.speedup);
+  io.derived("differs", row.differs);
+  io.unless_empty("parity", row.parity);
+  io.optional("cold_s", row.cold_s);
+  io.derived("cold_total_s", row.cold_total_s);
+  io.unless_empty("artifact", row.artifact);
+  io.optional("compile_s", row.compile_s);
+  io.optional("compile_cached", row.compile_cached);
+  io.derived("break_even_steps", Steps{row.break_even_steps});
+  io.optional("peak_bytes", row.peak_bytes);
+  io.derived("page_faults_per_step", row.page_faults_per_step);
+  io.derived("involuntary_switches_per_step", row.involuntary_switches_per_step);
+  io.optional("environment", row.environment);
+  io.optional("generations", row.generations);
+}
+
+void describe(auto& io, Is<CaseResult> auto& result) {
+  io.required("case", result.name);
+  io.required("family", result.family);
+  io.word("phase", result.phase, {"train", "inference", "latency", "other"});
+  io.required("settings", result.settings);
+  io.required("reference", result.reference);
+  io.optional("flops", result.flops);
+  io.optional("items", result.items);
+  io.optional("item", result.item);
+  io.optional("parameter_bytes", result.parameter_bytes);
+  io.optional("minimum_bytes", result.minimum_bytes);
+  io.optional("memory_bytes", result.memory_bytes);
+  io.derived("noise_floor", result.noise_floor);
+  io.optional("curves", result.curves);
+  io.required("runtimes", result.runtimes);
+}
+
+void describe(auto& io, Is<PlanRecord> auto& plan) {
+  io.required("arguments", plan.arguments);
+  io.optional("preset", plan.preset);
+  io.required("reference", plan.reference);
+  io.required("runtimes", plan.runtimes);
+  io.required("generations", plan.generations);
+  io.optional("generations_asked", plan.generations_asked);
+  io.optional("rounds", plan.rounds);
+  io.required("max_seconds", plan.max_seconds);
+  io.optional("compile_limit", plan.compile_limit);
+  io.required("threads", plan.threads);
+  io.required("device", plan.device);
+  io.required("dtype", plan.dtype);
+  io.required("allocator", plan.allocator);
+  io.required("seed", plan.seed);
+  io.required("delta", plan.delta);
+  io.optional("text", plan.text);
+  io.optional("pairs", plan.pairs);
+}
+
+void describe(auto& io, Is<Warning> auto& warning) {
+  io.required("code", warning.code);
+  io.word("severity", warning.severity, {"info", "warning", "error"});
+  io.required("text", warning.text);
+  io.unless_empty("case", warning.case_name);
+  io.unless_empty("runtime", warning.runtime);
+}
+
+void describe(auto& io, Is<Results> auto& results) {
+  io.required("torchpace", results.torchpace);
+  io.required("created", results.created);
+  io.required("complete", results.complete);
+  io.optional("elapsed_s", results.elapsed_s);
+  io.required("plan", results.plan);
+  io.required("environment", results.environment);
+  io.required("warnings", results.warnings);
+  io.required("cases", results.cases);
+}
+
+template <class T, class Io>
+concept Described = requires(Io& io, T& value) {
+  describe(io, value);
+};
+
+using Words = std::initializer_list<const char*>;
+
+/// Writes an object.
+class Writer {
+ public:
+  explicit Writer(Json& json) : json_(json) {}
+
+  void required(const char* key, const auto& value) { write(json_[key], value); }
+  void optional(const char* key, const auto& value) { required(key, value); }
+  void derived(const char* key, const auto& value) { required(key, value); }
+  void word(const char* key, const std::string& value, Words) { required(key, value); }
+  void unless_empty(const char* key, const std::string& value) {
+    if (!value.empty()) required(key, value);
   }
-  return json;
-}
+  template <class T>
+  void unless_empty(const char* key, const std::optional<T>& value) {
+    if (value) required(key, *value);
+  }
 
-Json case_json(const CaseResult& result) {
-  Json json = {{"case", result.name},
-               {"family", result.family},
-               {"phase", result.phase},
-               {"settings", result.settings},
-               {"reference", result.reference},
-               {"flops", result.flops},
-               {"items", result.items},
-               {"item", result.item},
-               {"parameter_bytes", result.parameter_bytes},
-               {"minimum_bytes", result.minimum_bytes},
-               {"noise_floor", interval_json(result.noise_floor)},
-               {"curves", result.curves}};
-  json["runtimes"] = Json::array();
-  for (const auto& row : result.runtimes) json["runtimes"].push_back(runtime_json(row));
-  return json;
-}
+ private:
+  static void write(Json& json, const Described<Writer> auto& value) {
+    json = Json::object();
+    Writer members(json);
+    describe(members, value);
+  }
+  static void write(Json& json, const Steps& steps) {
+    if (std::isinf(steps.count))
+      json = "never";
+    else if (std::isnan(steps.count))
+      json = nullptr;
+    else
+      json = static_cast<long long>(steps.count);
+  }
+  static void write(Json& json, Status status) { json = to_string(status); }
+  template <Described<Writer> T>
+  static void write(Json& json, const std::vector<T>& values) {
+    json = Json::array();
+    for (const auto& value : values) write(json.emplace_back(), value);
+  }
+  template <class T>
+  static void write(Json& json, const T& value) {
+    json = value;
+  }
 
-Json plan_json(const PlanRecord& plan) {
-  return {{"arguments", plan.arguments},
-          {"preset", plan.preset},
-          {"reference", plan.reference},
-          {"runtimes", plan.runtimes},
-          {"generations", plan.generations},
-          {"rounds", plan.rounds},
-          {"max_seconds", plan.max_seconds},
-          {"threads", plan.threads},
-          {"device", plan.device},
-          {"dtype", plan.dtype},
-          {"allocator", plan.allocator},
-          {"seed", plan.seed},
-          {"delta", plan.delta},
-          {"text", plan.text},
-          {"pairs", plan.pairs}};
-}
+  Json& json_;
+};
 
-Json warning_json(const Warning& warning) {
-  Json json = {{"code", warning.code}, {"severity", warning.severity}, {"text", warning.text}};
-  if (!warning.case_name.empty()) json["case"] = warning.case_name;
-  if (!warning.runtime.empty()) json["runtime"] = warning.runtime;
-  return json;
-}
-
-/// A place in the file, so that every complaint can name it.
+/// Reads an object; a place in the file, so that every complaint can name it.
 class Place {
  public:
   Place(const Json& json, std::string source, std::string pointer = "")
@@ -125,8 +208,6 @@ class Place {
     if (found.size() > 40) found = found.substr(0, 37) + "...";
     fail(expected, found);
   }
-
-  bool has(const char* key) const { return json_->contains(key); }
 
   /// Throws Error unless this is an object with `key`.
   Place at(const char* key) const {
@@ -153,18 +234,6 @@ class Place {
     }
   }
 
-  std::string text() const {
-    if (!json_->is_string()) fail("a string");
-    return json_->get<std::string>();
-  }
-  std::string one_of(const std::vector<std::string>& words) const {
-    auto word = text();
-    if (std::find(words.begin(), words.end(), word) == words.end()) {
-      fail(fmt::format("one of {}", fmt::join(words, ", ")));
-    }
-    return word;
-  }
-
   void into(double& value) const {
     if (!json_->is_number() && !json_->is_null()) fail("a number");
     value = json_->is_null() ? kUnknown : json_->get<double>();
@@ -182,7 +251,23 @@ class Place {
     if (!json_->is_boolean()) fail("true or false");
     value = json_->get<bool>();
   }
-  void into(std::string& value) const { value = text(); }
+  void into(std::string& value) const {
+    if (!json_->is_string()) fail("a string");
+    value = json_->get<std::string>();
+  }
+  void into(Status& value) const {
+    std::string word;
+    into(word, {"ok", "skipped", "failed", "invalid"});
+    for (const auto status : {Status::ok, Status::skipped, Status::failed, Status::invalid}) {
+      if (word == to_string(status)) value = status;
+    }
+  }
+  void into(std::string& value, Words words) const {
+    into(value);
+    if (std::find(words.begin(), words.end(), value) == words.end()) {
+      fail(fmt::format("one of {}", fmt::join(words, ", ")));
+    }
+  }
   void into(Json& value) const {
     if (!json_->is_object()) fail("an object");
     value = *json_;
@@ -197,14 +282,19 @@ class Place {
   }
 
   template <class T>
-  void require(const char* key, T& value) const {
-    at(key).into(value);
+  void into(std::optional<T>& value) const {
+    into(value.emplace());
   }
+  void into(Described<const Place> auto& value) const { describe(*this, value); }
+
+  void required(const char* key, auto& value) const { at(key).into(value); }
   /// A member that is absent leaves the value as it is.
-  template <class T>
-  void read(const char* key, T& value) const {
-    if (has(key)) require(key, value);
+  void optional(const char* key, auto& value) const {
+    if (json_->contains(key)) required(key, value);
   }
+  void unless_empty(const char* key, auto& value) const { optional(key, value); }
+  void word(const char* key, std::string& value, Words words) const { at(key).into(value, words); }
+  void derived(const char*, const auto&) const {}
 
  private:
   [[noreturn]] void fail(const std::string& expected, const std::string& found) const {
@@ -217,125 +307,12 @@ class Place {
   std::string pointer_;
 };
 
-Round read_round(const Place& place) {
-  Round round;
-  place.require("round", round.round);
-  place.require("position", round.position);
-  place.require("step_ns", round.step_ns);
-  place.read("steps_per_sample", round.steps_per_sample);
-  place.read("device_ns", round.device_ns);
-  place.read("enqueue_ns", round.enqueue_ns);
-  place.read("page_faults", round.page_faults);
-  place.read("involuntary_switches", round.involuntary_switches);
-  return round;
-}
-
-Generation read_generation(const Place& place) {
-  Generation generation;
-  place.require("generation", generation.generation);
-  place.read("environment", generation.environment);
-  place.at("rounds").each([&](const Place& p) { generation.rounds.push_back(read_round(p)); });
-  return generation;
-}
-
-Parity read_parity(const Place& place) {
-  Parity parity;
-  place.require("passed", parity.passed);
-  place.read("max_abs_error", parity.max_abs_error);
-  place.read("tolerance", parity.tolerance);
-  place.read("worst", parity.worst);
-  place.read("compared", parity.compared);
-  place.read("note", parity.note);
-  return parity;
-}
-
-Status read_status(const Place& place) {
-  const auto word = place.one_of({"ok", "skipped", "failed", "invalid"});
-  for (const auto status : {Status::ok, Status::skipped, Status::invalid}) {
-    if (word == to_string(status)) return status;
-  }
-  return Status::failed;
-}
-
-RuntimeResult read_runtime(const Place& place) {
-  RuntimeResult row;
-  place.require("runtime", row.runtime);
-  row.status = read_status(place.at("status"));
-  place.require("reason", row.reason);
-  place.read("copy_of", row.copy_of);
-  if (place.has("parity")) row.parity = read_parity(place.at("parity"));
-  place.read("cold_s", row.cold_s);
-  place.read("peak_bytes", row.peak_bytes);
-  place.read("environment", row.environment);
-  if (place.has("generations")) {
-    place.at("generations").each([&](const Place& p) {
-      row.generations.push_back(read_generation(p));
-    });
-  }
-  return row;
-}
-
-CaseResult read_case(const Place& place) {
-  CaseResult result;
-  place.require("case", result.name);
-  place.require("family", result.family);
-  result.phase = place.at("phase").one_of({"train", "inference", "latency", "other"});
-  place.require("settings", result.settings);
-  place.require("reference", result.reference);
-  place.read("flops", result.flops);
-  place.read("items", result.items);
-  place.read("item", result.item);
-  place.read("parameter_bytes", result.parameter_bytes);
-  place.read("minimum_bytes", result.minimum_bytes);
-  place.read("curves", result.curves);
-  place.at("runtimes").each([&](const Place& p) { result.runtimes.push_back(read_runtime(p)); });
-  return result;
-}
-
-PlanRecord read_plan(const Place& place) {
-  PlanRecord plan;
-  place.require("arguments", plan.arguments);
-  place.read("preset", plan.preset);
-  place.require("reference", plan.reference);
-  place.require("runtimes", plan.runtimes);
-  place.require("generations", plan.generations);
-  place.read("rounds", plan.rounds);
-  place.require("max_seconds", plan.max_seconds);
-  place.require("threads", plan.threads);
-  place.require("device", plan.device);
-  place.require("dtype", plan.dtype);
-  place.require("allocator", plan.allocator);
-  place.require("seed", plan.seed);
-  place.require("delta", plan.delta);
-  place.read("text", plan.text);
-  place.read("pairs", plan.pairs);
-  return plan;
-}
-
-Warning read_warning(const Place& place) {
-  Warning warning;
-  place.require("code", warning.code);
-  warning.severity = place.at("severity").one_of({"info", "warning", "error"});
-  place.require("text", warning.text);
-  place.read("case", warning.case_name);
-  place.read("runtime", warning.runtime);
-  return warning;
-}
-
 }  // namespace
 
 Json to_json(const Results& results) {
-  Json json = {{"schema", kSchema},
-               {"torchpace", results.torchpace},
-               {"created", results.created},
-               {"complete", results.complete},
-               {"elapsed_s", results.elapsed_s},
-               {"plan", plan_json(results.plan)},
-               {"environment", results.environment}};
-  json["warnings"] = Json::array();
-  for (const auto& warning : results.warnings) json["warnings"].push_back(warning_json(warning));
-  json["cases"] = Json::array();
-  for (const auto& result : results.cases) json["cases"].push_back(case_json(result));
+  Json json = {{"schema", kSchema}};
+  Writer writer(json);
+  describe(writer, results);
   return json;
 }
 
@@ -345,14 +322,10 @@ Results from_json(const Json& json, const std::string& source) {
     schema.fail(fmt::format("schema {} (another version of torchpace wrote this file)", kSchema));
   }
   Results results;
-  root.require("torchpace", results.torchpace);
-  root.require("created", results.created);
-  root.require("complete", results.complete);
-  root.read("elapsed_s", results.elapsed_s);
-  results.plan = read_plan(root.at("plan"));
-  root.require("environment", results.environment);
-  root.at("warnings").each([&](const Place& p) { results.warnings.push_back(read_warning(p)); });
-  root.at("cases").each([&](const Place& p) { results.cases.push_back(read_case(p)); });
+  describe(root, results);
+  if (results.plan.generations_asked == 0) {
+    results.plan.generations_asked = results.plan.generations;
+  }
   return results;
 }
 

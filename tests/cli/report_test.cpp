@@ -131,6 +131,10 @@ TEST(Report, DerivingTheFixtureGivesItsOwnSummaries) {
       EXPECT_EQ(found["speedup"]["verdict"], expected["speedup"]["verdict"]) << where;
       EXPECT_EQ(found["speedup"]["advice"], expected["speedup"]["advice"]) << where;
       if (expected["status"] != "ok") continue;
+      EXPECT_EQ(found["differs"], expected["differs"]) << where;
+      EXPECT_EQ(found["break_even_steps"], expected["break_even_steps"]) << where;
+      EXPECT_NEAR(found["cold_total_s"].get<double>(), expected["cold_total_s"].get<double>(), 1e-9)
+          << where;
       for (const char* name : {"step_ns", "speedup"}) {
         for (const char* bound : {"median", "low", "high"}) {
           const auto& value = expected[name][bound];

@@ -1,5 +1,6 @@
 #include "results.hpp"
 
+#include <fmt/format.h>
 #include <gtest/gtest.h>
 #include <unistd.h>
 
@@ -64,6 +65,7 @@ Results example() {
   c.phase = "train";
   c.reference = "old";
   c.settings = {{"batch", "4"}};
+  c.memory_bytes = {{"parameters", 400}};
   c.curves["old"] = {4.0, kUnknown, 3.5};
   c.runtimes = {row("old", 1000), row("new", 800), row("old#2", 1000)};
   c.runtimes[2].copy_of = "old";
@@ -73,6 +75,9 @@ Results example() {
                                 .worst = "w",
                                 .compared = 3,
                                 .note = ""};
+  c.runtimes[1].artifact = "aot";
+  c.runtimes[1].compile_s = 41;
+  c.runtimes[1].compile_cached = true;
   results.cases.push_back(c);
   derive(results);
   return results;
@@ -195,6 +200,64 @@ TEST(Derive, UnequalEnvironmentsAreMarkedOnce) {
   for (auto& c : results.cases) c.find("new")->environment["threads"] = 2;
   derive(results);
   for (const auto& w : results.warnings) EXPECT_EQ(w.code, "note");
+}
+
+TEST(Derive, UnfairPairsHaveAMark) {
+  auto results = example();
+  const auto& row = *results.cases[0].find("new");
+  EXPECT_TRUE(row.differs.empty());  // the language differs by nature
+  for (const char* key : {"dtype", "autocast", "tf32", "memory_format", "threads", "optimizer"}) {
+    auto changed = results;
+    changed.cases[0].find("old")->environment[key] = "this";
+    derive(changed);
+    const auto judged_before = row.environment.contains(key);
+    EXPECT_EQ(changed.cases[0].find("new")->differs.empty(), !judged_before) << key;
+    changed.cases[0].find("new")->environment[key] = "that";
+    derive(changed);
+    EXPECT_EQ(changed.cases[0].find("new")->differs, std::vector<std::string>{key});
+    EXPECT_TRUE(std::any_of(
+        changed.warnings.begin(), changed.warnings.end(),
+        [&](const Warning& w) {
+          return w.text ==
+                 fmt::format("new runs with {} = that, the reference old with this: marked *", key);
+        }))
+        << key;
+  }
+  auto other = results;
+  other.cases[0].find("new")->environment["torch"] = "1.0";
+  derive(other);
+  EXPECT_TRUE(other.cases[0].find("new")->differs.empty());
+}
+
+TEST(Derive, ColdStartAndBreakEven) {
+  auto results = example();
+  auto& old_one = *results.cases[0].find("old");
+  auto& new_one = *results.cases[0].find("new");
+  old_one.cold_s = {{"start", 2}, {"load", 0.5}, {"first_step", 0.25}};
+  new_one.cold_s = {{"start", 2}, {"load", 1.5}, {"compile", 3}, {"first_step", 0.25}};
+  new_one.compile_s = kUnknown;
+  derive(results);
+  EXPECT_DOUBLE_EQ(old_one.cold_total_s, 2.75);
+  EXPECT_DOUBLE_EQ(new_one.cold_total_s, 6.75);
+  EXPECT_TRUE(std::isnan(old_one.break_even_steps));
+  const double gain_s = (old_one.step_ns.median - new_one.step_ns.median) * 1e-9;
+  EXPECT_DOUBLE_EQ(new_one.break_even_steps, std::ceil(4 / gain_s));
+  new_one.compile_s = 36;  // with the artifact
+  derive(results);
+  EXPECT_DOUBLE_EQ(new_one.break_even_steps, std::ceil(40 / gain_s));
+  EXPECT_EQ(to_json(results)["cases"][0]["runtimes"][1]["break_even_steps"],
+            std::ceil(40 / gain_s));
+  old_one.compile_s = 100;  // costs less than the reference
+  derive(results);
+  EXPECT_EQ(new_one.break_even_steps, 0);
+  old_one.compile_s = kUnknown;
+  new_one.generations = row("new", 1200).generations;  // slower
+  derive(results);
+  EXPECT_EQ(new_one.break_even_steps, INFINITY);
+  EXPECT_EQ(to_json(results)["cases"][0]["runtimes"][1]["break_even_steps"], "never");
+  new_one.cold_s.erase("first_step");
+  derive(results);
+  EXPECT_TRUE(to_json(results)["cases"][0]["runtimes"][1]["break_even_steps"].is_null());
 }
 
 TEST(Derive, TheSameThingInAnotherSpellingIsNoDifference) {
