@@ -22,6 +22,7 @@
 #include "machine.hpp"
 #include "report.hpp"
 #include "verdict.hpp"
+#include "versions.hpp"
 #include "words.hpp"
 
 namespace torchpace::cli {
@@ -62,6 +63,14 @@ void check_values(const CompareOptions& o) {
     require(*o.max_seconds > 0 && std::isfinite(*o.max_seconds), "--max-seconds",
             "a number above 0", fmt::format("{}", *o.max_seconds));
   }
+  if (o.compile_limit) {
+    require(*o.compile_limit > 0 && std::isfinite(*o.compile_limit), "--compile-limit",
+            "a number above 0", fmt::format("{}", *o.compile_limit));
+  }
+  require(o.inputs.empty() || !o.models.empty(), "--input", "a --model beside it", "none");
+  require(o.models.empty() || o.workers.empty(), "--model", "no --worker beside it",
+          "both: a worker of your own brings its own cases");
+  check_versions(o.torch);
   require(o.delta > 0 && o.delta < 1, "--delta", "a number between 0 and 1",
           fmt::format("{}", o.delta));
   require(o.seed >= 0, "--seed", "at least 0", std::to_string(o.seed));
@@ -91,43 +100,86 @@ std::string chosen_device(const std::string& option, const Installation& install
   }
 }
 
-/// The runtimes that take part, the user's own among them.
-std::vector<WorkerSpec> chosen_runtimes(const CompareOptions& options,
-                                        const Installation& installation) {
-  std::vector<WorkerSpec> own;
-  for (const auto& text : options.workers) own.push_back(own_worker(text));
-  std::vector<WorkerSpec> chosen;
-  if (own.empty() || !options.runtimes.empty()) {
-    std::vector<std::string> problems;
-    const auto known = discover_runtimes(installation, problems);
-    auto patterns = options.runtimes.empty() ? std::vector<std::string>{"all"} : options.runtimes;
-    chosen = choose_runtimes(known, patterns, problems);
-    const auto has = [&](const std::vector<WorkerSpec>& specs) {
-      return std::any_of(specs.begin(), specs.end(),
-                         [&](const WorkerSpec& s) { return s.runtime == options.reference; });
+/// Where torch is: the installation itself, or one for each version of --torch.
+struct Version {
+  std::string torch;  // empty without --torch
+  Installation installation;
+};
+
+std::vector<Version> chosen_versions(const CompareOptions& options,
+                                     const Installation& installation) {
+  if (options.torch.empty()) return {{"", installation}};
+  std::vector<Version> versions;
+  Progress progress;
+  for (const auto& torch : options.torch) {
+    const auto say = [&](const std::string& line) {
+      progress.update(fmt::format("torch {}: {}", torch, line), -1);
     };
-    if (!options.reference.empty() && !has(chosen) && has(known)) {
-      patterns.insert(patterns.begin(), options.reference);
-      chosen = choose_runtimes(known, patterns, problems);
+    progress.note(
+        fmt::format("torch {}: looking for its environment and build, else making them", torch));
+    versions.push_back({torch, installation_of_version(torch, installation, say)});
+  }
+  return versions;
+}
+
+bool has_runtime(const std::vector<WorkerSpec>& specs, const std::string& name) {
+  return std::any_of(specs.begin(), specs.end(),
+                     [&](const WorkerSpec& s) { return s.runtime == name; });
+}
+
+/// The name that a user may give to a runtime of any version.
+std::string base_of(const std::string& runtime) { return runtime.substr(0, runtime.find('@')); }
+
+/// torchpace's own runtimes that take part, of every version.
+std::vector<WorkerSpec> chosen_of_ours(const CompareOptions& options, const Preset& preset,
+                                       const std::vector<Version>& versions) {
+  auto patterns = options.runtimes.empty() ? preset.runtimes : options.runtimes;
+  if (patterns.empty()) patterns.emplace_back("all");
+  std::vector<WorkerSpec> chosen;
+  for (size_t i = 0; i < versions.size(); ++i) {
+    std::vector<std::string> problems;
+    const auto known = discover_runtimes(versions[i].installation, problems);
+    auto of_version = choose_runtimes(known, patterns, problems);
+    const auto reference = base_of(options.reference);
+    if (!has_runtime(of_version, reference) && has_runtime(known, reference)) {
+      const auto more = choose_runtimes(known, {reference}, problems);
+      of_version.insert(of_version.begin(), more.begin(), more.end());
     }
     if (options.runtimes.empty()) {
       for (const auto& problem : problems) fmt::print(stderr, "torchpace: {}\n", problem);
     }
+    for (auto& spec : of_version) {
+      if (!versions[i].torch.empty()) spec.runtime += "@" + versions[i].torch;
+      spec.exporter = i;
+      chosen.push_back(std::move(spec));
+    }
   }
+  return chosen;
+}
+
+/// The runtimes that take part, the user's own among them.
+std::vector<WorkerSpec> chosen_runtimes(const CompareOptions& options, const Preset& preset,
+                                        const std::vector<Version>& versions) {
+  std::vector<WorkerSpec> own;
+  for (const auto& text : options.workers) own.push_back(own_worker(text));
+  std::vector<WorkerSpec> chosen;
+  if (own.empty() || !options.runtimes.empty()) chosen = chosen_of_ours(options, preset, versions);
   for (auto& spec : own) {
-    require(std::none_of(chosen.begin(), chosen.end(),
-                         [&](const WorkerSpec& s) { return s.runtime == spec.runtime; }),
-            "--worker", "a name that no other runtime has", spec.runtime);
+    require(!has_runtime(chosen, spec.runtime), "--worker", "a name that no other runtime has",
+            spec.runtime);
     chosen.push_back(std::move(spec));
   }
   return chosen;
 }
 
+/// With several versions a name without one means the first version's.
 std::string chosen_reference(const std::string& option, const std::vector<WorkerSpec>& runtimes) {
-  std::vector<std::string> names;
-  for (const auto& spec : runtimes) names.push_back(spec.runtime);
   const auto wanted = option.empty() ? "py-eager" : option;
-  if (std::find(names.begin(), names.end(), wanted) != names.end()) return wanted;
+  std::vector<std::string> names;
+  for (const auto& spec : runtimes) {
+    if (spec.runtime == wanted || base_of(spec.runtime) == wanted) return spec.runtime;
+    names.push_back(spec.runtime);
+  }
   if (!option.empty()) {
     throw Error(fmt::format("--reference: '{}' is not among the runtimes{}", option,
                             did_you_mean(option, names)));
@@ -187,8 +239,12 @@ PlanRecord plan_record(const CompareOptions& options, const Preset& preset,
   plan.reference = chosen_reference(options.reference, runtimes);
   for (const auto& spec : runtimes) plan.runtimes.push_back(spec.runtime);
   plan.generations = options.generations.value_or(preset.generations);
+  plan.generations_asked = plan.generations;
   plan.rounds = options.rounds.value_or(0);
-  plan.max_seconds = options.max_seconds.value_or(preset.max_seconds);
+  const auto further = static_cast<double>(std::max<size_t>(2, runtimes.size()) - 2);
+  plan.max_seconds =
+      options.max_seconds.value_or(preset.max_seconds + further * preset.seconds_per_runtime);
+  plan.compile_limit = options.compile_limit.value_or(preset.compile_limit);
   plan.threads = options.threads.value_or(usable_cores(host));
   plan.dtype = options.dtype;
   plan.allocator = options.allocator;
@@ -198,12 +254,26 @@ PlanRecord plan_record(const CompareOptions& options, const Preset& preset,
   return plan;
 }
 
-/// What an earlier run left in the output folder, where --resume asks for it.
-Results resumed(const CompareOptions& options, Results fresh) {
+/// What an earlier run left in the output folder, where --resume asks for it. Cases that it left
+/// out are taken from `cases`.
+Results resumed(const CompareOptions& options, Results fresh, std::vector<Case>& cases) {
   const auto file = fs::path(options.output) / "results.json";
   if (!options.resume || !fs::exists(file)) return fresh;
   auto earlier = load_results(file);
+  // What could not be had was left out there, and is left out again.
+  std::vector<std::string> names;
+  for (const auto& result : earlier.cases) names.push_back(result.name);
+  const auto is_gone = [&](const std::string& name) {
+    return std::find(names.begin(), names.end(), name) == names.end();
+  };
+  std::erase_if(cases, [&](const Case& c) { return c.optional && is_gone(c.name); });
+  std::erase_if(fresh.cases, [&](const CaseResult& c) {
+    return is_gone(c.name) && std::none_of(cases.begin(), cases.end(),
+                                           [&](const Case& other) { return other.name == c.name; });
+  });
   check_same_plan(earlier, fresh, file.string());
+  fresh.plan.generations = earlier.plan.generations;
+  fresh.plan.max_seconds = std::max(fresh.plan.max_seconds, earlier.plan.max_seconds);
   fresh.plan.pairs = earlier.plan.pairs;
   fresh.created = earlier.created;
   fresh.elapsed_s = earlier.elapsed_s;
@@ -237,14 +307,22 @@ int verdict_of(const Results& results, const std::optional<FailOn>& fail_on) {
 
 /// From words to what is to be measured. Nothing is measured and nothing slow is done before all
 /// that can be wrong with the words is known.
-ExperimentOptions planned(const CompareOptions& options, const Installation& installation,
+ExperimentOptions planned(const CompareOptions& options, const Installation& current,
                           const Json& host) {
-  const Catalogue catalogue(kCasesJson);
+  Catalogue catalogue(kCasesJson);
   const auto preset = catalogue.preset(options.preset);
+  if (!options.models.empty()) {
+    catalogue.import_models(options.models, fs::current_path(), options.inputs);
+  }
   ExperimentOptions experiment;
-  experiment.runtimes = chosen_runtimes(options, installation);
+  const auto versions = chosen_versions(options, current);
+  const auto& installation = versions.front().installation;
+  experiment.runtimes = chosen_runtimes(options, preset, versions);
+  experiment.adapts_generations = !options.generations && !options.rounds;
+  experiment.adds_compile_time = !options.max_seconds;
   experiment.plan = plan_record(options, preset, experiment.runtimes, host);
   auto& plan = experiment.plan;
+  plan.device = chosen_device(options.device, installation);
   for (auto& spec : experiment.runtimes) {
     spec.command.environment.merge(
         common_environment({.threads = plan.threads,
@@ -258,13 +336,14 @@ ExperimentOptions planned(const CompareOptions& options, const Installation& ins
   experiment.cases = chosen_cases(options, catalogue, preset, experiment.runtimes, common);
   experiment.output = options.output;
   prepare_output(experiment.output);
-  plan.device = chosen_device(options.device, installation);
   for (auto& item : experiment.cases) item.settings.set("device", plan.device);
   experiment.curves = preset.curves;
   experiment.patience_s = options.patience_s;
   std::vector<std::string> words{"--cache", cache_folder(options.cache)};
   if (!plan.text.empty()) words.insert(words.end(), {"--text", plan.text});
-  experiment.exporter = python_command(installation, "torchpace.export", words);
+  for (const auto& version : versions) {
+    experiment.exporters.push_back(python_command(version.installation, "torchpace.export", words));
+  }
   return experiment;
 }
 
@@ -331,7 +410,7 @@ int compare(const CompareOptions& options) {
   const auto installation = find_installation(options.python);
   const auto host = host_environment();
   auto experiment = planned(options, installation, host);
-  auto results = resumed(options, fresh_results(experiment, host));
+  auto results = resumed(options, fresh_results(experiment, host), experiment.cases);
   const bool finished = run_experiment(std::move(experiment), results);
   report(results, options, installation);
   return finished ? verdict_of(results, fail_on) : kInterrupted;

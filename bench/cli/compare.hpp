@@ -12,11 +12,11 @@ namespace torchpace::cli {
 struct CompareOptions {
   std::vector<std::string> arguments;  // recorded
   std::string preset = "quick";
-  std::vector<std::string> cases, set, runtimes, workers;
+  std::vector<std::string> cases, set, runtimes, workers, torch, models, inputs;
   std::string reference;
   std::string device = "auto", dtype = "float32", allocator = "tuned";
   std::optional<int> threads, rounds, generations;
-  std::optional<double> max_seconds;
+  std::optional<double> max_seconds, compile_limit;
   double delta = 0.02;
   long long seed = 0;
   std::string output = "torchpace-report", cache, text, python, fail_on;

@@ -93,6 +93,7 @@ void list_runtimes(const Command& program, std::vector<WorkerSpec>& found) {
       WorkerSpec spec;
       spec.runtime = entry.value("name", entry.value("runtime", ""));
       spec.description = entry.value("description", "");
+      spec.artifact = entry.value("artifact", "");
       spec.command = program;
       spec.command.words.insert(spec.command.words.end(), {"--runtime", spec.runtime});
       if (!spec.runtime.empty()) found.push_back(spec);
@@ -192,8 +193,12 @@ WorkerSpec own_worker(const std::string& text) {
   }
   const auto words = split_words(text.substr(equals + 1));
   if (words.empty()) throw Error(fmt::format("--worker: expected a command after '{}='", name));
-  return {
-      .runtime = name, .command = {words, {}}, .description = text.substr(equals + 1), .own = true};
+  WorkerSpec spec;
+  spec.runtime = name;
+  spec.command.words = words;
+  spec.description = text.substr(equals + 1);
+  spec.own = true;
+  return spec;
 }
 
 std::vector<WorkerSpec> choose_runtimes(const std::vector<WorkerSpec>& known,

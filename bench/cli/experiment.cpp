@@ -21,30 +21,10 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr double kMemoryShare = 0.8;  // of what is available, for all workers together
-
-/// A folder that is gone when its owner is, however that ends.
-class TemporaryFolder {
- public:
-  TemporaryFolder() {
-    auto name = (fs::temp_directory_path() / "torchpace-XXXXXX").string();
-    if (mkdtemp(name.data()) == nullptr) {
-      throw Error(
-          fmt::format("{}: no temporary folder can be made: {}", name, std::strerror(errno)));
-    }
-    path_ = name;
-  }
-  ~TemporaryFolder() {
-    std::error_code ignored;
-    fs::remove_all(path_, ignored);
-  }
-  TemporaryFolder(const TemporaryFolder&) = delete;
-  TemporaryFolder& operator=(const TemporaryFolder&) = delete;
-  const fs::path& path() const { return path_; }
-
- private:
-  fs::path path_;
-};
+constexpr double kMemoryShare = 0.8;       // of what is available, for all workers together
+constexpr double kValuesAtOnce = 1 << 30;  // bytes of values that wait for all runtimes' checks
+constexpr double kRoundsShare = 0.25;      // of the time, at least, where generations are chosen
+constexpr int kFewestGenerations = 6;      // whose intervals are order statistics
 
 const Generation* find_generation(const RuntimeResult* row, int number) {
   if (row == nullptr) return nullptr;
@@ -76,6 +56,27 @@ double device_bytes(const std::string& device) {
 }
 
 }  // namespace
+
+TemporaryFolder::TemporaryFolder() {
+  auto name = (fs::temp_directory_path() / "torchpace-XXXXXX").string();
+  if (mkdtemp(name.data()) == nullptr) {
+    throw Error(fmt::format("{}: no temporary folder can be made: {}", name, std::strerror(errno)));
+  }
+  path_ = name;
+}
+
+TemporaryFolder::~TemporaryFolder() {
+  std::error_code ignored;
+  fs::remove_all(path_, ignored);
+}
+
+int affordable_generations(int asked, double budget_s, double generation_s) {
+  if (asked <= kFewestGenerations) return asked;
+  for (const int count : {asked, 12, 9}) {
+    if (count <= asked && count * generation_s <= budget_s) return count;
+  }
+  return kFewestGenerations;
+}
 
 CaseResult empty_result(const Case& item, const std::string& reference) {
   CaseResult result;
@@ -112,7 +113,7 @@ void check_same_plan(const Results& earlier, const Results& now, const std::stri
   differ("reference", a.reference, b.reference);
   differ("runtimes", fmt::format("{}", fmt::join(a.runtimes, ",")),
          fmt::format("{}", fmt::join(b.runtimes, ",")));
-  differ("generations", std::to_string(a.generations), std::to_string(b.generations));
+  differ("generations", std::to_string(a.generations_asked), std::to_string(b.generations_asked));
   differ("rounds", std::to_string(a.rounds), std::to_string(b.rounds));
   differ("threads", std::to_string(a.threads), std::to_string(b.threads));
   differ("device", a.device, b.device);
@@ -158,6 +159,7 @@ void Experiment::save() {
 
 void Experiment::run() {
   results_.complete = false;
+  give_folders();
   try {
     export_all();
     pass_gates();
@@ -170,64 +172,202 @@ void Experiment::run() {
   save();
 }
 
-void Experiment::export_all() {
-  std::unique_ptr<Exporter> exporter;
-  std::set<std::string> notes;  // said once, also where many cases have it
-  for (size_t i = 0; i < options_.cases.size(); ++i) {
-    const auto& item = options_.cases[i];
-    settings_.push_back(item.settings);
-    if (item.own()) continue;
-    progress_.note(fmt::format("weights and inputs of {}", item.name), left_s());
-    if (!exporter) exporter = std::make_unique<Exporter>(options_.exporter);
-    const auto exported = exporter->export_case(item);
-    settings_.back() = exported.settings;
-    if (!exported.note.empty() && notes.insert(exported.note).second) {
-      progress_.say(exported.note);
-      results_.warn({"export", "warning", exported.note, "", ""});
-    }
-    if (exported.status == Status::ok) continue;
-    for (const auto& spec : options_.runtimes) {
-      if (results_.cases[i].find(spec.runtime) != nullptr) continue;
-      RuntimeResult row;
-      row.runtime = spec.runtime;
-      row.status = exported.status;
-      row.reason = exported.reason;
-      results_.cases[i].runtimes.push_back(std::move(row));
-    }
+/// What a worker or a compiler unpacks and leaves behind goes with the run.
+void Experiment::give_folders() {
+  const auto give = [&](Command& command, const std::string& name) {
+    const auto folder = folder_.path() / name;
+    fs::create_directory(folder);
+    command.environment["TMPDIR"] = folder;
+  };
+  for (size_t i = 0; i < options_.runtimes.size(); ++i) {
+    give(options_.runtimes[i].command, fmt::format("worker-{}", i));
+  }
+  for (size_t i = 0; i < options_.exporters.size(); ++i) {
+    give(options_.exporters[i], fmt::format("export-{}", i));
   }
 }
 
-void Experiment::pass_gates() {
-  const TemporaryFolder folder;
+void Experiment::export_all() {
+  std::vector<Exporter> exporters;
+  for (const auto& command : options_.exporters) exporters.emplace_back(command);
+  std::set<std::string> notes;  // said once, also where many cases have it
+  std::vector<size_t> left_out;
   for (size_t i = 0; i < options_.cases.size(); ++i) {
+    auto& files = files_.emplace_back();
+    files.settings = options_.cases[i].settings;
+    if (options_.cases[i].own()) continue;
+    export_case(i, exporters.front(), notes);
+    if (options_.cases[i].optional && files.status == Status::skipped) left_out.push_back(i);
+  }
+  leave_out(left_out);
+  make_artifacts(exporters);
+}
+
+void Experiment::export_case(size_t index, Exporter& exporter, std::set<std::string>& notes) {
+  const auto& item = options_.cases[index];
+  auto& result = results_.cases[index];
+  progress_.note(fmt::format("weights and inputs of {}", item.name), left_s());
+  auto& files = files_[index] = exporter.export_case(item);
+  result.memory_bytes = files.memory_bytes;
+  if (!files.note.empty() && notes.insert(files.note).second) {
+    progress_.say(files.note);
+    results_.warn({"export", "warning", files.note, "", ""});
+  }
+  if (files.status == Status::ok || item.optional) return;
+  for (const auto& spec : options_.runtimes) {
+    add_row(result, spec.runtime, files.status, files.reason);
+  }
+}
+
+/// Cases that cannot be had and that the user did not name.
+void Experiment::leave_out(const std::vector<size_t>& indices) {
+  for (auto index = indices.rbegin(); index != indices.rend(); ++index) {
+    const auto at = static_cast<long>(*index);
+    const auto text =
+        fmt::format("{} is left out: {}", options_.cases[*index].name, files_[*index].reason);
+    progress_.say(text);
+    results_.warn({"left-out", "info", text, "", ""});
+    options_.cases.erase(options_.cases.begin() + at);
+    files_.erase(files_.begin() + at);
+    results_.cases.erase(results_.cases.begin() + at);
+  }
+}
+
+void Experiment::add_row(CaseResult& result, const std::string& runtime, Status status,
+                         const std::string& reason, const std::string& artifact) {
+  if (result.find(runtime) != nullptr) return;
+  RuntimeResult row;
+  row.runtime = runtime;
+  row.status = status;
+  row.reason = reason;
+  row.artifact = artifact;
+  result.runtimes.push_back(std::move(row));
+}
+
+bool Experiment::needs_artifact(const CaseResult& result, const WorkerSpec& spec) const {
+  const auto* row = result.find(spec.runtime);
+  return !spec.artifact.empty() && (row == nullptr || row->status == Status::ok);
+}
+
+/// Each kind once for a case and an installation, whichever runtimes share it.
+void Experiment::make_artifacts(std::vector<Exporter>& exporters) {
+  const double begin_s = elapsed_s();
+  for (size_t i = 0; i < options_.cases.size(); ++i) {
+    for (const auto& spec : options_.runtimes) {
+      if (options_.cases[i].own() || !needs_artifact(results_.cases[i], spec)) continue;
+      make_artifact(i, spec, exporters.at(spec.exporter));
+    }
+  }
+  if (options_.adds_compile_time) results_.plan.max_seconds += elapsed_s() - begin_s;
+}
+
+void Experiment::make_artifact(size_t index, const WorkerSpec& spec, Exporter& exporter) {
+  auto& files = files_[index];
+  const auto shared =
+      std::find_if(options_.runtimes.begin(), options_.runtimes.end(), [&](const WorkerSpec& s) {
+        return s.artifact == spec.artifact && s.exporter == spec.exporter &&
+               files.artifacts.contains(s.runtime);
+      });
+  if (shared != options_.runtimes.end()) {
+    files.artifacts[spec.runtime] = files.artifacts[shared->runtime];
+  } else {
+    const auto limit_s = options_.plan.compile_limit;
+    progress_.note(fmt::format("artifact {} of {}, {:g} s at most", spec.artifact,
+                               options_.cases[index].name, limit_s),
+                   left_s());
+    files.artifacts[spec.runtime] = exporter.make_artifact(files.settings, spec.artifact, limit_s);
+  }
+  const auto& artifact = files.artifacts[spec.runtime];
+  if (!artifact.note.empty()) {
+    results_.warn({"artifact", "info", artifact.note, options_.cases[index].name, spec.runtime});
+  }
+  if (artifact.status == Status::ok) return;
+  add_row(results_.cases[index], spec.runtime, artifact.status, artifact.reason, artifact.kind);
+}
+
+void Experiment::pass_gates() {
+  size_t first = 0;
+  double bytes = 0;
+  for (size_t i = 0; i < files_.size(); ++i) {
+    std::error_code ignored;
+    const auto size = fs::file_size(files_[i].settings.get("truth", ""), ignored);
+    bytes += ignored ? 0 : static_cast<double>(size);  // values are about as large
+    if (bytes < kValuesAtOnce && i + 1 < files_.size()) continue;
+    pass_gates(first, i + 1);
+    first = i + 1;
+    bytes = 0;
+  }
+}
+
+/// Of some cases, whose values lie in the temporary folder meanwhile.
+void Experiment::pass_gates(size_t first, size_t end) {
+  std::vector<GateCase> cases;
+  for (size_t i = first; i < end; ++i) {
     const auto& item = options_.cases[i];
     const auto curve = options_.curves.find(item.family);
-    const GateRequest request{
-        .item = item,
-        .settings = settings_[i],
-        .values = folder.path() / fmt::format("{}.pt", i),
-        .runtimes = options_.runtimes,
-        .curve_steps = item.phase == "train" && curve != options_.curves.end() ? curve->second : 0,
-        .patience_s = options_.patience_s};
-    std::vector<Warning> warnings;
-    const auto keep_warnings = [&] {
-      for (auto& warning : warnings) results_.warn(std::move(warning));
-    };
-    try {
-      pass_gate(results_.cases[i], warnings, request, [&](const std::string& runtime) {
-        progress_.note(
-            fmt::format("gate {}/{}: {} in {}", i + 1, options_.cases.size(), item.name, runtime),
-            left_s());
-      });
-    } catch (const Interrupted&) {
-      keep_warnings();
-      throw;
-    }
-    keep_warnings();
-    std::error_code ignored;
-    fs::remove(request.values, ignored);
-    save();
+    cases.push_back({.item = item,
+                     .result = results_.cases[i],
+                     .files = files_[i],
+                     .values = folder_.path() / fmt::format("{}.pt", i),
+                     .curve_steps = item.phase == "train" && curve != options_.curves.end()
+                                        ? curve->second
+                                        : 0});
   }
+  Gate gate({.runtimes = options_.runtimes,
+             .patience_s = options_.patience_s,
+             .compile_limit_s = options_.plan.compile_limit,
+             .before =
+                 [&](const GateCase& gate_case, const std::string& runtime) {
+                   progress_.note(fmt::format("gate: {} in {}", gate_case.item.name, runtime),
+                                  left_s());
+                 },
+             .after = [&] { save(); },
+             .warn = [&](Warning warning) { results_.warn(std::move(warning)); }});
+  gate.pass(cases);
+  for (const auto& gate_case : cases) {
+    std::error_code ignored;
+    fs::remove(gate_case.values, ignored);
+  }
+}
+
+size_t Experiment::parallel_loads() const {
+  return static_cast<size_t>(usable_cores(results_.environment));
+}
+
+/// What a generation takes besides its rounds, told from the gate until one has been measured.
+double Experiment::generation_s() const {
+  const auto groups_of = static_cast<double>(groups().size());
+  if (fixed_s_ > 0) return fixed_s_ * groups_of;
+  std::map<std::string, double> start_s;
+  double load_s = 0;
+  for (const auto& result : results_.cases) {
+    for (const auto& row : result.runtimes) {
+      if (row.status != Status::ok) continue;
+      const auto& measured = row.is_copy() ? *result.find(row.copy_of) : row;
+      for (const auto& [stage, seconds] : measured.cold_s) {
+        if (stage == "start") {
+          start_s[row.runtime] = seconds;
+        } else if (stage != "tenth_step") {
+          load_s += seconds;
+        }
+      }
+    }
+  }
+  for (const auto& [runtime, seconds] : start_s) load_s += seconds;
+  return load_s / static_cast<double>(parallel_loads());
+}
+
+/// Chooses the number of generations: fewer where starting and loading alone would not fit.
+void Experiment::plan_generations(int done) {
+  if (!options_.adapts_generations || done >= kFewestGenerations) return;
+  auto& plan = results_.plan;
+  const auto before = plan.generations;
+  const double each_s = generation_s();
+  const double budget_s = budget_left_s() * (1 - kRoundsShare) + done * each_s;
+  plan.generations = affordable_generations(plan.generations_asked, budget_s, each_s);
+  if (plan.generations == before) return;
+  progress_.say(fmt::format("{} generations: starting and loading takes {:.0f} s in each",
+                            plan.generations, each_s));
 }
 
 bool Experiment::memory_is_short() const {
@@ -283,7 +423,7 @@ bool Experiment::is_done(const CaseResult& result, const std::vector<std::string
 std::vector<Experiment::Visit> Experiment::missing_visits() {
   std::vector<Visit> visits;
   const auto count = results_.cases.size();
-  for (int generation = 1; generation <= options_.plan.generations; ++generation) {
+  for (int generation = 1; generation <= options_.plan.generations_asked; ++generation) {
     for (const auto& rows : groups()) {
       Visit visit{generation, rows, {}};
       for (size_t i = 0; i < count; ++i) {
@@ -316,11 +456,21 @@ void Experiment::run_generations() {
                    "", ""});
   }
   const auto visits = missing_visits();
-  for (const auto& visit : visits) turns_left_ += visit.cases.size();
+  if (!visits.empty()) plan_generations(visits.front().generation - 1);
   turns_begin_ = Clock::now();
   for (size_t i = 0; i < visits.size(); ++i) {
-    run_visit(visits[i], static_cast<double>(visits.size() - i - 1));
+    const auto& visit = visits[i];
+    if (visit.generation > results_.plan.generations) break;
+    double later_visits = -1;
+    turns_left_ = 0;
+    for (size_t j = i; j < visits.size(); ++j) {
+      if (visits[j].generation > results_.plan.generations) break;
+      turns_left_ += visits[j].cases.size();
+      ++later_visits;
+    }
+    run_visit(visit, later_visits);
     save();
+    plan_generations(visit.generation);  // the first ones show what they cost
   }
 }
 
@@ -334,10 +484,13 @@ void Experiment::run_visit(const Visit& visit, double later_visits) {
     });
     if (needed) specs.push_back(spec_of(row));
   }
-  const auto of_all = fmt::format("generation {}/{}", visit.generation, options_.plan.generations);
+  const auto of_all = fmt::format("generation {}/{}", visit.generation, results_.plan.generations);
   progress_.note(fmt::format("{}: starting {} workers", of_all, specs.size()), left_s());
   const auto begin = Clock::now();
-  Team team(specs, options_.patience_s);
+  double rounds_s = 0;
+  Team team(specs, {.patience_s = options_.patience_s,
+                    .compile_s = options_.plan.compile_limit,
+                    .loads = parallel_loads()});
   start_s_ = std::chrono::duration<double>(Clock::now() - begin).count();
   for (const size_t index : visit.cases) {
     auto& result = results_.cases[index];
@@ -348,12 +501,13 @@ void Experiment::run_visit(const Visit& visit, double later_visits) {
         .rounds = options_.plan.rounds,
         .budget_s = (budget_left_s() - later_visits * start_s_) / static_cast<double>(turns_left_),
         .first_round = next_round(*reference, visit.generation)};
-    team.measure(result, settings_[index], visit.generation, rule, random_, [&](int rounds) {
-      progress_.update(fmt::format("{}, round {}", text, rounds), left_s());
-    });
+    rounds_s += team.measure(
+        result, files_[index], visit.generation, rule, random_,
+        [&](int rounds) { progress_.update(fmt::format("{}, round {}", text, rounds), left_s()); });
     ++turns_done_;
     --turns_left_;
   }
+  fixed_s_ = std::chrono::duration<double>(Clock::now() - begin).count() - rounds_s;
 }
 
 }  // namespace torchpace::cli

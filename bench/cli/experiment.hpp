@@ -5,6 +5,7 @@
 #include <map>
 #include <memory>
 #include <random>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -21,10 +22,29 @@ struct ExperimentOptions {
   std::vector<Case> cases;
   std::vector<WorkerSpec> runtimes;   // with the environment that all get; the reference among them
   std::map<std::string, int> curves;  // family -> steps
-  Command exporter;                   // not run where all cases are the user's own
-  std::filesystem::path output;       // folder, exists
+  std::vector<Command> exporters;  // the first makes cases; a runtime says whose artifacts it loads
+  std::filesystem::path output;    // folder, exists
   double patience_s = 30;
+  bool adapts_generations = false;  // fewer where the time does not suffice
+  bool adds_compile_time = false;   // what making artifacts takes does not count as spent
 };
+
+/// A folder that is gone when its owner is, however that ends.
+class TemporaryFolder {
+ public:
+  TemporaryFolder();
+  ~TemporaryFolder();
+  TemporaryFolder(const TemporaryFolder&) = delete;
+  TemporaryFolder& operator=(const TemporaryFolder&) = delete;
+  const std::filesystem::path& path() const { return path_; }
+
+ private:
+  std::filesystem::path path_;
+};
+
+/// The number of generations, at most `asked`, whose fixed costs fit into the time: of those whose
+/// intervals are no wider for their number (12, 9, 6), and 6 or `asked` where none fits.
+int affordable_generations(int asked, double budget_s, double generation_s);
 
 /// A case with nothing measured.
 CaseResult empty_result(const Case& item, const std::string& reference);
@@ -52,18 +72,30 @@ class Experiment {
     std::vector<size_t> cases;      // in order
   };
 
+  void give_folders();
   void export_all();
+  void export_case(size_t index, Exporter& exporter, std::set<std::string>& notes);
+  void leave_out(const std::vector<size_t>& indices);
+  void make_artifacts(std::vector<Exporter>& exporters);
+  void make_artifact(size_t index, const WorkerSpec& spec, Exporter& exporter);
+  bool needs_artifact(const CaseResult& result, const WorkerSpec& spec) const;
+  void add_row(CaseResult& result, const std::string& runtime, Status status,
+               const std::string& reason, const std::string& artifact = "");
   void pass_gates();
+  void pass_gates(size_t first, size_t end);
+  void plan_generations(int done);
+  double generation_s() const;
+  size_t parallel_loads() const;
   void run_generations();
   void run_visit(const Visit& visit, double later_visits);
-  std::vector<Visit> missing_visits();
+  std::vector<Visit> missing_visits();  // of all generations that were asked for
   std::vector<std::vector<std::string>> groups() const;
   bool is_done(const CaseResult& result, const std::vector<std::string>& rows,
                int generation) const;
   bool memory_is_short() const;
   WorkerSpec spec_of(const std::string& row) const;
   double elapsed_s() const;
-  double budget_left_s() const { return options_.plan.max_seconds - elapsed_s(); }
+  double budget_left_s() const { return results_.plan.max_seconds - elapsed_s(); }
   /// What is left of the run, to be shown; below 0 when it is not known.
   double left_s() const;
   void save();
@@ -71,11 +103,13 @@ class Experiment {
   ExperimentOptions options_;
   Results& results_;
   Progress& progress_;
-  std::vector<Settings> settings_;  // of each case, with the paths of its files
+  TemporaryFolder folder_;       // of this run: what workers unpack and what they compare
+  std::vector<Exported> files_;  // of each case
   std::mt19937_64 random_;
   Clock::time_point begin_ = Clock::now();
   double earlier_s_ = 0;  // measured by an earlier run
   double start_s_ = 0;    // what starting the workers took the last time
+  double fixed_s_ = 0;    // what the last visit took besides its rounds
   // Where the number of rounds is given, the time left is told from the cases done.
   Clock::time_point turns_begin_{};
   size_t turns_done_ = 0, turns_left_ = 0;  // a turn: one case in one visit

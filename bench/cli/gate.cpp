@@ -3,97 +3,12 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cmath>
 
 namespace torchpace::cli {
 namespace {
 
-std::string truth_of(const Settings& settings) { return settings.get("truth", ""); }
-
-class Gate {
- public:
-  Gate(CaseResult& result, std::vector<Warning>& warnings, const GateRequest& request)
-      : result_(result), warnings_(warnings), request_(request) {}
-
-  RuntimeResult reference(const WorkerSpec& spec) {
-    return pass(spec, [&](WorkerClient& worker, RuntimeResult&, double step_s) {
-      try {
-        worker.write(request_.values, step_s);
-        written_ = true;
-      } catch (const WorkerFailure& failure) {
-        // A worker of the user's own may have no values to compare.
-        if (!failure.alive || !request_.item.own()) throw;
-        warn("unchecked", "warning", spec.runtime,
-             fmt::format("outputs are not checked: {}", failure.what()));
-      }
-    });
-  }
-
-  RuntimeResult other(const WorkerSpec& spec) {
-    return pass(spec, [&](WorkerClient& worker, RuntimeResult& row, double step_s) {
-      if (!written_) return;
-      row.parity = worker.check(request_.values, truth_of(request_.settings), step_s);
-      if (row.parity->passed) return;
-      row.status = Status::invalid;
-      row.reason =
-          fmt::format("outputs differ from the reference's: {} by {:.3g}, allowed {:.3g}{}{}",
-                      row.parity->worst, row.parity->max_abs_error, row.parity->tolerance,
-                      row.parity->note.empty() ? "" : "; ", row.parity->note);
-    });
-  }
-
- private:
-  template <class Compare>
-  RuntimeResult pass(const WorkerSpec& spec, const Compare& compare) {
-    RuntimeResult row;
-    row.runtime = spec.runtime;
-    try {
-      WorkerClient worker(spec, request_.patience_s);
-      worker.await_greeting();
-      row.cold_s["start"] = worker.start_s();
-      if (!worker.offers(request_.item.name, request_.item.own())) {
-        throw WorkerFailure(
-            fmt::format("this worker offers only {}", fmt::join(worker.cases(), ", ")),
-            Status::skipped, true);
-      }
-      load(worker, row);
-      const double step_s = row.cold_s["first_step"] = worker.first();
-      // Before the comparison of outputs, which takes memory of its own.
-      row.peak_bytes = worker.peaks();
-      row.environment = worker.environment();
-      compare(worker, row, step_s);
-      if (request_.curve_steps > 0 && row.status == Status::ok) {
-        result_.curves[spec.runtime] = worker.losses(request_.curve_steps, step_s);
-      }
-      worker.quit();
-    } catch (const WorkerFailure& failure) {
-      row.status = failure.status;
-      row.reason = failure.what();
-    }
-    return row;
-  }
-
-  void load(WorkerClient& worker, RuntimeResult& row) {
-    const auto answer = worker.load(request_.settings.line());
-    row.cold_s["load"] = answer.load_s;
-    if (!answer.note.empty()) warn("note", "info", row.runtime, answer.note);
-    if (row.runtime != result_.reference) return;
-    result_.flops = answer.flops;
-    result_.items = answer.items;
-    result_.item = answer.item;
-    result_.parameter_bytes = answer.parameter_bytes;
-    result_.minimum_bytes = answer.minimum_bytes;
-  }
-
-  void warn(const std::string& code, const std::string& severity, const std::string& runtime,
-            const std::string& text) {
-    warnings_.push_back({code, severity, text, request_.item.name, runtime});
-  }
-
-  CaseResult& result_;
-  std::vector<Warning>& warnings_;
-  const GateRequest& request_;
-  bool written_ = false;
-};
+constexpr int kColdSteps = 10;  // the time to the tenth step is told beside the first's
 
 /// Rows of the others where the reference gives nothing to compare with.
 RuntimeResult without_reference(const std::string& runtime, const RuntimeResult& reference) {
@@ -115,6 +30,8 @@ RuntimeResult copy_of(const RuntimeResult& reference) {
   return copy;
 }
 
+}  // namespace
+
 void sort_as_planned(CaseResult& result, const std::vector<WorkerSpec>& runtimes) {
   const auto place = [&](const RuntimeResult& row) {
     const auto same = [&](const WorkerSpec& spec) { return spec.runtime == row.runtime; };
@@ -124,38 +41,143 @@ void sort_as_planned(CaseResult& result, const std::vector<WorkerSpec>& runtimes
                    [&](const auto& a, const auto& b) { return place(a) < place(b); });
 }
 
-}  // namespace
-
-void pass_gate(CaseResult& result, std::vector<Warning>& warnings, const GateRequest& request,
-               const std::function<void(const std::string&)>& before) {
-  const auto missing = [&](const std::string& runtime) { return result.find(runtime) == nullptr; };
-  const auto is_reference = [&](const WorkerSpec& s) { return s.runtime == result.reference; };
-  const auto& runtimes = request.runtimes;
-  const auto& spec = *std::find_if(runtimes.begin(), runtimes.end(), is_reference);
-  const bool others_missing = std::any_of(runtimes.begin(), runtimes.end(), [&](const auto& s) {
-    return !is_reference(s) && missing(s.runtime);
+void Gate::pass(std::vector<GateCase>& cases) {
+  auto runtimes = options_.runtimes;
+  std::stable_partition(runtimes.begin(), runtimes.end(), [&](const WorkerSpec& spec) {
+    return !cases.empty() && spec.runtime == cases.front().result.reference;
   });
-
-  Gate gate(result, warnings, request);
-  RuntimeResult reference;
-  if (const auto* known = result.find(spec.runtime)) reference = *known;
-  // Also when its row is there from an earlier run: the others need its values again.
-  if (missing(spec.runtime) || (others_missing && reference.status == Status::ok)) {
-    before(spec.runtime);
-    reference = gate.reference(spec);
-    if (missing(spec.runtime)) result.runtimes.push_back(reference);
-  }
-  for (const auto& other : runtimes) {
-    if (!missing(other.runtime)) continue;
-    if (reference.status != Status::ok) {
-      result.runtimes.push_back(without_reference(other.runtime, reference));
-      continue;
+  for (const auto& spec : runtimes) {
+    for (auto& gate_case : cases) {
+      if (!is_needed(gate_case, spec)) continue;
+      pass_one(gate_case, spec);
+      options_.after();
     }
-    before(other.runtime);
-    result.runtimes.push_back(gate.other(other));
+    if (worker_) worker_->quit();
+    worker_.reset();
   }
-  if (missing(copy_name(spec.runtime))) result.runtimes.push_back(copy_of(reference));
-  sort_as_planned(result, runtimes);
+}
+
+/// The reference also when its row is there from an earlier run: others need its values again.
+bool Gate::is_needed(const GateCase& gate_case, const WorkerSpec& spec) const {
+  const auto& result = gate_case.result;
+  const auto* row = result.find(spec.runtime);
+  if (row == nullptr) return true;
+  return spec.runtime == result.reference && row->status == Status::ok && !gate_case.written &&
+         std::any_of(options_.runtimes.begin(), options_.runtimes.end(),
+                     [&](const WorkerSpec& s) { return result.find(s.runtime) == nullptr; });
+}
+
+void Gate::pass_one(GateCase& gate_case, const WorkerSpec& spec) {
+  auto& result = gate_case.result;
+  const bool is_reference = spec.runtime == result.reference;
+  const auto* reference = result.find(result.reference);
+  if (!is_reference && reference->status != Status::ok) {
+    result.runtimes.push_back(without_reference(spec.runtime, *reference));
+  } else {
+    options_.before(gate_case, spec.runtime);
+    auto row = row_of(gate_case, spec);
+    if (auto* known = result.find(spec.runtime)) {
+      if (row.status != Status::ok) *known = std::move(row);
+    } else {
+      result.runtimes.push_back(std::move(row));
+    }
+  }
+  if (is_reference && result.find(copy_name(spec.runtime)) == nullptr) {
+    result.runtimes.push_back(copy_of(*result.find(spec.runtime)));
+  }
+  sort_as_planned(result, options_.runtimes);
+}
+
+RuntimeResult Gate::row_of(GateCase& gate_case, const WorkerSpec& spec) {
+  RuntimeResult row;
+  row.runtime = spec.runtime;
+  const auto artifact = gate_case.files.artifacts.find(spec.runtime);
+  if (artifact != gate_case.files.artifacts.end()) {
+    row.artifact = artifact->second.kind;
+    row.compile_s = artifact->second.compile_s;
+    row.compile_cached = artifact->second.cached;
+  }
+  try {
+    serve(gate_case, spec, row);
+    if (!spec.own) return row;
+    worker_->quit();
+    worker_.reset();
+  } catch (const WorkerFailure& failure) {
+    row.status = failure.status;
+    row.reason = failure.what();
+    if (!failure.alive || spec.own) worker_.reset();
+  }
+  return row;
+}
+
+void Gate::serve(GateCase& gate_case, const WorkerSpec& spec, RuntimeResult& row) {
+  if (!worker_) {
+    worker_.emplace(spec, options_.patience_s);
+    worker_->await_greeting();
+  }
+  row.cold_s["start"] = worker_->start_s();
+  if (!worker_->offers(gate_case.item.name, gate_case.item.own())) {
+    throw WorkerFailure(
+        fmt::format("this worker offers only {}", fmt::join(worker_->cases(), ", ")),
+        Status::skipped, true);
+  }
+  load(gate_case, row);
+  const auto first = worker_->first(kColdSteps);
+  row.cold_s["first_step"] = first.first_step_s;
+  if (!std::isnan(first.steps_s)) row.cold_s["tenth_step"] = first.steps_s;
+  // Before the comparison of outputs, which takes memory of its own.
+  row.peak_bytes = worker_->peaks();
+  row.environment = worker_->environment();
+  if (spec.runtime == gate_case.result.reference) {
+    write_values(gate_case, first.first_step_s);
+  } else if (gate_case.written) {
+    check_values(gate_case, row, first.first_step_s);
+  }
+  if (gate_case.curve_steps > 0 && row.status == Status::ok) {
+    gate_case.result.curves[spec.runtime] =
+        worker_->losses(gate_case.curve_steps, first.first_step_s);
+  }
+}
+
+void Gate::load(GateCase& gate_case, RuntimeResult& row) {
+  const auto settings = gate_case.files.settings_of(row.runtime);
+  const auto answer = worker_->load(settings.line(), options_.compile_limit_s);
+  row.cold_s["load"] = answer.load_s;
+  row.cold_s["compile"] = answer.compile_s;
+  if (!answer.note.empty()) warn(gate_case, "note", "info", row.runtime, answer.note);
+  auto& result = gate_case.result;
+  if (row.runtime != result.reference) return;
+  result.flops = answer.flops;
+  result.items = answer.items;
+  result.item = answer.item;
+  result.parameter_bytes = answer.parameter_bytes;
+  result.minimum_bytes = answer.minimum_bytes;
+}
+
+void Gate::write_values(GateCase& gate_case, double step_s) {
+  try {
+    worker_->write(gate_case.values, step_s);
+    gate_case.written = true;
+  } catch (const WorkerFailure& failure) {
+    // A worker of the user's own may have no values to compare.
+    if (!failure.alive || !gate_case.item.own()) throw;
+    warn(gate_case, "unchecked", "warning", gate_case.result.reference,
+         fmt::format("outputs are not checked: {}", failure.what()));
+  }
+}
+
+void Gate::check_values(GateCase& gate_case, RuntimeResult& row, double step_s) {
+  row.parity = worker_->check(gate_case.values, gate_case.files.settings.get("truth", ""), step_s);
+  if (row.parity->passed) return;
+  row.status = Status::invalid;
+  row.reason = fmt::format("outputs differ from the reference's: {} by {:.3g}, allowed {:.3g}{}{}",
+                           row.parity->worst, row.parity->max_abs_error, row.parity->tolerance,
+                           row.parity->note.empty() ? "" : "; ", row.parity->note);
+}
+
+void Gate::warn(const GateCase& gate_case, const std::string& code, const std::string& severity,
+                const std::string& runtime, const std::string& text) {
+  options_.warn({code, severity, text, gate_case.item.name, runtime});
 }
 
 }  // namespace torchpace::cli

@@ -5,7 +5,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <limits>
 
 #include "results.hpp"
 
@@ -17,19 +16,24 @@ inline double host_number(const Json& host, const char* key, double fallback) {
   return found != host.end() && found->is_number() ? found->get<double>() : fallback;
 }
 
-/// Physical cores in the affinity mask, and no more than the cgroup's CPU quota; at least 1.
-inline int usable_cores(const Json& host) {
-  constexpr double kNone = std::numeric_limits<double>::infinity();
-  const double cores = std::min(host_number(host, "affinity_cores", kNone),
-                                std::floor(host_number(host, "cgroup_cpus", kNone)));
-  return std::isfinite(cores) ? std::max(1, static_cast<int>(cores)) : 1;
+/// Physical cores in the affinity mask, and no more than the cgroup's CPU quota, which may be a
+/// fraction; NaN where neither is known.
+inline double granted_cores(const Json& host) {
+  const double cores = host_number(host, "affinity_cores", host_number(host, "cores", kUnknown));
+  return std::fmin(cores, host_number(host, "cgroup_cpus", kUnknown));
 }
 
-/// Bytes that can be taken: what is available, and no more than the cgroup's limit.
+/// Threads that have a core for themselves; at least 1.
+inline int usable_cores(const Json& host) {
+  const double cores = granted_cores(host);
+  return std::isnan(cores) ? 1 : std::max(1, static_cast<int>(cores));
+}
+
+/// Bytes that can be taken: what is available, and no more than the cgroup's limit; NaN where
+/// neither is known.
 inline double available_bytes(const Json& host) {
-  constexpr double kNone = std::numeric_limits<double>::infinity();
-  return std::min(host_number(host, "memory_available_bytes", kNone),
-                  host_number(host, "cgroup_memory_bytes", kNone));
+  return std::fmin(host_number(host, "memory_available_bytes", kUnknown),
+                   host_number(host, "cgroup_memory_bytes", kUnknown));
 }
 
 inline bool has_nvidia_device() {

@@ -49,7 +49,18 @@ void add_compare(CLI::App& app, CompareOptions& o) {
   app.add_option("--set", o.set, "axes: layers=64,batch=1:64*2; lists and ranges multiply out")
       ->take_all()
       ->allow_extra_args(false);
-  add_list(app, "--runtimes", o.runtimes, "names or patterns: cpp-eager,py-* (all)");
+  app.add_option("--model", o.models,
+                 "module:factory: a model of your own in place of the families; may be repeated")
+      ->take_all()
+      ->allow_extra_args(false);
+  app.add_option("--input", o.inputs,
+                 "of your models: 1x3x224x224:float32; repeated for several inputs")
+      ->take_all()
+      ->allow_extra_args(false);
+  add_list(app, "--runtimes", o.runtimes,
+           "names or patterns: all, cpp-eager, py-* (of the preset: *-eager; paper: all)");
+  add_list(app, "--torch", o.torch,
+           "versions side by side, each in its own environment and build: 2.11.0,2.15.0");
   app.add_option("--worker", o.workers, "NAME=COMMAND: a worker of your own; may be repeated")
       ->take_all()
       ->allow_extra_args(false);
@@ -62,7 +73,10 @@ void add_compare(CLI::App& app, CompareOptions& o) {
   app.add_option("--generations", o.generations, "fresh processes per runtime (of the preset)");
   app.add_option("--rounds", o.rounds,
                  "turns per case and generation (as many as the time allows)");
-  app.add_option("--max-seconds", o.max_seconds, "time for everything (of the preset)");
+  app.add_option("--max-seconds", o.max_seconds,
+                 "time for everything (of the preset, and more for each further runtime)");
+  app.add_option("--compile-limit", o.compile_limit,
+                 "seconds that compiling one artifact may take (of the preset)");
   app.add_option("--delta", o.delta, "SAME means within 1 +- this (0.02)");
   app.add_option("--seed", o.seed, "of weights, inputs and the order of turns (0)");
   app.add_option("--output", o.output, "folder of results.json and the report (torchpace-report)");

@@ -11,6 +11,7 @@
 #include "error.hpp"
 #include "numbers.hpp"
 #include "report.hpp"
+#include "tables.hpp"
 
 namespace torchpace::cli {
 namespace {
@@ -49,10 +50,10 @@ std::string verdict_of(const CaseResult& result, const RuntimeResult& row) {
   if (row.status != Status::ok) return to_string(row.status);
   if (row.is_copy()) return "A/A copy";
   if (row.runtime == result.reference) return "reference";
-  return fmt::format("**{}**", row.speedup.verdict);
+  return fmt::format("**{}**{}", row.speedup.verdict, row.differs.empty() ? "" : "\\*");
 }
 
-std::string case_table(const CaseResult& result) {
+std::string case_table(const CaseResult& result, const std::vector<Folded>& folded) {
   auto text = fmt::format("## {}\n\nnoise (A/A) {}", cell(result.name),
                           show_ratio(result.noise_floor).both());
   if (result.flops > 0) text += fmt::format("; {} a step", show_amount(result.flops, "FLOP"));
@@ -65,6 +66,7 @@ std::string case_table(const CaseResult& result) {
   text += line(
       {"---", "---", "---", "---", "---", "---", "---", "---", "---", "---", "---", "---", "---"});
   for (const auto& row : result.runtimes) {
+    if (is_folded(folded, row.runtime)) continue;
     const bool measured = row.status == Status::ok;
     const bool is_reference = row.runtime == result.reference;
     text += line({cell(row.runtime), verdict_of(result, row),
@@ -77,6 +79,7 @@ std::string case_table(const CaseResult& result) {
                   show_seconds(row.cold_total_s), peak_of(row)});
   }
   for (const auto& row : result.runtimes) {
+    if (is_folded(folded, row.runtime)) continue;
     if (row.status != Status::ok) {
       text +=
           fmt::format("\n- {} {}: {}", cell(row.runtime), to_string(row.status), cell(row.reason));
@@ -85,6 +88,25 @@ std::string case_table(const CaseResult& result) {
     }
   }
   return text + "\n\n";
+}
+
+/// One table for all cases; what was counted of a case stands below.
+std::string markdown_table(const Table& table) {
+  if (table.groups.empty()) return "";
+  auto text = fmt::format("## {}\n\n{}.\n\n", table.title, table.note);
+  auto head = table.head;
+  head.insert(head.begin(), "case");
+  text += line(head) + line(std::vector<std::string>(head.size(), "---"));
+  std::string notes;
+  for (const auto& group : table.groups) {
+    for (const auto& row : group.rows) {
+      std::vector<std::string> cells{cell(group.name)};
+      for (const auto& each : row) cells.push_back(cell(each));
+      text += line(cells);
+    }
+    if (!group.note.empty()) notes += fmt::format("\n- {} {}", cell(group.name), group.note);
+  }
+  return text + notes + (notes.empty() ? "\n" : "\n\n");
 }
 
 /// A value of the environment on one line; null is n/a.
@@ -131,7 +153,13 @@ std::string markdown_report(const Results& results) {
       "intervals; speedup = reference time / runtime time.\n\n",
       results.created, plan.device, plan.dtype, plan.threads, plan.allocator, plan.generations,
       cell(plan.reference));
-  for (const auto& result : results.cases) text += case_table(result);
+  const auto folded = folded_rows(results);
+  for (const auto& result : results.cases) text += case_table(result, folded);
+  for (const auto& each : folded) {
+    text += fmt::format("- {} {}\n", cell(each.runtime), cell(each.text));
+  }
+  if (!folded.empty()) text += "\n";
+  text += markdown_table(cold_table(results)) + markdown_table(memory_table(results));
   if (!results.warnings.empty()) {
     text += "## Warnings\n\n";
     for (const auto& warning : grouped_warnings(results)) {

@@ -4,8 +4,11 @@
 
 #include <algorithm>
 #include <charconv>
+#include <cmath>
+#include <cstdlib>
 #include <iterator>
 #include <optional>
+#include <regex>
 #include <set>
 
 #include "error.hpp"
@@ -14,8 +17,8 @@
 namespace torchpace::cli {
 namespace {
 
-/// Keys that any family takes beside its own.
-const std::set<std::string> kCommonKeys = {"optimizer", "lr", "eps", "data"};
+/// Keys that only training has.
+const std::set<std::string> kTrainingKeys = {"optimizer", "lr", "eps"};
 constexpr size_t kMostValues = 1000;  // a range that is longer is a slip of the pen
 
 std::optional<long long> to_integer(std::string_view text) {
@@ -111,6 +114,18 @@ void set_all(Settings& settings, const Json& values) {
   }
 }
 
+/// `1x3x224x224` or `1x3x224x224:float32`.
+bool is_input(const std::string& text) {
+  static const std::regex kInput("[1-9][0-9]*(x[1-9][0-9]*)*(:[a-z]+[0-9]*)?");
+  return std::regex_match(text, kInput);
+}
+
+bool is_positive(const std::string& text) {
+  char* end = nullptr;
+  const double value = std::strtod(text.c_str(), &end);
+  return !text.empty() && *end == '\0' && value > 0 && std::isfinite(value);
+}
+
 /// Adds a case unless its name is there: two patterns may choose the same.
 void add_once(std::vector<Case>& cases, Case added) {
   const auto same = [&](const Case& c) { return c.name == added.name; };
@@ -186,23 +201,75 @@ Preset Catalogue::preset(const std::string& name) const {
           .size = json.at("size").get<std::string>(),
           .generations = json.at("generations").get<int>(),
           .max_seconds = json.at("max_seconds").get<double>(),
+          .seconds_per_runtime = json.at("seconds_per_runtime").get<double>(),
+          .compile_limit = json.at("compile_limit").get<double>(),
+          .runtimes = json.value("runtimes", Json::array()).get<std::vector<std::string>>(),
           .curves = json.value("curves", Json::object()).get<std::map<std::string, int>>()};
+}
+
+void Catalogue::import_models(const std::vector<std::string>& texts, const std::string& path,
+                              const std::vector<std::string>& inputs) {
+  for (const auto& input : inputs) {
+    if (!is_input(input)) {
+      throw Error(fmt::format(
+          "--input: expected sizes and a dtype such as 1x3x224x224:float32, found '{}'", input));
+    }
+  }
+  auto families = Json::object();
+  for (const auto& text : texts) {
+    const auto colon = text.find(':');
+    const auto module = text.substr(0, colon);
+    const auto factory = colon == std::string::npos ? "" : text.substr(colon + 1);
+    if (module.empty() || factory.empty() || factory.find_first_of(":/,* ") != std::string::npos) {
+      throw Error(fmt::format("--model: expected module:factory, found '{}'", text));
+    }
+    // Two modules may name their factories alike.
+    const auto name = families.contains(factory) ? module + "." + factory : factory;
+    Json settings = {{"factory", text}, {"path", path}};
+    if (!inputs.empty()) settings["input"] = fmt::format("{}", fmt::join(inputs, ";"));
+    families[name] = {{"model", "imported"}, {"settings", settings}, {"sizes", Json::object()}};
+  }
+  json_["families"] = families;
+}
+
+void Catalogue::check_value(const std::string& key, const std::string& value) const {
+  const auto axis = json_.at("axes").find(key);
+  if (axis == json_.at("axes").end()) return;
+  const auto fail = [&](const std::string& expected, const std::string& hint = "") {
+    throw Error(fmt::format("--set: {}: expected {}, found '{}'{}", key, expected, value, hint));
+  };
+  if (*axis == "count") {
+    if (to_integer(value).value_or(0) < 1) fail("an integer above 0");
+  } else if (*axis == "number") {
+    if (!is_positive(value)) fail("a number above 0");
+  } else {
+    const auto words = axis->get<std::vector<std::string>>();
+    if (std::find(words.begin(), words.end(), value) != words.end()) return;
+    const auto near = closest(value, words);
+    fail(fmt::format("one of {}", fmt::join(words, ", ")),
+         near.empty() ? "" : fmt::format("; did you mean {}?", near.front()));
+  }
 }
 
 void Catalogue::check(const std::string& family, const Axis& axis) const {
   const auto& json = json_.at("families").at(family);
-  std::set<std::string> known = kCommonKeys;
+  std::set<std::string> known;
   std::set<std::string> counts;  // what a size gives is a number of something
+  for (const auto& item : json_.at("axes").items()) known.insert(item.key());
   for (const auto& item : json.at("settings").items()) known.insert(item.key());
   for (const auto& size : json.at("sizes")) {
-    for (const auto& item : size.items()) counts.insert(item.key());
+    for (const auto& item : size.items()) {
+      if (!known.contains(item.key())) counts.insert(item.key());
+    }
   }
+  if (counts.empty()) counts.insert("batch");
   known.insert(counts.begin(), counts.end());
   if (!known.contains(axis.key)) {
     throw Error(fmt::format("--set: {} has no key '{}'{}", family, axis.key,
                             did_you_mean(axis.key, {known.begin(), known.end()})));
   }
   for (const auto& value : axis.values) {
+    check_value(axis.key, value);
     if (counts.contains(axis.key) && to_integer(value).value_or(0) < 1) {
       throw Error(
           fmt::format("--set: {}: expected an integer above 0, found '{}'", axis.key, value));
@@ -214,12 +281,15 @@ void Catalogue::add(std::vector<Case>& cases, const std::string& family, const s
                     const std::string& size, const std::vector<Axis>& axes,
                     const Settings& common) const {
   const auto& json = json_.at("families").at(family);
-  Case basic{.name = fmt::format("{}_{}/size:{}", family, phase, size),
+  Case basic{.name = fmt::format("{}_{}", family, phase),
              .family = family,
              .phase = phase,
              .settings = common};
   set_all(basic.settings, json.at("settings"));
-  set_all(basic.settings, json.at("sizes").at(size));
+  if (!size.empty()) {
+    basic.name += "/size:" + size;
+    set_all(basic.settings, json.at("sizes").at(size));
+  }
   basic.settings.set("family", family);
   basic.settings.set("model", json.at("model").get<std::string>());
   basic.settings.set("phase", phase);
@@ -227,6 +297,7 @@ void Catalogue::add(std::vector<Case>& cases, const std::string& family, const s
   for (const auto& axis : axes) {
     check(family, axis);
     if (phase == "latency" && axis.key == "batch") continue;  // latency is of one
+    if (phase != "train" && kTrainingKeys.contains(axis.key)) continue;
     std::vector<Case> next;
     for (const auto& product : products) {
       for (const auto& value : axis.values) {
@@ -248,6 +319,7 @@ void Catalogue::add(std::vector<Case>& cases, const std::string& family, const s
 std::vector<std::string> Catalogue::chosen_sizes(const std::string& family,
                                                  const std::string& pattern) const {
   const auto known = sizes(family);
+  if (known.empty()) return {""};  // a model of the user's own
   std::vector<std::string> chosen;
   std::copy_if(known.begin(), known.end(), std::back_inserter(chosen),
                [&](const std::string& name) { return matches(pattern, name); });
@@ -276,7 +348,12 @@ std::vector<Case> Catalogue::expand(const std::vector<std::string>& patterns,
       const auto family = base.substr(0, split);
       for (const auto& name : chosen_sizes(family, pattern.size)) {
         matched = true;
+        const auto begin = cases.size();
         add(cases, family, base.substr(split + 1), name, joined(axes, pattern.axes), common);
+        // A model of the user's own may have no loss: then nobody asked for its training.
+        for (size_t i = begin; i < cases.size(); ++i) {
+          cases[i].optional = name.empty() && cases[i].phase == "train" && is_pattern(pattern.base);
+        }
       }
     }
     if (!base_matched && !is_pattern(pattern.base)) {

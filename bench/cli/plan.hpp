@@ -17,6 +17,7 @@ struct Case {
   std::string family;  // empty for a case that a worker of the user's own offers
   std::string phase;
   Settings settings;
+  bool optional = false;  // left out where it cannot be had: the user named no such case
 
   bool own() const { return family.empty(); }
 };
@@ -36,7 +37,10 @@ struct Preset {
   std::string name;
   std::string size;
   int generations = 0;
-  double max_seconds = 0;
+  double max_seconds = 0;             // with two runtimes
+  double seconds_per_runtime = 0;     // with each further one
+  double compile_limit = 0;           // seconds that making one artifact may take
+  std::vector<std::string> runtimes;  // patterns; none: all
   std::map<std::string, int> curves;  // family -> training steps
 };
 
@@ -44,6 +48,11 @@ class Catalogue {
  public:
   /// Reads the text of cases.json. Throws Error.
   explicit Catalogue(std::string_view json);
+
+  /// Puts a model of the user's in place of all families: cases FACTORY_PHASE. `text` is
+  /// module:factory, `path` the folder to import from, `inputs` are SIZES[:DTYPE]. Throws Error.
+  void import_models(const std::vector<std::string>& texts, const std::string& path,
+                     const std::vector<std::string>& inputs);
 
   const Json& json() const { return json_; }
   std::vector<std::string> families() const { return keys("families"); }
@@ -62,6 +71,7 @@ class Catalogue {
  private:
   std::vector<std::string> keys(const char* section) const;
   void check(const std::string& family, const Axis& axis) const;
+  void check_value(const std::string& key, const std::string& value) const;
   std::vector<std::string> chosen_sizes(const std::string& family,
                                         const std::string& pattern) const;
   void add(std::vector<Case>& cases, const std::string& family, const std::string& phase,

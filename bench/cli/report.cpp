@@ -10,11 +10,13 @@
 #include "error.hpp"
 #include "numbers.hpp"
 #include "process.hpp"
+#include "tables.hpp"
 
 namespace torchpace::cli {
 namespace {
 
 constexpr size_t kWidth = 100;
+constexpr size_t kNameWidth = 32;  // a longer name has a line of its own
 constexpr double kHtmlLimitSeconds = 300;
 
 /// Escape sequences, or nothing where the terminal has no colour.
@@ -29,8 +31,8 @@ struct Style {
 
   /// Blue and orange are apart for every eye; the word says the same.
   std::string verdict(const std::string& word, const std::string& text) const {
-    if (word == "FASTER") return paint("1;36", text);
-    if (word == "SLOWER" || word == "INVALID") return paint("1;33", text);
+    if (word.starts_with("FASTER")) return paint("1;36", text);
+    if (word.starts_with("SLOWER") || word == "INVALID") return paint("1;33", text);
     return text;
   }
 };
@@ -83,7 +85,7 @@ Cells cells(const CaseResult& result, const RuntimeResult& row) {
           .speedup = is_reference ? "1" : show_ratio(row.speedup.ratio).both(),
           .verdict = row.is_copy()  ? "A/A"
                      : is_reference ? "reference"
-                                    : row.speedup.verdict,
+                                    : verdict_text(row),
           .items = show_rate(result.items, row.step_ns).median,
           .parity = row.parity ? show_error(row.parity->max_abs_error) : "n/a",
           .faults = show_number(row.page_faults_per_step)};
@@ -91,8 +93,9 @@ Cells cells(const CaseResult& result, const RuntimeResult& row) {
 
 class CaseTable {
  public:
-  CaseTable(const CaseResult& result, std::ostream& out, Style style)
-      : result_(result), out_(out), style_(style) {
+  CaseTable(const CaseResult& result, const std::vector<Folded>& folded, std::ostream& out,
+            Style style)
+      : result_(result), folded_(folded), out_(out), style_(style) {
     measure(heading(result));
     for (const auto& row : result.runtimes) {
       if (row.status == Status::ok) measure(cells(result, row));
@@ -101,6 +104,7 @@ class CaseTable {
     for (const auto width : widths_) taken += 2 + width;
     const size_t room = kWidth > taken + 8 ? kWidth - taken : 8;
     for (const auto& row : result.runtimes) {
+      if (is_folded(folded, row.runtime)) continue;
       if (columns(row.runtime) <= room) name_ = std::max(name_, columns(row.runtime));
     }
   }
@@ -115,7 +119,9 @@ class CaseTable {
     out_ << wrapped("  ", about, 2);
     const auto head = line("runtime", heading(result_));
     out_ << style_.dim(head) << "\n";
-    for (const auto& row : result_.runtimes) print(row);
+    for (const auto& row : result_.runtimes) {
+      if (!is_folded(folded_, row.runtime)) print(row);
+    }
   }
 
  private:
@@ -131,7 +137,8 @@ class CaseTable {
     for (size_t i = 0; i < kColumns.size(); ++i) {
       const auto& cell = row.*kColumns[i];
       const auto cell_text = padded(cell, widths_[i]);
-      text += "  " + (kColumns[i] == &Cells::verdict ? style_.verdict(cell, cell_text) : cell_text);
+      const bool is_verdict = kColumns[i] == &Cells::verdict;
+      text += "  " + (is_verdict ? style_.verdict(cell, cell_text) : cell_text);
     }
     text.erase(text.find_last_not_of(' ') + 1);
     return text;
@@ -162,11 +169,51 @@ class CaseTable {
   }
 
   const CaseResult& result_;
+  const std::vector<Folded>& folded_;
   std::ostream& out_;
   Style style_;
   size_t name_ = columns("runtime");
   std::array<size_t, kColumns.size()> widths_{};
 };
+
+/// A name that would push the other cells beyond the width has a line of its own.
+void print_table(const Table& table, std::ostream& out, const Style& style) {
+  if (table.groups.empty()) return;
+  std::vector<size_t> widths;
+  for (const auto& cell : table.head) widths.push_back(columns(cell));
+  for (const auto& group : table.groups) {
+    for (const auto& row : group.rows) {
+      for (size_t i = 1; i < row.size(); ++i) widths[i] = std::max(widths[i], columns(row[i]));
+    }
+  }
+  size_t taken = 2;
+  for (size_t i = 1; i < widths.size(); ++i) taken += 2 + widths[i];
+  const size_t room = kWidth > taken + 8 ? kWidth - taken : 8;
+  for (const auto& group : table.groups) {
+    for (const auto& row : group.rows) {
+      if (columns(row[0]) <= std::min(room, kNameWidth))
+        widths[0] = std::max(widths[0], columns(row[0]));
+    }
+  }
+  const auto line = [&](const std::vector<std::string>& cells) {
+    std::string text = "  " + padded(cells[0], widths[0]);
+    if (columns(cells[0]) > widths[0]) {
+      text = "  " + cells[0] + "\n  " + std::string(widths[0], ' ');
+    }
+    for (size_t i = 1; i < cells.size(); ++i) text += "  " + padded(cells[i], widths[i]);
+    text.erase(text.find_last_not_of(' ') + 1);
+    return text;
+  };
+  const auto about = wrapped(table.title + ": ", table.note, 2);
+  out << style.bold(table.title) << about.substr(table.title.size()) << style.dim(line(table.head))
+      << "\n";
+  for (const auto& group : table.groups) {
+    out << group.name << "\n";
+    if (!group.note.empty()) out << wrapped("  ", group.note, 2);
+    for (const auto& row : group.rows) out << line(row) << "\n";
+  }
+  out << "\n";
+}
 
 std::string text_of(const Json& environment, const char* key) {
   const auto found = environment.find(key);
@@ -247,8 +294,10 @@ std::string mean_line(const Results& results, const std::string& runtime) {
     }
   }
   if (!missing.empty()) {
-    return fmt::format("{}: no geometric mean, not measured on {}", runtime,
-                       fmt::join(missing, ", "));
+    const auto where = missing.size() < results.cases.size()
+                           ? fmt::format("{}", fmt::join(missing, ", "))
+                           : std::string("any case");
+    return fmt::format("{}: no geometric mean, not measured on {}", runtime, where);
   }
   const double mean = std::exp(logs / static_cast<double>(results.cases.size()));
   return fmt::format("{}: geometric mean of {} speedups {}", runtime, results.cases.size(),
@@ -260,8 +309,10 @@ void print_summary(const Results& results, std::ostream& out, const Style& style
       << wrapped("  ", fmt::format("{}: {}", counted(results.cases.size(), "case"), tally(results)),
                  4);
   if (results.cases.size() < 2) return;
-  for (const auto& runtime : compared(results))
-    out << wrapped("  ", mean_line(results, runtime), 4);
+  const auto folded = folded_rows(results);
+  for (const auto& runtime : compared(results)) {
+    if (!is_folded(folded, runtime)) out << wrapped("  ", mean_line(results, runtime), 4);
+  }
 }
 
 std::string speedup_cell(const Results& results, const std::string& name,
@@ -271,7 +322,7 @@ std::string speedup_cell(const Results& results, const std::string& name,
     const auto* row = result.find(runtime);
     if (row == nullptr) return "-";
     if (row->status != Status::ok) return to_string(row->status);
-    return show_ratio(row->speedup.ratio).both() + " " + row->speedup.verdict;
+    return show_ratio(row->speedup.ratio).both() + " " + verdict_text(*row);
   }
   return "-";
 }
@@ -307,11 +358,16 @@ std::vector<std::pair<std::string, std::string>> union_of_rows(
 void print_report(const Results& results, std::ostream& out, bool colour) {
   const Style style{colour};
   print_heading(results, out, style);
+  const auto folded = folded_rows(results);
   for (const auto& result : results.cases) {
     out << "\n";
-    CaseTable(result, out, style).print();
+    CaseTable(result, folded, out, style).print();
   }
   out << "\n";
+  for (const auto& each : folded) out << wrapped(each.runtime + ": ", each.text, 2);
+  if (!folded.empty()) out << "\n";
+  print_table(cold_table(results), out, style);
+  print_table(memory_table(results), out, style);
   if (!results.warnings.empty()) {
     print_warnings(results, out, style);
     out << "\n";

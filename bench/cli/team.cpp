@@ -11,7 +11,8 @@
 namespace torchpace::cli {
 namespace {
 
-constexpr double kBlock_s = 0.015;  // short: what a neighbour does to the caches must meet all sides of a round
+constexpr double kBlock_s =
+    0.015;  // short: what a neighbour does to the caches must meet all sides of a round
 constexpr double kShortestSample_s = 50e-6;  // below, one step is too close to the clock's own cost
 constexpr int kMostSamples = 250;            // of a block: bounds the size of results.json
 constexpr double kWarmupShare = 0.15;        // of a block's steps
@@ -75,7 +76,7 @@ BlockSize choose_block(const std::vector<double>& step_s) {
   return block;
 }
 
-Team::Team(const std::vector<WorkerSpec>& workers, double patience_s) {
+Team::Team(const std::vector<WorkerSpec>& workers, const TeamLimits& limits) : limits_(limits) {
   const auto died = [](Member& member, const WorkerFailure& failure) {
     member.client.reset();
     member.death = failure.what();
@@ -84,7 +85,7 @@ Team::Team(const std::vector<WorkerSpec>& workers, double patience_s) {
     auto& member = members_.emplace_back();
     member.runtime = spec.runtime;
     try {
-      member.client = std::make_unique<WorkerClient>(spec, patience_s);
+      member.client = std::make_unique<WorkerClient>(spec, limits.patience_s);
     } catch (const WorkerFailure& failure) {
       died(member, failure);
     }
@@ -123,30 +124,59 @@ void Team::fail(Member& member, RuntimeResult& row, const WorkerFailure& failure
   member.death_told = true;
 }
 
-std::vector<Team::Player> Team::prepare(CaseResult& result, const Settings& settings,
-                                        int generation) {
+/// False when it failed, which its row says.
+bool Team::attempt(Player& player, const std::function<void(WorkerClient&)>& action) {
+  if (player.row->status != Status::ok) return false;
+  try {
+    action(*player.member->client);
+    return true;
+  } catch (const WorkerFailure& failure) {
+    fail(*player.member, *player.row, failure, player.generation.generation);
+    return false;
+  }
+}
+
+/// Loads the case in all workers, a few at a time: nothing is timed while they do.
+void Team::load(std::vector<Player>& players, const Exported& files) {
+  size_t begun = 0;
+  for (size_t i = 0; i < players.size(); ++i) {
+    for (; begun < players.size() && begun < i + limits_.loads; ++begun) {
+      const auto& row = *players[begun].row;
+      const auto settings = files.settings_of(row.is_copy() ? row.copy_of : row.runtime);
+      attempt(players[begun], [&](WorkerClient& client) {
+        client.resume();
+        client.begin_load(settings.line());
+      });
+    }
+    auto& player = players[i];
+    attempt(player, [&](WorkerClient& client) {
+      client.finish_load(limits_.compile_s);
+      player.generation.environment = differences(player.row->environment, client.environment());
+    });
+    if (player.member->client) player.member->client->stop();
+  }
+}
+
+std::vector<Team::Player> Team::prepare(CaseResult& result, const Exported& files, int generation) {
   std::vector<Player> players;
   for (auto& member : members_) {
     auto* row = result.find(member.runtime);
     if (row == nullptr || row->status != Status::ok) continue;
-    if (!member.client) {
-      if (!std::exchange(member.death_told, true)) {
-        fail(member, *row, {member.death, Status::failed, false}, generation);
-      }
-      continue;
-    }
-    try {
-      const Awake awake(*member.client);
-      member.client->load(settings.line());
-      Generation fresh{.generation = generation,
-                       .environment = differences(row->environment, member.client->environment()),
-                       .rounds = {}};
-      const double step_s = pilot_step_s(*member.client, first_step_s(*row));
-      players.push_back({&member, row, std::move(fresh), step_s});
-    } catch (const WorkerFailure& failure) {
-      fail(member, *row, failure, generation);
+    if (member.client) {
+      players.push_back({.member = &member, .row = row, .generation = {}});
+      players.back().generation.generation = generation;
+    } else if (!std::exchange(member.death_told, true)) {
+      fail(member, *row, {member.death, Status::failed, false}, generation);
     }
   }
+  load(players, files);
+  for (auto& player : players) {
+    attempt(player, [&](WorkerClient& client) {
+      const Awake awake(client);
+      player.step_s = pilot_step_s(client, first_step_s(*player.row));
+    });
+  }
+  std::erase_if(players, [](const Player& p) { return p.row->status != Status::ok; });
   return players;
 }
 
@@ -161,28 +191,24 @@ void Team::play_round(std::vector<Player>& players, const std::vector<size_t>& o
   std::vector<std::pair<Player*, Round>> played;
   for (size_t place = 0; place < order.size(); ++place) {
     auto& player = players[order[place]];
-    if (player.row->status != Status::ok) continue;
-    try {
-      const Awake awake(*player.member->client);
-      auto round = player.member->client->run(block.samples, block.warmup, block.steps_per_sample,
-                                              player.step_s);
+    attempt(player, [&](WorkerClient& client) {
+      const Awake awake(client);
+      auto round = client.run(block.samples, block.warmup, block.steps_per_sample, player.step_s);
       round.round = number;
       round.position = static_cast<int>(place) + 1;
       played.emplace_back(&player, std::move(round));
-    } catch (const WorkerFailure& failure) {
-      fail(*player.member, *player.row, failure, player.generation.generation);
-    }
+    });
   }
   // Only here: a round that Ctrl-C cuts short is in no row.
   for (auto& [player, round] : played) player->generation.rounds.push_back(std::move(round));
 }
 
-void Team::measure(CaseResult& result, const Settings& settings, int generation,
-                   const RoundRule& rule, std::mt19937_64& random,
-                   const std::function<void(int)>& after_round) {
+double Team::measure(CaseResult& result, const Exported& files, int generation,
+                     const RoundRule& rule, std::mt19937_64& random,
+                     const std::function<void(int)>& after_round) {
   const auto begin = Clock::now();
-  auto players = prepare(result, settings, generation);
-  if (!plays(players, result.reference)) return;
+  auto players = prepare(result, files, generation);
+  if (!plays(players, result.reference)) return 0;
   std::vector<double> step_s;
   for (const auto& player : players) step_s.push_back(player.step_s);
   const auto block = choose_block(step_s);
@@ -202,8 +228,8 @@ void Team::measure(CaseResult& result, const Settings& settings, int generation,
       }
     }
   };
+  const auto rounds_begin = Clock::now();
   try {
-    const auto rounds_begin = Clock::now();
     std::vector<std::vector<size_t>> square;
     while (plays(players, result.reference)) {
       const double round_s = done == 0 ? 0 : seconds_since(rounds_begin) / done;
@@ -219,6 +245,7 @@ void Team::measure(CaseResult& result, const Settings& settings, int generation,
     throw;
   }
   keep();
+  return seconds_since(rounds_begin);
 }
 
 }  // namespace torchpace::cli

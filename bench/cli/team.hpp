@@ -7,7 +7,7 @@
 #include <string>
 #include <vector>
 
-#include "plan.hpp"
+#include "exporter.hpp"
 #include "worker_client.hpp"
 
 namespace torchpace::cli {
@@ -31,11 +31,17 @@ struct RoundRule {
 };
 inline constexpr int kFewestRounds = 3;
 
+struct TeamLimits {
+  double patience_s = 30;
+  double compile_s = 0;  // that a load may take besides
+  size_t loads = 1;      // at the same time
+};
+
 class Team {
  public:
   /// Starts all workers at once, waits for their greetings and stops them. One that does not start
   /// is missing from what follows; its first case says why.
-  Team(const std::vector<WorkerSpec>& workers, double patience_s);
+  Team(const std::vector<WorkerSpec>& workers, const TeamLimits& limits);
 
   /// Lets them quit.
   ~Team();
@@ -44,9 +50,10 @@ class Team {
 
   /// Loads the case in all workers whose row is ok and takes turns. Adds a generation to each row
   /// that measured; a worker that fails makes its row failed. Calls `after_round` with the number
-  /// of rounds done. On Ctrl-C keeps the rounds that are whole and throws Interrupted.
-  void measure(CaseResult& result, const Settings& settings, int generation, const RoundRule& rule,
-               std::mt19937_64& random, const std::function<void(int)>& after_round);
+  /// of rounds done. Returns the seconds of the rounds. On Ctrl-C keeps the rounds that are whole
+  /// and throws Interrupted.
+  double measure(CaseResult& result, const Exported& files, int generation, const RoundRule& rule,
+                 std::mt19937_64& random, const std::function<void(int)>& after_round);
 
  private:
   struct Member {
@@ -63,11 +70,14 @@ class Team {
   };
 
   void fail(Member& member, RuntimeResult& row, const WorkerFailure& failure, int generation);
-  std::vector<Player> prepare(CaseResult& result, const Settings& settings, int generation);
+  std::vector<Player> prepare(CaseResult& result, const Exported& files, int generation);
+  void load(std::vector<Player>& players, const Exported& files);
+  bool attempt(Player& player, const std::function<void(WorkerClient&)>& action);
   void play_round(std::vector<Player>& players, const std::vector<size_t>& order,
                   const BlockSize& block, int number);
   bool plays(const std::vector<Player>& players, const std::string& runtime) const;
 
+  TeamLimits limits_;
   std::vector<Member> members_;
 };
 

@@ -116,12 +116,16 @@ Json WorkerClient::read_answer(const std::string& command, double limit_s) {
   return json;
 }
 
-Json WorkerClient::ask(const std::string& command, double limit_s) {
+void WorkerClient::send(const std::string& command, double limit_s) {
   try {
     process_->write_line(command, in_seconds(limit_s));
   } catch (const ProcessError& error) {
     fail_dead(fmt::format("{}: {}", command.substr(0, command.find(' ')), error.what()));
   }
+}
+
+Json WorkerClient::ask(const std::string& command, double limit_s) {
+  send(command, limit_s);
   return read_answer(command, limit_s);
 }
 
@@ -150,10 +154,20 @@ bool WorkerClient::offers(const std::string& case_name, bool own_case) const {
   });
 }
 
-LoadAnswer WorkerClient::load(const std::string& settings_line) {
-  const auto json = ask("load " + settings_line, kStartFactor * patience_s_);
+LoadAnswer WorkerClient::load(const std::string& settings_line, double compile_limit_s) {
+  begin_load(settings_line);
+  return finish_load(compile_limit_s);
+}
+
+void WorkerClient::begin_load(const std::string& settings_line) {
+  send("load " + settings_line, kStartFactor * patience_s_);
+}
+
+LoadAnswer WorkerClient::finish_load(double compile_limit_s) {
+  const auto json = read_answer("load", kStartFactor * patience_s_ + compile_limit_s);
   const Answer answer(json, "load");
   return {.load_s = answer.number("load_s"),
+          .compile_s = answer.number_or("compile_s", 0),
           .flops = answer.number_or("flops", 0),
           .items = answer.number_or("items", 0),
           .parameter_bytes = answer.number_or("parameter_bytes", 0),
@@ -162,9 +176,11 @@ LoadAnswer WorkerClient::load(const std::string& settings_line) {
           .note = answer.text_or_empty("note")};
 }
 
-double WorkerClient::first() {
-  const auto json = ask("first", kStartFactor * patience_s_);
-  return Answer(json, "first").number("first_step_s");
+FirstAnswer WorkerClient::first(int steps) {
+  const auto json = ask(fmt::format("first {}", steps), (kStartFactor + steps) * patience_s_);
+  const Answer answer(json, "first");
+  return {.first_step_s = answer.number("first_step_s"),
+          .steps_s = answer.number_or("steps_s", kUnknown)};
 }
 
 Round WorkerClient::run(int samples, int warmup, int steps_per_sample, double step_s) {
@@ -217,7 +233,8 @@ std::map<std::string, double> WorkerClient::peaks() {
   const Answer answer(json, "memory");
   return {{"resident", answer.number("resident_peak_bytes")},
           {"device_allocated", answer.number_or("device_allocated_peak_bytes", 0)},
-          {"device_reserved", answer.number_or("device_reserved_peak_bytes", 0)}};
+          {"device_reserved", answer.number_or("device_reserved_peak_bytes", 0)},
+          {"device_driver", answer.number_or("device_driver_bytes", 0)}};
 }
 
 Json WorkerClient::environment() { return ask("environment", patience_s_); }

@@ -17,6 +17,8 @@ struct WorkerSpec {
   Command command;
   std::string description;  // one line
   bool own = false;         // given with --worker
+  std::string artifact;     // kind of the compiled file that it loads; empty: none
+  size_t exporter = 0;      // which of the experiment's makes that
 };
 
 /// A worker could not do what it was asked. The text is one line and becomes the row's reason.
@@ -28,9 +30,14 @@ struct WorkerFailure : std::runtime_error {
 };
 
 struct LoadAnswer {
-  double load_s = 0;
+  double load_s = 0, compile_s = 0;
   double flops = 0, items = 0, parameter_bytes = 0, minimum_bytes = 0;
   std::string item, note;
+};
+
+struct FirstAnswer {
+  double first_step_s = 0;
+  double steps_s = kUnknown;  // until all steps are done; not every worker tells
 };
 
 class WorkerClient {
@@ -42,8 +49,12 @@ class WorkerClient {
   /// Each throws WorkerFailure when the worker answers with an error, dies or is late, and
   /// Interrupted on Ctrl-C. `step_s`: what a step is expected to take, for the deadline.
   void await_greeting();
-  LoadAnswer load(const std::string& settings_line);
-  double first();
+  /// `compile_limit_s`: what compiling may take besides.
+  LoadAnswer load(const std::string& settings_line, double compile_limit_s = 0);
+  /// The halves of load(): several workers can load at once.
+  void begin_load(const std::string& settings_line);
+  LoadAnswer finish_load(double compile_limit_s = 0);
+  FirstAnswer first(int steps);
   /// Steps in W unrecorded and K recorded samples of B steps.
   Round run(int samples, int warmup, int steps_per_sample, double step_s);
   void write(const std::string& path, double step_s);
@@ -68,6 +79,7 @@ class WorkerClient {
   const std::string& runtime() const { return runtime_; }
 
  private:
+  void send(const std::string& command, double limit_s);
   Json ask(const std::string& command, double limit_s);
   Json read_answer(const std::string& command, double limit_s);
   [[noreturn]] void fail_dead(const std::string& what);

@@ -71,6 +71,27 @@ class Compare : public testing::Test {
            old_options + "' " + options;
   }
 
+  /// torchpace's own side of it, as tests/cli/fake_package has it; its log is `folder`/log.
+  Outcome run_package(const std::string& options) const {
+    const auto package = fs::absolute(TORCHPACE_SOURCE_DIR) / "tests/cli/fake_package";
+    return run(
+        "compare --no-html --python python3 --device cpu --preset smoke --generations 2 "
+        "--rounds 3 --output '" +
+            report().string() + "' " + options,
+        "FAKE_LOG='" + (folder / "log").string() + "' TORCHPACE_PYTHON_PATH='" + package.string() +
+            "' ");
+  }
+
+  /// Lines of the log that start with `start` and contain `part`.
+  std::vector<std::string> logged(const std::string& start, const std::string& part) const {
+    std::vector<std::string> found;
+    std::istringstream lines(text_of(folder / "log"));
+    for (std::string line; std::getline(lines, line);) {
+      if (line.starts_with(start) && line.find(part) != std::string::npos) found.push_back(line);
+    }
+    return found;
+  }
+
   fs::path report() const { return folder / "report"; }
   Results results() const {
     auto loaded = load_results(report());
@@ -252,12 +273,15 @@ TEST_F(Compare, SettingsAndEnvironmentReachTheWorkers) {
 TEST_F(Compare, CtrlCKeepsWhatWasMeasuredAndResumeCompletes) {
   const auto log = folder / "log";
   const auto arguments = pair("--sleep-ms 20 --log " + log.string(), "--rounds 8");
-  Process process({{"sh", "-c", "exec '" + program() + "' " + arguments + " 2>&1"}, {}});
+  fs::create_directories(folder / "tmp");
+  Process process({{"sh", "-c", "exec '" + program() + "' " + arguments + " 2>&1"},
+                   {{"TMPDIR", folder / "tmp"}}});
   for (std::string line; line.find("generation 3/4: toy_train") == std::string::npos;) {
     line = process.read_line(in_seconds(60));
   }
   ::kill(process.pid(), SIGINT);
   EXPECT_EQ(process.wait(in_seconds(60)), "exit code 130");
+  EXPECT_TRUE(fs::is_empty(folder / "tmp")) << "what the workers unpacked is left";
   const auto kept = results();
   EXPECT_FALSE(kept.complete);
   EXPECT_GE(kept.cases[0].find("new")->generations.size(), 2u);
@@ -326,10 +350,123 @@ TEST_F(Compare, BadInputIsOneLineAndExitCode2) {
   fails(pair("", "--set batch=3"), kBadInput, "--set");
   fails(pair("", "--text /no/such/file"), kBadInput, "--text");
   fails(pair("", "--frobnicate"), kBadInput, "--frobnicate");
+  fails(pair("", "--compile-limit 0"), kBadInput, "--compile-limit");
+  fails("compare --torch 1.13.1", kBadInput, "--torch: expected 2.11 or later, found 1.13.1");
+  fails("compare --torch new", kBadInput, "such as 2.11.0,2.15.0, found 'new'");
+  fails("compare --torch 2.11.0,2.11.0", kBadInput, "each version once");
+  fails("compare --input 1x3", kBadInput, "--input: expected a --model beside it");
+  fails("compare --model resnet18", kBadInput, "--model: expected module:factory");
+  fails("compare --model m:f --input 3x:float", kBadInput, "--input: expected sizes");
   fails(pair("", "--output '" + (folder / "file" / "x").string() + "'"), kBadInput,
         "cannot be written");
   fails("", kBadInput, "subcommand");
   fails("report /no/such/file", kBadInput, "cannot be read");
+}
+
+TEST_F(Compare, ArtifactsAreMadeOncePerKind) {
+  const auto outcome = run_package(
+      "--runtimes py-eager,py-one,py-two,py-broken --cases dnn_deep_inference "
+      "--compile-limit 33");
+  EXPECT_EQ(outcome.code, kCaseFailed) << outcome.err;
+  const auto asked = logged("export", "make=shared");
+  ASSERT_EQ(asked.size(), 1u);
+  for (const char* word : {"compile_limit=33", "state=/state.pt", "batch=7", "model=dnn"}) {
+    EXPECT_NE(asked[0].find(word), std::string::npos) << word << " in " << asked[0];
+  }
+  EXPECT_NE(outcome.err.find("artifact shared of dnn_deep_inference/size:smoke, 33 s at most"),
+            std::string::npos)
+      << outcome.err;
+  for (const char* name : {"py-one", "py-two"}) {
+    EXPECT_FALSE(logged(name, "artifact=/artifacts/shared").empty()) << name;
+  }
+  EXPECT_TRUE(logged("py-eager", "artifact=").empty());
+  EXPECT_TRUE(logged("py-broken", "").empty());  // never started
+  const auto found = results();
+  const auto& c = found.cases[0];
+  EXPECT_EQ(c.memory_bytes.at("gradients"), 100);
+  EXPECT_EQ(c.find("py-broken")->reason, "cannot compile: a construct stopped it");
+  EXPECT_EQ(c.find("py-broken")->artifact, "broken");
+  const auto& one = *c.find("py-one");
+  EXPECT_EQ(one.status, Status::ok);
+  EXPECT_EQ(one.artifact, "shared");
+  EXPECT_EQ(one.compile_s, 7.5);
+  EXPECT_TRUE(one.compile_cached);
+  EXPECT_EQ(one.cold_s.at("compile"), 0.5);
+  EXPECT_DOUBLE_EQ(one.cold_s.at("tenth_step"), 0.01);
+  EXPECT_EQ(one.peak_bytes.at("device_driver"), 3);
+  EXPECT_GT(one.break_even_steps, 7000);
+  EXPECT_EQ(c.find("py-two")->break_even_steps, INFINITY);
+  EXPECT_NE(outcome.out.find("never"), std::string::npos) << outcome.out;
+}
+
+TEST_F(Compare, AWorkerOfOursStartsOnceForTheGate) {
+  ASSERT_EQ(run_package("--runtimes py-eager,py-one --cases 'dnn_*'").code, kOk);
+  std::set<std::string> pids;
+  for (const auto& line : logged("py-one", "")) {
+    pids.insert(line.substr(7, line.find(' ', 7) - 7));
+  }
+  EXPECT_EQ(pids.size(), 3u);  // the gate's and one a generation, for six cases
+}
+
+TEST_F(Compare, ThePresetNamesItsRuntimesAndAllTakesAll) {
+  run_package("--cases dnn_deep_latency");  // a cpp-eager that is built takes part, and fails
+  auto plan = results().plan;
+  EXPECT_EQ(std::count(plan.runtimes.begin(), plan.runtimes.end(), "py-one"), 0);
+  EXPECT_EQ(std::count(plan.runtimes.begin(), plan.runtimes.end(), "py-eager"), 1);
+  const double of_two = 45;
+  EXPECT_EQ(run_package("--runtimes 'py-*' --cases dnn_deep_latency").code, kCaseFailed);
+  plan = results().plan;
+  EXPECT_EQ(plan.runtimes.size(), 5u);
+  EXPECT_GE(plan.max_seconds, of_two + 3 * 10);
+}
+
+TEST_F(Compare, ARowThatIsNowhereIsSaidOnce) {
+  const auto outcome = run_package("--runtimes py-eager,py-skipped --cases 'dnn_*'");
+  EXPECT_EQ(outcome.code, kOk) << outcome.err;
+  const std::string line = "py-skipped: skipped on all 6 cases: no such device here";
+  EXPECT_NE(outcome.out.find(line), std::string::npos) << outcome.out;
+  const auto first = outcome.out.find("py-skipped");
+  EXPECT_EQ(outcome.out.find("py-skipped", first + 1), std::string::npos) << outcome.out;
+  EXPECT_NE(text_of(report() / "report.md").find("skipped on all 6 cases"), std::string::npos);
+}
+
+TEST_F(Compare, AModelOfYourOwnIsTheCases) {
+  const auto outcome = run_package(
+      "--runtimes py-eager,py-one --model zoo.small:resnet18 --input 1x3x8x8:float32 "
+      "--input 4:int64 --set memory_format=channels_last");
+  EXPECT_EQ(outcome.code, kOk) << outcome.err;
+  const auto found = results();
+  ASSERT_EQ(found.cases.size(), 2u);  // no loss: its training is left out
+  EXPECT_EQ(found.cases[0].name, "resnet18_inference/memory_format:channels_last");
+  EXPECT_EQ(found.cases[1].name, "resnet18_latency/memory_format:channels_last");
+  EXPECT_NE(outcome.err.find("resnet18_train/memory_format:channels_last is left out: export: the "
+                             "factory gives no loss"),
+            std::string::npos)
+      << outcome.err;
+  const auto& settings = found.cases[0].settings;
+  EXPECT_EQ(settings.at("model"), "imported");
+  EXPECT_EQ(settings.at("factory"), "zoo.small:resnet18");
+  EXPECT_EQ(settings.at("input"), "1x3x8x8:float32;4:int64");
+  EXPECT_EQ(settings.at("path"), fs::current_path());
+  EXPECT_EQ(run_package("--runtimes py-eager,py-one --model zoo.small:resnet18 "
+                        "--cases resnet18_train")
+                .code,
+            kSkipped);
+}
+
+TEST_F(Compare, UnfairPairsAreMarkedWhereverTheyAreShown) {
+  const auto outcome = run(pair("--step-ms 1 --optimizer adam-fused", "", "--optimizer adam"));
+  EXPECT_EQ(outcome.code, kOk);
+  EXPECT_NE(outcome.out.find("FASTER*"), std::string::npos) << outcome.out;
+  EXPECT_NE(text_of(report() / "report.md").find("**FASTER**\\*"), std::string::npos);
+  EXPECT_EQ(results().cases[0].find("new")->differs, std::vector<std::string>{"optimizer"});
+}
+
+TEST_F(Compare, AWorkerThatIgnoresTheTenStepsLeavesThemUnknown) {
+  ASSERT_EQ(run(pair("--first-only", "--generations 1")).code, kOk);
+  const auto found = results();
+  EXPECT_EQ(found.cases[0].find("new")->cold_s.count("tenth_step"), 0u);
+  EXPECT_EQ(found.cases[0].find("old")->cold_s.count("tenth_step"), 1u);
 }
 
 TEST_F(Compare, SaysItsVersionAndHelp) {

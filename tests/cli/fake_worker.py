@@ -3,7 +3,7 @@
     python3 -I -S fake_worker.py [--step-ms 2] [--noise 0.002] [--fail HOW@COMMAND[:N]] [--wrong] ...
 
 Times are drawn, not measured, so that what a test expects does not depend on the machine.
-HOW is die, killed, hang, error, skip or garbage, at the N-th COMMAND of a process (1).
+HOW is die, killed, hang, error, skip or garbage, at the N-th COMMAND of a process (1), or at each (*).
 """
 
 import argparse
@@ -36,7 +36,7 @@ class Worker:
         self.counts[command] = self.counts.get(command, 0) + 1
         how, _, where = self.options.fail.partition("@")
         name, _, at = where.partition(":")
-        if how and name == command and self.counts[command] == int(at or 1):
+        if how and name == command and (at == "*" or self.counts[command] == int(at or 1)):
             found = self.misbehave(how)
             if found is not None:
                 return found
@@ -64,10 +64,17 @@ class Worker:
 
     def load(self, rest):
         self.settings = {k: decode(v) for k, v in (word.split("=", 1) for word in rest)}
-        return {"load_s": 0.01, "flops": 1e9, "items": 8, "item": "samples", "parameter_bytes": 4, "minimum_bytes": 4}
+        # Left behind as by a worker that is killed: whoever gave the folder has to clear it.
+        if "TMPDIR" in os.environ:
+            with open(os.path.join(os.environ["TMPDIR"], f"unpacked-{os.getpid()}"), "w") as file:
+                file.write("x")
+        return {"compile_s": 0.5 if "artifact" in self.settings else 0, "load_s": 0.01, "flops": 1e9, "items": 8, "item": "samples", "parameter_bytes": 4, "minimum_bytes": 4}
 
     def first(self, rest):
-        return {"first_step_s": self.options.step_ms / 1e3}
+        answer = {"first_step_s": self.options.step_ms / 1e3}
+        if rest and not self.options.first_only:
+            answer["steps_s"] = int(rest[0]) * self.options.step_ms / 1e3
+        return answer
 
     def run(self, rest):
         samples, _, steps = int(rest[0]), int(rest[1]), int(rest[2]) if len(rest) > 2 else 1
@@ -101,11 +108,13 @@ class Worker:
             "resident_peak_bytes": self.options.peak_mb << 20,
             "device_allocated_peak_bytes": 0,
             "device_reserved_peak_bytes": 0,
+            "device_driver_bytes": 3,
         }
 
     def environment(self, rest):
         return {
             "language": "python",
+            "optimizer": self.options.optimizer,
             "torch": self.options.torch,
             "threads": os.environ.get("OMP_NUM_THREADS", ""),
             "hash_seed": os.environ.get("PYTHONHASHSEED", ""),
@@ -113,7 +122,7 @@ class Worker:
         }
 
 
-def main():
+def main(arguments=None):
     parser = argparse.ArgumentParser()
     parser.add_argument("--runtime", default="fake")
     parser.add_argument("--cases", default="toy_train,toy_inference")
@@ -126,8 +135,10 @@ def main():
     parser.add_argument("--torch", default="none")
     parser.add_argument("--fail", default="")
     parser.add_argument("--wrong", action="store_true")
+    parser.add_argument("--first-only", action="store_true", help="`first N` tells of the first step alone")
+    parser.add_argument("--optimizer", default="")
     parser.add_argument("--log", help="a file that gets one line a command: name, pid, command")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     worker = Worker(options)
     if options.fail.startswith("die@start"):
         sys.exit("fake: cannot start")

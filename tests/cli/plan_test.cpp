@@ -7,6 +7,7 @@
 
 #include "cases_json.hpp"
 #include "error.hpp"
+#include "experiment.hpp"
 
 namespace torchpace::cli {
 namespace {
@@ -149,6 +150,56 @@ TEST(Plan, ANameCarriesItsOwnAxes) {
 
 TEST(Plan, AxesMultiplyOut) {
   EXPECT_EQ(expand({"dnn_deep_train"}, {"layers=1,2", "width=8,16,32"}).size(), 6u);
+}
+
+TEST(Plan, EveryFamilyHasTheAxesOfTheTable) {
+  for (const char* text :
+       {"optimizer=sgd-fused", "autocast=bfloat16", "tf32=1", "memory_format=channels_last",
+        "torchscript=optimize", "aot=default", "freezing=0", "dynamic=1", "fullgraph=1",
+        "runners=4", "lr=1e-3", "data=normal"}) {
+    for (const char* name : {"gptlite_train", "dnn_deep_train", "dnn_wide_train"}) {
+      const auto cases = expand({name}, {text});
+      ASSERT_EQ(cases.size(), 1u);
+      const std::string word = text;
+      const auto equals = word.find('=');
+      EXPECT_EQ(cases[0].settings.get(word.substr(0, equals), ""), word.substr(equals + 1));
+    }
+  }
+  EXPECT_EQ(names(expand({"dnn_deep_train/autocast:bfloat16"})),
+            Words{"dnn_deep_train/size:quick/autocast:bfloat16"});
+  // Only training has an optimiser.
+  EXPECT_EQ(names(expand({"dnn_deep_inference"}, {"optimizer=adam,sgd"})),
+            Words{"dnn_deep_inference/size:quick"});
+  expect_error([] { expand({"dnn_deep_train"}, {"optimizer=adam-fussed"}); }, kBadInput,
+               "found 'adam-fussed'; did you mean adam-fused?");
+  expect_error([] { expand({"dnn_deep_train"}, {"optimiser=adam"}); }, kBadInput,
+               "did you mean optimizer");
+  expect_error([] { expand({"dnn_deep_train/tf32:on"}); }, kBadInput,
+               "tf32: expected one of 0, 1, found 'on'");
+  expect_error([] { expand({"dnn_deep_train"}, {"runners=none"}); }, kBadInput, "integer above 0");
+  expect_error([] { expand({"dnn_deep_train"}, {"lr=-1"}); }, kBadInput, "a number above 0");
+}
+
+TEST(Plan, AModelOfYourOwnTakesThePlaceOfTheFamilies) {
+  Catalogue own(kCasesJson);
+  own.import_models({"a:make", "b:make", "c:other"}, "/here", {"2x3"});
+  const auto cases = own.expand({"*_inference", "other_train"}, "quick", {}, {});
+  EXPECT_EQ(names(cases),
+            (Words{"make_inference", "b.make_inference", "other_inference", "other_train"}));
+  EXPECT_EQ(cases[1].settings.get("factory", ""), "b:make");
+  EXPECT_FALSE(cases[3].optional);  // named: it is missed where it cannot be had
+  const auto all = own.expand({}, "quick", parse_axes({"dynamic=1"}), {});
+  EXPECT_EQ(all.size(), 9u);
+  for (const auto& c : all) EXPECT_EQ(c.optional, c.phase == "train");
+  expect_error([&] { own.expand({"dnn_deep_train"}, "quick", {}, {}); }, kBadInput, "unknown case");
+}
+
+TEST(Plan, FewerGenerationsWhereStartingTakesTheTime) {
+  EXPECT_EQ(affordable_generations(9, 300, 10), 9);
+  EXPECT_EQ(affordable_generations(9, 80, 10), 6);  // 7 and 8 have no narrower interval than 6
+  EXPECT_EQ(affordable_generations(9, 1, 10), 6);   // never fewer
+  EXPECT_EQ(affordable_generations(20, 130, 10), 12);
+  EXPECT_EQ(affordable_generations(4, 1, 10), 4);  // asked for
 }
 
 TEST(Plan, LatencyIsOfOne) {

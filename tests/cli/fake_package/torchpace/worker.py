@@ -1,0 +1,24 @@
+"""Runtimes for tests: two that share a kind of artifact, one whose artifact fails, one that is skipped."""
+
+import json
+import os
+import sys
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", ".."))
+import fake_worker
+
+RUNTIMES = {
+    "py-eager": ["", "--step-ms", "2"],
+    "py-one": ["shared", "--step-ms", "1"],
+    "py-two": ["shared", "--step-ms", "3"],
+    "py-broken": ["broken"],
+    "py-skipped": ["", "--fail", "skip@load:*"],
+}
+
+if sys.argv[1:] == ["--list"]:
+    for name, (artifact, *_) in RUNTIMES.items():
+        print(json.dumps({"name": name, "description": "fake", "artifact": artifact}))
+else:
+    name = sys.argv[sys.argv.index("--runtime") + 1]
+    log = ["--log", os.environ["FAKE_LOG"]] if "FAKE_LOG" in os.environ else []
+    fake_worker.main([*RUNTIMES[name][1:], "--runtime", name, "--cases", "*", *log])
