@@ -26,7 +26,7 @@ function(torchpace_carry)
   endforeach()
 endfunction()
 
-torchpace_carry(torchpace_program torchpace_worker ${TORCHPACE_BENCH_PROGRAMS} unit_tests torch_tests)
+torchpace_carry(torchpace_program torchpace_worker torchpace_run ${TORCHPACE_BENCH_PROGRAMS} unit_tests torch_tests)
 if(benchmark_AVAILABLE AND TORCHPACE_BENCH_PROGRAMS)
   get_target_property(imported benchmark::benchmark IMPORTED)
   get_target_property(kind benchmark::benchmark TYPE)

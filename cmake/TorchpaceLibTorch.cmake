@@ -1,4 +1,4 @@
-# Makes the target torchpace::libtorch (and torchpace::cuda_headers, where CUDA's headers are found).
+# Makes the target torchpace::libtorch; with TORCHPACE_WITH_CUDA_HEADERS defined where LibTorch has CUDA and its headers are found.
 #
 # A parent project's target `torch` wins. Otherwise the LibTorch folder is looked for in this order:
 #   1. TORCHPACE_LIBTORCH   a folder with lib/ and include/: an unpacked libtorch zip or an installed torch package
@@ -168,8 +168,9 @@ function(_torchpace_make_libtorch folder)
   target_link_options(torchpace::libtorch INTERFACE "LINKER:-rpath-link,${real_folder}")
 endfunction()
 
-# Headers of the CUDA runtime, for code that captures graphs. Needs no compiler of CUDA and no driver.
-function(_torchpace_make_cuda_headers folder)
+# Headers of the CUDA runtime, for code that captures graphs: for all units alike, since they change inline functions. Needs no
+# compiler of CUDA, no driver, and no library beside LibTorch's own.
+function(_torchpace_add_cuda_headers folder)
   file(REAL_PATH "${folder}/lib" real_folder)
   file(GLOB wheel_headers "${real_folder}/../../nvidia/cu[0-9]*/include" "${real_folder}/../../nvidia/cuda_runtime/include")
   find_path(TORCHPACE_CUDA_INCLUDE_DIR cuda_runtime_api.h
@@ -177,14 +178,8 @@ function(_torchpace_make_cuda_headers folder)
     DOC "Folder with cuda_runtime_api.h")
   mark_as_advanced(TORCHPACE_CUDA_INCLUDE_DIR)
   if(TORCHPACE_CUDA_INCLUDE_DIR)
-    add_library(torchpace::cuda_headers INTERFACE IMPORTED GLOBAL)
-    target_include_directories(torchpace::cuda_headers INTERFACE "${TORCHPACE_CUDA_INCLUDE_DIR}")
-    target_compile_definitions(torchpace::cuda_headers INTERFACE TORCHPACE_WITH_CUDA_HEADERS)
-    file(GLOB runtime "${TORCHPACE_CUDA_INCLUDE_DIR}/../lib/libcudart.so*" "${TORCHPACE_CUDA_INCLUDE_DIR}/../lib64/libcudart.so*")
-    if(runtime)
-      list(GET runtime 0 runtime)
-      target_link_libraries(torchpace::cuda_headers INTERFACE "${runtime}")
-    endif()
+    target_include_directories(torchpace::libtorch INTERFACE "${TORCHPACE_CUDA_INCLUDE_DIR}")
+    target_compile_definitions(torchpace::libtorch INTERFACE TORCHPACE_WITH_CUDA_HEADERS)
   endif()
 endfunction()
 
@@ -205,7 +200,7 @@ else()
   _torchpace_make_libtorch("${TORCHPACE_LIBTORCH_DIR}")
   if(EXISTS "${TORCHPACE_LIBTORCH_DIR}/lib/libtorch_cuda.so")
     set(TORCHPACE_TORCH_HAS_CUDA TRUE)
-    _torchpace_make_cuda_headers("${TORCHPACE_LIBTORCH_DIR}")
+    _torchpace_add_cuda_headers("${TORCHPACE_LIBTORCH_DIR}")
   endif()
   if(TORCHPACE_TORCH_HAS_CUDA)
     message(STATUS "torchpace: LibTorch ${TORCHPACE_TORCH_VERSION} with CUDA in ${TORCHPACE_LIBTORCH_DIR}")

@@ -40,7 +40,7 @@ TEST(Tensors, MissingTruncatedAndForeignFilesAreOneClearLine) {
   for (const std::size_t part : {1, 2, 3}) {
     write_file(folder.file("cut.pt"), whole.substr(0, whole.size() * part / 4));
     const auto message = error_of([&] { read_tensors(folder.file("cut.pt")); });
-    EXPECT_NE(message.find("truncated or something else"), std::string::npos) << message;
+    EXPECT_NE(message.find("truncated"), std::string::npos) << message;
     EXPECT_EQ(message.find('\n'), std::string::npos) << message;
   }
   write_file(folder.file("text.pt"), "hello");

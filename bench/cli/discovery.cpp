@@ -153,17 +153,21 @@ Command python_command(const Installation& installation, const std::string& modu
   return command;
 }
 
+Command torch_program(const Installation& installation, const fs::path& program) {
+  Command command{{program}, {}};
+  if (const auto libs = find_torch_libs(installation.python); !libs.empty()) {
+    command.environment["LD_LIBRARY_PATH"] = prepended(libs, "LD_LIBRARY_PATH");
+  }
+  return command;
+}
+
 std::vector<WorkerSpec> discover_runtimes(const Installation& installation,
                                           std::vector<std::string>& problems) {
   std::vector<WorkerSpec> found;
   if (installation.worker.empty()) {
     problems.push_back("no C++ runtimes: torchpace_worker is not beside this program, build it");
   } else {
-    Command program{{installation.worker}, {}};
-    // A worker that was built elsewhere finds LibTorch in whatever Python holds it.
-    if (const auto libs = find_torch_libs(installation.python); !libs.empty()) {
-      program.environment["LD_LIBRARY_PATH"] = prepended(libs, "LD_LIBRARY_PATH");
-    }
+    const auto program = torch_program(installation, installation.worker);
     try {
       list_runtimes(program, found);
     } catch (const ProcessError& error) {
@@ -235,8 +239,9 @@ std::map<std::string, std::string> common_environment(const EnvironmentOptions& 
   if (!installation.package.empty()) {
     result["PYTHONPATH"] = prepended(installation.package, "PYTHONPATH");
   }
-  // Unbound, threads of one process now and then meet on a core or wake each other from sleep: the same
-  // step of 64 small layers takes 0.34 or 0.63 ms for seconds on end, one worker apart from another.
+  // Unbound, threads of one process now and then meet on a core or wake each other from sleep: the
+  // same step of 64 small layers takes 0.34 or 0.63 ms for seconds on end, one worker apart from
+  // another.
   if (options.binds_threads && std::getenv("OMP_PROC_BIND") == nullptr) {
     result["OMP_PROC_BIND"] = "true";
   }

@@ -24,6 +24,10 @@ Installation find_installation(const std::string& python_option);
 Command python_command(const Installation& installation, const std::string& module,
                        const std::vector<std::string>& arguments);
 
+/// A program of ours that needs LibTorch: one that was built elsewhere finds it in whatever Python
+/// holds it.
+Command torch_program(const Installation& installation, const std::filesystem::path& program);
+
 /// torchpace's runtimes: `cpp-*` and `py-*`. A side that cannot be asked says why in `problems`.
 std::vector<WorkerSpec> discover_runtimes(const Installation& installation,
                                           std::vector<std::string>& problems);
@@ -40,7 +44,7 @@ std::vector<WorkerSpec> choose_runtimes(const std::vector<WorkerSpec>& known,
 struct EnvironmentOptions {
   int threads = 1;
   std::string allocator = "tuned";  // tuned, system, jemalloc
-  bool binds_threads = false;  // each OpenMP thread to a core of its own
+  bool binds_threads = false;       // each OpenMP thread to a core of its own
 };
 
 /// Variables that all workers get alike. Throws Error when jemalloc is not found.

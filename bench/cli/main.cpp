@@ -1,4 +1,4 @@
-// The program `torchpace`: compare, list, report, doctor.
+// The program `torchpace`: compare, run, list, report, doctor.
 #include <fcntl.h>
 #include <fmt/format.h>
 #include <unistd.h>
@@ -13,6 +13,7 @@
 #include "interrupt.hpp"
 #include "list.hpp"
 #include "report.hpp"
+#include "run.hpp"
 #include "verdict.hpp"
 #include "words.hpp"
 
@@ -92,6 +93,29 @@ void add_compare(CLI::App& app, CompareOptions& o) {
   app.add_flag("--no-html", o.no_html, "no report.html");
 }
 
+void add_run(CLI::App& app, RunOptions& o) {
+  app.option_defaults()->take_last();
+  app.footer("Loading a file runs the code in it: run only what you would run as a program.");
+  app.add_option("file", o.file, "TorchScript file (.pt) or AOTInductor package (.pt2)")
+      ->required();
+  app.add_option("--input", o.inputs,
+                 "sizes and dtype of an input, 1x3x224x224:float32; repeat for several (what a "
+                 "package of torchpace says)")
+      ->take_all()
+      ->allow_extra_args(false);
+  app.add_option("--below", o.below, "integer inputs are drawn uniform below this (2)");
+  app.add_option("--dynamic", o.dynamic, "first dimensions to try: 1:32*2 or 1,8,64");
+  app.add_option("--device", o.device, "auto, cpu, cuda or cuda:N (cpu)");
+  app.add_option("--threads", o.threads, "of one call (what the package says, else torch's)");
+  app.add_option("--streams", o.streams, "callers at the same time, for the throughput (1)");
+  app.add_option("--seconds", o.seconds, "of each measurement, at most (5)");
+  app.add_option("--torchscript", o.torchscript, "freeze, plain or optimize (freeze)");
+  app.add_option("--compare", o.compare, "another file on the same inputs, outputs checked");
+  app.add_flag("--json", o.json, "one line of JSON with every sample");
+  app.add_option("--python", o.python,
+                 "interpreter whose torch is loaded, if not the one of the build");
+}
+
 int report_files(const std::vector<std::string>& paths, const std::string& output,
                  const std::string& fail_on_text, const std::string& python) {
   std::optional<FailOn> fail_on;
@@ -140,6 +164,10 @@ int run(int argc, char** argv) {
       app.add_subcommand("compare", "measure runtimes side by side and judge them");
   add_compare(*compare_command, options);
 
+  RunOptions run_options;
+  auto* run_command = app.add_subcommand("run", "time a .pt or .pt2 file; runs the code in it");
+  add_run(*run_command, run_options);
+
   bool as_json = false;
   std::string python;
   auto* list_command = app.add_subcommand("list", "families, sizes, phases, presets and runtimes");
@@ -169,6 +197,7 @@ int run(int argc, char** argv) {
     return kBadInput;
   }
   if (*compare_command) return compare(options);
+  if (*run_command) return run_file(run_options);
   if (*list_command) return list(python, as_json);
   if (*report_command) return report_files(paths, output, fail_on, python);
   return run_doctor({.json = as_json,

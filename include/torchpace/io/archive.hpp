@@ -205,9 +205,15 @@ class Archive {
       const auto end64 = number<uint64_t>(end - kLocatorBytes + 8);
       at(end64, kEnd64Bytes);
       if (!is_record(end64, "PK\6\6")) fail(kTruncated);
-      count = number<uint64_t>(end64 + 32);
-      bytes = number<uint64_t>(end64 + 40);
-      offset = number<uint64_t>(end64 + 48);
+      // Both records must say the same, where the old one has the room.
+      const auto widen = [&](uint64_t& value, uint64_t largest, uint64_t place) {
+        const auto wide = number<uint64_t>(place);
+        if (value != largest && value != wide) fail(kTruncated);
+        value = wide;
+      };
+      widen(count, 0xFFFF, end64 + 32);
+      widen(bytes, kMax32, end64 + 40);
+      widen(offset, kMax32, end64 + 48);
       end = end64;
     }
     if (offset > end || bytes != end - offset || count > bytes / kDirectoryBytes) fail(kTruncated);

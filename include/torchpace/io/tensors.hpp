@@ -14,6 +14,8 @@
 #include <string>
 #include <vector>
 
+#include "torchpace/io/archive.hpp"
+
 namespace torchpace {
 
 using TensorDict = std::map<std::string, torch::Tensor>;
@@ -21,20 +23,19 @@ using TensorDict = std::map<std::string, torch::Tensor>;
 inline constexpr int64_t kTensorFormat = 1;
 inline constexpr const char* kTensorFormatKey = "torchpace.format";
 
-/// Reads a dictionary of tensors, on the CPU. Throws c10::Error in one line on a file that cannot
-/// be read, is truncated, is no dictionary of tensors, or is of another format version.
+/// Reads a dictionary of tensors, on the CPU. Throws ArchiveError on a file that cannot be read or
+/// is damaged, and c10::Error in one line on one that is no dictionary of tensors or of another
+/// format version.
 inline TensorDict read_tensors(const std::string& path) {
+  check_archive(path);
   std::ifstream file(path, std::ios::binary);
-  TORCH_CHECK(file, path,
-              ": cannot be opened; expected a file of tensors (torchpace export writes them)");
   const std::vector<char> bytes{std::istreambuf_iterator<char>(file), {}};
   torch::IValue value;
   try {
     value = torch::pickle_load(bytes);
   } catch (const std::exception&) {
     TORCH_CHECK(false, path, ": expected a dictionary of tensors written by torch.save, found ",
-                bytes.size(),
-                " bytes that are truncated or something else; delete the file and write it again");
+                "another archive; delete the file and write it again");
   }
   TORCH_CHECK(value.isGenericDict(), path,
               ": expected a plain dict of tensors (not an OrderedDict), found ", value.tagKind(),

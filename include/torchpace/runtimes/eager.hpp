@@ -27,6 +27,7 @@ namespace detail {
 
 /// What the lambdas of a training workload share.
 struct EagerTraining {
+  virtual ~EagerTraining() = default;
   EagerTraining(Model m, Batches all, const Settings& settings)
       : model(std::move(m)),
         batches(std::move(all)),
@@ -46,7 +47,8 @@ struct EagerTraining {
     return model.loss(model.forward(x), y);
   }
 
-  torch::Tensor train(const torch::Tensor& x, const torch::Tensor& y) {
+  /// One step. Returns its loss, which no later step changes.
+  virtual torch::Tensor train(const torch::Tensor& x, const torch::Tensor& y) {
     optimizer->zero_grad();
     auto loss = forward(x, y);
     loss.backward();
@@ -119,14 +121,11 @@ struct EagerTraining {
 
 }  // namespace detail
 
-/// Training steps of `model` on its batches: zero_grad, forward, loss, backward, optimiser. Keys of
-/// `settings`: optimizer, lr, eps, and the axes. `fresh` feeds `losses`; without it they use the
-/// batches in turn. Throws DeviceUnavailable for a model without a module.
-inline Workload eager_training(const Model& model, Batches batches, const Settings& settings = {},
-                               BatchSource fresh = nullptr) {
-  const auto dtype = require_module(model).parameters().at(0).scalar_type();
-  auto shared = std::make_shared<detail::EagerTraining>(model, std::move(batches), settings);
+namespace detail {
+
+inline Workload training_workload(const std::shared_ptr<EagerTraining>& shared, BatchSource fresh) {
   shared->axes.apply();
+  const auto& model = shared->model;
   return {.step =
               [shared] {
                 shared->train(shared->batches.input(shared->step),
@@ -138,13 +137,34 @@ inline Workload eager_training(const Model& model, Batches batches, const Settin
           .losses = [shared, fresh](int64_t steps) { return shared->losses(fresh, steps); },
           .device = shared->device,
           .axes = shared->axes,
-          .dtype = dtype,
+          .dtype = model.module->parameters().at(0).scalar_type(),
           .optimizer = shared->optimizer->name(),
           .flops = model.cost.training_flops,
           .items = model.cost.items,
           .item = model.cost.item,
           .parameter_bytes = model.cost.parameter_bytes,
           .minimum_bytes = model.cost.training_minimum_bytes};
+}
+
+/// Fresh batches of the case's text; null for a case without one.
+inline BatchSource text_source(const Settings& s) {
+  const auto tokens = s.get("tokens", "");
+  if (tokens.empty()) return nullptr;
+  return TextBatches(read_tokens(tokens), s.require<int64_t>("batch"),
+                     s.require<int64_t>("context"), s.get<int64_t>("seed", 0));
+}
+
+}  // namespace detail
+
+/// Training steps of `model` on its batches: zero_grad, forward, loss, backward, optimiser. Keys of
+/// `settings`: optimizer, lr, eps, and the axes. `fresh` feeds `losses`; without it they use the
+/// batches in turn. Throws DeviceUnavailable for a model without a module.
+inline Workload eager_training(const Model& model, Batches batches, const Settings& settings = {},
+                               BatchSource fresh = nullptr) {
+  require_module(model);
+  return detail::training_workload(
+      std::make_shared<detail::EagerTraining>(model, std::move(batches), settings),
+      std::move(fresh));
 }
 
 /// Forward passes of `model` in eval mode and InferenceMode, its batches in turn. Keys of
@@ -189,11 +209,7 @@ inline std::vector<Runtime> eager_runtimes() {
       return eager_inference(model, std::move(batches), Phase::kThroughput, s);
     if (phase == "latency") return eager_inference(model, std::move(batches), Phase::kLatency, s);
     TORCH_CHECK(phase == "train", "phase: expected train, inference or latency, got '", phase, "'");
-    const auto tokens = s.get("tokens", "");
-    if (tokens.empty()) return eager_training(model, std::move(batches), s);
-    return eager_training(model, std::move(batches), s,
-                          TextBatches(read_tokens(tokens), s.require<int64_t>("batch"),
-                                      s.require<int64_t>("context"), s.get<int64_t>("seed", 0)));
+    return eager_training(model, std::move(batches), s, detail::text_source(s));
   };
   return {{.name = "cpp-eager",
            .description = "LibTorch modules in C++, operator by operator",

@@ -1,0 +1,120 @@
+// Shapes and dtypes as text: "1x3x224x224:float32", several joined by ";", "?" for a size that may
+// vary. Twin: the key `input` of a model of your own (docs/design.md).
+#pragma once
+
+#include <torch/torch.h>
+
+#include <array>
+#include <charconv>
+#include <sstream>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "torchpace/settings.hpp"
+
+namespace torchpace {
+
+inline constexpr int64_t kAnySize = -1;
+
+inline constexpr std::array<std::pair<std::string_view, torch::ScalarType>, 10> kDtypeNames = {{
+    {"float32", torch::kFloat32},
+    {"float64", torch::kFloat64},
+    {"float16", torch::kFloat16},
+    {"bfloat16", torch::kBFloat16},
+    {"int64", torch::kInt64},
+    {"int32", torch::kInt32},
+    {"int16", torch::kInt16},
+    {"int8", torch::kInt8},
+    {"uint8", torch::kUInt8},
+    {"bool", torch::kBool},
+}};
+
+/// The name that Python gives a dtype: float32.
+inline std::string dtype_name(torch::ScalarType dtype) {
+  for (const auto& [name, value] : kDtypeNames) {
+    if (value == dtype) return std::string(name);
+  }
+  return c10::toString(dtype);
+}
+
+/// Throws SettingsError on an unknown name.
+inline torch::ScalarType dtype_named(std::string_view name) {
+  std::string known;
+  for (const auto& [each, value] : kDtypeNames) {
+    if (each == name) return value;
+    known += (known.empty() ? "" : ", ") + std::string(each);
+  }
+  throw SettingsError("dtype: expected one of " + known + ", got '" + std::string(name) + "'");
+}
+
+struct TensorSpec {
+  std::vector<int64_t> sizes;  // kAnySize: any
+  torch::ScalarType dtype = torch::kFloat32;
+
+  /// "1x8:float32"; a scalar is ":float32".
+  std::string text() const {
+    std::string result;
+    for (const auto size : sizes) {
+      if (!result.empty()) result += 'x';
+      result += size == kAnySize ? std::string("?") : std::to_string(size);
+    }
+    result += ':';
+    result += dtype_name(dtype);
+    return result;
+  }
+
+  /// Throws SettingsError unless `text` is sizes joined by x, a colon and a dtype (float32 where
+  /// there is no colon).
+  static TensorSpec parse(std::string_view text) {
+    const auto colon = text.find(':');
+    auto sizes = text.substr(0, colon);
+    TensorSpec spec;
+    if (colon != std::string_view::npos) spec.dtype = dtype_named(text.substr(colon + 1));
+    while (!sizes.empty()) {
+      const auto end = std::min(sizes.find('x'), sizes.size());
+      const auto size = sizes.substr(0, end);
+      int64_t value = kAnySize;
+      const auto* last = size.data() + size.size();
+      const bool any = size == "?";
+      if (!any && (size.empty() || std::from_chars(size.data(), last, value).ptr != last ||
+                   value < 0 || (end < sizes.size() && end + 1 == sizes.size()))) {
+        throw SettingsError("input: expected sizes and a dtype, 1x3x224x224:float32, got '" +
+                            std::string(text) + "'");
+      }
+      spec.sizes.push_back(value);
+      sizes = end == sizes.size() ? "" : sizes.substr(end + 1);
+    }
+    return spec;
+  }
+
+  static TensorSpec of(const torch::Tensor& tensor) {
+    return {tensor.sizes().vec(), tensor.scalar_type()};
+  }
+
+  bool admits(const torch::Tensor& tensor) const {
+    if (tensor.scalar_type() != dtype || static_cast<std::size_t>(tensor.dim()) != sizes.size())
+      return false;
+    for (std::size_t i = 0; i < sizes.size(); ++i) {
+      if (sizes[i] != kAnySize && sizes[i] != tensor.size(static_cast<int64_t>(i))) return false;
+    }
+    return true;
+  }
+};
+
+/// Several specs joined by ";"; none for an empty text.
+inline std::vector<TensorSpec> parse_tensor_specs(const std::string& text) {
+  std::vector<TensorSpec> specs;
+  std::istringstream parts(text);
+  for (std::string part; std::getline(parts, part, ';');) specs.push_back(TensorSpec::parse(part));
+  return specs;
+}
+
+inline std::string text_of(const std::vector<TensorSpec>& specs) {
+  std::string text;
+  for (const auto& spec : specs) text += (text.empty() ? "" : ";") + spec.text();
+  return text;
+}
+
+}  // namespace torchpace
