@@ -15,8 +15,10 @@
 namespace torchpace::cli {
 namespace {
 
-constexpr size_t kWidth = 100;
-constexpr size_t kNameWidth = 32;  // a longer name has a line of its own
+constexpr size_t kWidth = 100;       // of text
+constexpr size_t kTableWidth = 112;  // long names of runtimes stay on their row
+constexpr size_t kFewCases = 3;      // of more, cold start and memory are in report.md
+constexpr size_t kNameWidth = 32;    // a longer name has a line of its own
 constexpr double kHtmlLimitSeconds = 300;
 
 /// Escape sequences, or nothing where the terminal has no colour.
@@ -102,7 +104,7 @@ class CaseTable {
     }
     size_t taken = 2;
     for (const auto width : widths_) taken += 2 + width;
-    const size_t room = kWidth > taken + 8 ? kWidth - taken : 8;
+    const size_t room = kTableWidth > taken + 8 ? kTableWidth - taken : 8;
     for (const auto& row : result.runtimes) {
       if (is_folded(folded, row.runtime)) continue;
       if (columns(row.runtime) <= room) name_ = std::max(name_, columns(row.runtime));
@@ -188,7 +190,7 @@ void print_table(const Table& table, std::ostream& out, const Style& style) {
   }
   size_t taken = 2;
   for (size_t i = 1; i < widths.size(); ++i) taken += 2 + widths[i];
-  const size_t room = kWidth > taken + 8 ? kWidth - taken : 8;
+  const size_t room = kTableWidth > taken + 8 ? kTableWidth - taken : 8;
   for (const auto& group : table.groups) {
     for (const auto& row : group.rows) {
       if (columns(row[0]) <= std::min(room, kNameWidth))
@@ -304,6 +306,45 @@ std::string mean_line(const Results& results, const std::string& runtime) {
                      show_ratio(Interval{.median = mean}).median);
 }
 
+/// The fastest runtime of a case, and those whose intervals meet its own. Empty if none has one.
+std::string fastest_text(const CaseResult& result) {
+  struct Entry {
+    const RuntimeResult* row;
+    Interval ratio;
+  };
+  std::vector<Entry> entries;
+  for (const auto& row : result.runtimes) {
+    if (row.status != Status::ok || row.is_copy()) continue;
+    const bool is_reference = row.runtime == result.reference;
+    const auto ratio =
+        is_reference ? Interval{.median = 1, .low = 1, .high = 1, .confidence = 1} : row.speedup.ratio;
+    if (!std::isnan(ratio.low) && !std::isnan(ratio.high)) entries.push_back({&row, ratio});
+  }
+  if (entries.size() < 2) return "";
+  std::stable_sort(entries.begin(), entries.end(),
+                   [](const auto& a, const auto& b) { return a.ratio.median > b.ratio.median; });
+  const auto& best = entries.front();
+  const auto mark = best.row->differs.empty() ? "" : "*";
+  std::vector<std::string> equals;
+  for (size_t i = 1; i < entries.size(); ++i) {
+    if (entries[i].ratio.high >= best.ratio.low) equals.push_back(entries[i].row->runtime);
+  }
+  const bool is_reference = best.row->runtime == result.reference;
+  const auto speedup = is_reference ? " (the reference)" : ", " + show_ratio(best.ratio).both();
+  return best.row->runtime + speedup + mark +
+         (equals.empty() ? "" : fmt::format("; not told apart from {}", fmt::join(equals, ", ")));
+}
+
+void print_fastest(const Results& results, std::ostream& out, const Style& style) {
+  if (compared(results).size() < 2) return;
+  out << style.bold("fastest") << "\n";
+  for (const auto& result : results.cases) {
+    if (const auto text = fastest_text(result); !text.empty())
+      out << wrapped("  ", result.name + ": " + text, 4);
+  }
+  out << "\n";
+}
+
 void print_summary(const Results& results, std::ostream& out, const Style& style) {
   out << style.bold("summary") << "\n"
       << wrapped("  ", fmt::format("{}: {}", counted(results.cases.size(), "case"), tally(results)),
@@ -366,12 +407,17 @@ void print_report(const Results& results, std::ostream& out, bool colour) {
   out << "\n";
   for (const auto& each : folded) out << wrapped(each.runtime + ": ", each.text, 2);
   if (!folded.empty()) out << "\n";
-  print_table(cold_table(results), out, style);
-  print_table(memory_table(results), out, style);
+  if (results.cases.size() <= kFewCases) {
+    print_table(cold_table(results), out, style);
+    print_table(memory_table(results), out, style);
+  } else {
+    out << "Cold start and memory of each case are in report.md.\n\n";
+  }
   if (!results.warnings.empty()) {
     print_warnings(results, out, style);
     out << "\n";
   }
+  print_fastest(results, out, style);
   print_summary(results, out, style);
 }
 
@@ -431,7 +477,7 @@ void print_side_by_side(const std::vector<NamedResults>& files, std::ostream& ou
     size_t end = first;
     for (size_t taken = name_width + 2; end < files.size(); ++end) {
       taken += widths[end] + 2;
-      if (taken > kWidth && end > first) break;
+      if (taken > kTableWidth && end > first) break;
     }
     auto head = "  " + padded("runtime", name_width);
     for (size_t i = first; i < end; ++i) head += "  " + padded(letter(i), widths[i]);

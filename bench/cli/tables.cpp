@@ -66,7 +66,8 @@ Table cold_table(const Results& results) {
       if (row.is_copy() || std::isnan(row.cold_total_s)) continue;
       std::vector<std::string> cells{row.runtime};
       for (const char* stage : {"start", "load", "compile", "first_step"}) {
-        cells.push_back(show_seconds(value_of(row.cold_s, stage)));
+        const double seconds = value_of(row.cold_s, stage);
+        cells.push_back(seconds == 0 ? "-" : show_seconds(seconds));  // nothing to compile
       }
       cells.push_back(show_seconds(row.cold_total_s));
       cells.push_back(show_seconds(value_of(row.cold_s, "tenth_step")));

@@ -88,7 +88,7 @@ def test_without_the_package_random_tokens_and_a_warning(tmp_path, monkeypatch, 
     assert text.main(["--cache", str(tmp_path)]) == 0
     said = capsys.readouterr()
     assert (
-        "WARNING: random tokens" in said.err
+        "random tokens, not text" in said.err
         and "no registry" in said.err
         and said.out.count("\n") == 1
     )

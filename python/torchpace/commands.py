@@ -73,10 +73,12 @@ class Worker:
         loaded = self.runtime.load(self.name, settings, models.of(settings))
         loaded.synchronize()
         load_s = time.perf_counter() - started
-        started = time.perf_counter()
-        loaded.compile()
-        loaded.synchronize()
-        compile_s = time.perf_counter() - started
+        compile_s = 0.0
+        if type(loaded).compile is not Workload.compile:
+            started = time.perf_counter()
+            loaded.compile()
+            loaded.synchronize()
+            compile_s = time.perf_counter() - started
         if self.slow:
             measure.slow_down(loaded, self.slow)
         self.workload = loaded

@@ -188,7 +188,7 @@ def random_tokens(folder: Path, vocabulary: int, reason: str) -> Text:
         made.sha256,
         made.count,
         made.source,
-        f"WARNING: random tokens, not text: {reason}",
+        f"random tokens, not text: {reason}",
     )
 
 

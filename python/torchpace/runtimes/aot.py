@@ -1,6 +1,6 @@
 """py-aot: the model exported and compiled ahead of time by AOTInductor, loaded from Python.
 
-Twin: include/torchpace/runtimes/aot.hpp, which loads the same packages.
+Twin: include/torchpace/runtimes/aot_inductor.hpp, which loads the same packages.
 """
 
 from __future__ import annotations
