@@ -151,15 +151,18 @@ double seconds(const RuntimeResult& row, const char* stage, double otherwise) {
   return found == row.cold_s.end() ? otherwise : found->second;
 }
 
-/// Steps after which what the row costs more before its first step ends is earned back.
+/// Steps after which what the row costs more before its first step ends is earned back. Unknown
+/// where the interval of the speedup holds 1: then nobody knows that anything is earned.
 double break_even(const RuntimeResult& reference, const RuntimeResult& row) {
   const auto cost_s = [](const RuntimeResult& r) {
     return r.cold_total_s + (std::isnan(r.compile_s) ? 0 : r.compile_s);
   };
   const double extra_s = cost_s(row) - cost_s(reference);
-  const double gain_s = (reference.step_ns.median - row.step_ns.median) * 1e-9;
+  const auto& ratio = row.speedup.ratio;
+  const double gain_s = reference.step_ns.median * 1e-9 * (1 - 1 / ratio.median);
   if (std::isnan(extra_s) || std::isnan(gain_s)) return kUnknown;
   if (extra_s <= 0) return 0;
+  if (ratio.low <= 1 && ratio.high >= 1) return kUnknown;
   return gain_s > 0 ? std::ceil(extra_s / gain_s) : INFINITY;
 }
 

@@ -122,8 +122,9 @@ class CaseTable {
     const auto head = line("runtime", heading(result_));
     out_ << style_.dim(head) << "\n";
     for (const auto& row : result_.runtimes) {
-      if (!is_folded(folded_, row.runtime)) print(row);
+      if (row.status != Status::skipped && !is_folded(folded_, row.runtime)) print(row);
     }
+    print_skipped();
   }
 
  private:
@@ -144,6 +145,22 @@ class CaseTable {
     }
     text.erase(text.find_last_not_of(' ') + 1);
     return text;
+  }
+
+  /// One line for all that were skipped for the same reason.
+  void print_skipped() {
+    std::vector<std::pair<std::string, std::vector<std::string>>> reasons;
+    for (const auto& row : result_.runtimes) {
+      if (row.status != Status::skipped || is_folded(folded_, row.runtime)) continue;
+      const auto reason = row.reason.empty() ? "no reason given" : row.reason;
+      auto found = std::find_if(reasons.begin(), reasons.end(),
+                                [&](const auto& each) { return each.first == reason; });
+      if (found == reasons.end()) found = reasons.insert(found, {reason, {}});
+      found->second.push_back(row.runtime);
+    }
+    for (const auto& [reason, names] : reasons) {
+      out_ << wrapped("  ", fmt::format("{} skipped: {}", fmt::join(names, ", "), reason), 4);
+    }
   }
 
   void print(const RuntimeResult& row) {
@@ -316,8 +333,8 @@ std::string fastest_text(const CaseResult& result) {
   for (const auto& row : result.runtimes) {
     if (row.status != Status::ok || row.is_copy()) continue;
     const bool is_reference = row.runtime == result.reference;
-    const auto ratio =
-        is_reference ? Interval{.median = 1, .low = 1, .high = 1, .confidence = 1} : row.speedup.ratio;
+    const auto ratio = is_reference ? Interval{.median = 1, .low = 1, .high = 1, .confidence = 1}
+                                    : row.speedup.ratio;
     if (!std::isnan(ratio.low) && !std::isnan(ratio.high)) entries.push_back({&row, ratio});
   }
   if (entries.size() < 2) return "";

@@ -1,4 +1,4 @@
-// cpp-aot: a package that AOTInductor compiled, in C++ (io/aot_package.hpp).
+// cpp-aot: a package that AOTInductor compiled, in C++ (runtimes/aot_package.hpp).
 // Twin: python/torchpace/runtimes/aot.py, which makes the packages.
 #pragma once
 
@@ -8,7 +8,7 @@
 #include <string>
 #include <vector>
 
-#include "torchpace/io/aot_package.hpp"
+#include "torchpace/runtimes/aot_package.hpp"
 #include "torchpace/runtimes/artifact.hpp"
 
 namespace torchpace {

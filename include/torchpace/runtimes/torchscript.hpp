@@ -12,7 +12,7 @@
 #include <utility>
 #include <vector>
 
-#include "torchpace/io/aot_package.hpp"
+#include "torchpace/runtimes/aot_package.hpp"
 #include "torchpace/runtimes/artifact.hpp"
 
 namespace torchpace {

@@ -11,10 +11,13 @@ FOOT = 42
 
 
 def groups_of(results, key, order):
-    """[(case, rows that know `key`, the least by `order` first)]."""
+    """[(case, measured rows that know `key`, the least by `order` first)]."""
+
+    def has(row):
+        return row[key] and row["status"] == "ok" and not row["copy_of"]
+
     groups = [
-        (case, sorted((r for r in case["runtimes"] if r[key] and not r["copy_of"]), key=order))
-        for case in results["cases"]
+        (case, sorted(filter(has, case["runtimes"]), key=order)) for case in results["cases"]
     ]
     return [(case, rows) for case, rows in groups if rows]
 
