@@ -40,8 +40,8 @@ from torchpace.protocol import die_with_parent, one_line, open_protocol
 from torchpace.settings import Settings
 
 LIMIT_S = 120.0  # where the line names no compile_limit
-# Keys of a settings line that change no artifact: none holds an optimiser, and `torchscript` and
-# `runners` are obeyed by what loads it.
+# Keys of a settings line that change no artifact, unless its runtime says so by RELATED: few hold
+# an optimiser, and `torchscript` and `runners` are obeyed by what loads it.
 UNRELATED = (
     *("case", "family", "state", "truth", "tokens", "artifact", "make", "compile_limit"),
     *("optimizer", "lr", "eps", "torchscript", "runners"),
@@ -139,10 +139,12 @@ def key_of(kind: str, settings: Settings, model: ModuleType, runtime: ModuleType
 
     device = workload.device_of(settings)
     sources = (runtime, axes, inductor, inference, workload, sys.modules[__name__])
+    sources += getattr(runtime, "SOURCES", ())
+    unrelated = {*UNRELATED, *models.COST_KEYS} - {*getattr(runtime, "RELATED", ())}
     files = [Path(str(source.__file__)) for source in sources]
     code = models.identity(model) + b"".join(file.read_bytes() for file in files)
     parts = [
-        settings.replace(**dict.fromkeys((*UNRELATED, *models.COST_KEYS), None)).line(),
+        settings.replace(**dict.fromkeys(unrelated, None)).line(),
         cache.digest(Path(settings.text("state")))["sha256"],
         torch.__version__,
         str(torch.get_num_threads()),

@@ -147,7 +147,10 @@ class Worker:
         return environment.memory(self.driver)
 
     def environment(self, rest: str) -> dict:
-        return environment.describe(self.workload.settings if self.workload else None)
+        if self.workload is None:
+            return environment.describe(None)
+        found = environment.describe(self.workload.settings)
+        return found | {"optimizer": self.workload.optimizer_name}
 
     def _loaded(self, command: str) -> Workload:
         if self.workload is None:

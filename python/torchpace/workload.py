@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -70,6 +70,11 @@ class Workload(ABC):
 
         Raises InputError outside the train phase.
         """
+
+    @property
+    def optimizer_name(self) -> str:
+        """As it is recorded; empty outside the train phase."""
+        return optimizers.name(self.settings) if self.phase == "train" else ""
 
     @property
     def precision(self) -> torch.dtype:
@@ -223,7 +228,7 @@ def build(settings: Settings, model: ModuleType, state: State) -> nn.Module:
     module = model.make(settings).to(device=device_of(settings), dtype=dtype_of(settings))
     state.copy_to(module, settings.text("model"))
     if "swap" in settings:
-        swap_parameters(module, settings.text("swap"))
+        swap_parameters(dict(module.named_parameters()), settings.text("swap"))
     return Axes.of(settings).place_module(module)
 
 
@@ -262,12 +267,11 @@ def loss_of(model: ModuleType, output: Any, target: Tensor) -> Tensor:
     return model.loss(output, target)
 
 
-def swap_parameters(module: nn.Module, names: str) -> None:
+def swap_parameters(parameters: Mapping[str, Tensor], names: str) -> None:
     """Exchanges the values of two parameters, `NAME,NAME`.
 
     Raises SettingsError on a bad name or unequal shapes.
     """
-    parameters = dict(module.named_parameters())
     pair = names.split(",")
     if len(pair) != 2 or not all(name in parameters for name in pair):
         raise SettingsError(f"settings: swap: expected two parameters NAME,NAME, got '{names}'")
@@ -297,16 +301,46 @@ def first_step_values(
     the gradient is. So it sees the optimiser alone, also where rounding that flips one ReLU moves
     the gradients of a deep network by more than a wrong eps does.
     """
+    parameters = dict(module.named_parameters())
+    gradients = {
+        name: torch.zeros_like(p) if p.grad is None else p.grad.clone()
+        for name, p in parameters.items()
+    }
+    return update_values(gradients, before, parameters, settings)
+
+
+def update_values(
+    gradients: dict[str, Tensor],
+    before: dict[str, Tensor],
+    after: dict[str, Tensor],
+    settings: Settings,
+) -> dict[str, Tensor]:
+    """As first_step_values, of parameters by name."""
     lr = settings.number("lr", optimizers.LR)
     values = {}
-    for name, p in module.named_parameters():
-        gradient = torch.zeros_like(p) if p.grad is None else p.grad.clone()
-        moved = (before[name].double() - p.detach().double()) / lr
+    for name, gradient in gradients.items():
+        moved = (before[name].double() - after[name].detach().double()) / lr
         values[f"gradient.{name}"] = gradient
         values[f"update.{name}"] = (
             moved - optimizers.direction(settings, gradient, before[name]) + 1
         )
     return values
+
+
+def fresh_batch(
+    workload: Workload,
+    batches: Sequence[tuple[Sequence[Tensor], Tensor]],
+    index: int,
+    tokens: Tensor | None,
+) -> tuple[Sequence[Tensor], Tensor]:
+    """Inputs and target `index` of a loss curve: of the text where there is one, else the case's
+    batches in turn.
+    """
+    if workload.settings.text("data", "normal") != "text":
+        return batches[index % len(batches)]
+    generator = torch.Generator().manual_seed(seed_of(workload.settings) + index)
+    *inputs, target = workload.model.inputs(workload.settings, generator, tokens)
+    return [workload.place(x) for x in inputs], workload.place(target)
 
 
 def dropouts(module: nn.Module) -> list[nn.Module]:

@@ -64,17 +64,24 @@ inline void load_parameters(torch::nn::Module& module, const TensorDict& state,
 }
 
 /// Exchanges two parameters, `NAME,NAME`: with it tests see parity fail.
-inline void swap_parameters(torch::nn::Module& module, const std::string& names) {
+inline void swap_parameters(const TensorDict& parameters, const std::string& names) {
   const auto comma = names.find(',');
-  auto parameters = module.named_parameters();
-  auto* a = parameters.find(names.substr(0, comma));
-  auto* b = comma == std::string::npos ? nullptr : parameters.find(names.substr(comma + 1));
-  TORCH_CHECK(a != nullptr && b != nullptr && a->sizes() == b->sizes(),
-              "swap: expected two parameters of one shape, NAME,NAME, got '", names, "'");
+  const auto a = parameters.find(names.substr(0, comma));
+  const auto b =
+      comma == std::string::npos ? parameters.end() : parameters.find(names.substr(comma + 1));
+  TORCH_CHECK(
+      a != parameters.end() && b != parameters.end() && a->second.sizes() == b->second.sizes(),
+      "swap: expected two parameters of one shape, NAME,NAME, got '", names, "'");
   torch::NoGradGuard no_grad;
-  const auto copy = a->clone();
-  a->copy_(*b);
-  b->copy_(copy);
+  auto first = a->second, second = b->second;
+  const auto copy = first.clone();
+  first.copy_(second);
+  second.copy_(copy);
+}
+inline void swap_parameters(const torch::nn::Module& module, const std::string& names) {
+  TensorDict parameters;
+  for (const auto& p : module.named_parameters()) parameters[p.key()] = p.value();
+  swap_parameters(parameters, names);
 }
 
 /// The batches of a state file, on the device: floating point in `dtype`, in the memory format of

@@ -4,8 +4,10 @@
 #pragma once
 
 #include <caffe2/serialize/inline_container.h>
+#include <fcntl.h>
 #include <torch/csrc/jit/serialization/pickler.h>
 #include <torch/torch.h>
+#include <unistd.h>
 
 #include <cstdio>
 #include <fstream>
@@ -24,9 +26,8 @@ inline constexpr int64_t kTensorFormat = 1;
 inline constexpr const char* kTensorFormatKey = "torchpace.format";
 
 /// Reads a dictionary of tensors, on the CPU. Throws ArchiveError on a file that cannot be read or
-/// is damaged, and c10::Error in one line on one that is no dictionary of tensors or of another
-/// format version.
-inline TensorDict read_tensors(const std::string& path) {
+/// is damaged, and c10::Error in one line on one that is no dictionary of tensors.
+inline TensorDict read_dictionary(const std::string& path) {
   check_archive(path);
   std::ifstream file(path, std::ios::binary);
   const std::vector<char> bytes{std::istreambuf_iterator<char>(file), {}};
@@ -47,6 +48,12 @@ inline TensorDict read_tensors(const std::string& path) {
                 entry.value().tagKind());
     tensors[entry.key().toStringRef()] = entry.value().toTensor();
   }
+  return tensors;
+}
+
+/// As read_dictionary, for a file of torchpace's: c10::Error also on another format version.
+inline TensorDict read_tensors(const std::string& path) {
+  auto tensors = read_dictionary(path);
   const auto format = tensors.find(kTensorFormatKey);
   TORCH_CHECK(format != tensors.end(), path, ": expected the key ", kTensorFormatKey,
               ", found none; the file was not written by torchpace");
@@ -57,12 +64,36 @@ inline TensorDict read_tensors(const std::string& path) {
   return tensors;
 }
 
-/// Writes the tensors (moved to the CPU) under a temporary name and renames it, so that no
-/// half-written file is ever seen. Throws c10::Error when the file cannot be written.
-inline void write_tensors(const std::string& path, TensorDict tensors) {
-  tensors[kTensorFormatKey] = torch::scalar_tensor(kTensorFormat, torch::kInt64);
+namespace detail {
+
+/// Waits until the disk has what was written to a file or a folder. False where that fails.
+inline bool flush_to_disk(const std::string& path) {
+  const int file = open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  if (file < 0) return false;
+  const bool flushed = fsync(file) == 0;
+  close(file);
+  return flushed;
+}
+
+inline std::string folder_of(const std::string& path) {
+  const auto slash = path.rfind('/');
+  return slash == std::string::npos ? "." : slash == 0 ? "/" : path.substr(0, slash);
+}
+
+}  // namespace detail
+
+/// Writes the tensors (moved to the CPU) as a plain dictionary under a temporary name and renames
+/// it, so that no half-written file is ever seen; `durable`, also not after a loss of power. Throws
+/// c10::Error when the file cannot be written.
+inline void write_dictionary(const std::string& path, const TensorDict& tensors,
+                             bool durable = false) {
   c10::impl::GenericDict dict(c10::StringType::get(), c10::TensorType::get());
-  for (const auto& [name, tensor] : tensors) dict.insert(name, tensor.detach().cpu().contiguous());
+  for (const auto& [name, tensor] : tensors) {
+    auto own = tensor.detach().cpu().contiguous();
+    // a view would drag its whole storage into the file
+    if (own.storage().nbytes() != own.nbytes()) own = own.clone();
+    dict.insert(name, own);
+  }
 
   const std::string temporary = path + ".part";
   std::ofstream file(temporary, std::ios::binary | std::ios::trunc);
@@ -90,13 +121,21 @@ inline void write_tensors(const std::string& path, TensorDict tensors) {
     writer.writeEndOfFile();
   }
   file.flush();
-  const bool written = file.good();
+  bool written = file.good();
   file.close();
+  if (durable) written = written && detail::flush_to_disk(temporary);
   if (!written || std::rename(temporary.c_str(), path.c_str()) != 0) {
     std::remove(temporary.c_str());
     TORCH_CHECK(false, path,
                 ": could not be written; is the folder writable and the disk not full?");
   }
+  if (durable) detail::flush_to_disk(detail::folder_of(path));
+}
+
+/// As write_dictionary, with the format's version.
+inline void write_tensors(const std::string& path, TensorDict tensors, bool durable = false) {
+  tensors[kTensorFormatKey] = torch::scalar_tensor(kTensorFormat, torch::kInt64);
+  write_dictionary(path, tensors, durable);
 }
 
 }  // namespace torchpace

@@ -237,6 +237,13 @@ class AotPackage {
     const auto found = metadata_.find(key);
     return found == metadata_.end() ? "" : found->second;
   }
+  /// The bytes of the entry whose path ends with `suffix`, valid as long as this package. Throws
+  /// ArchiveError where there is none.
+  std::string_view bytes(const std::string& suffix) const {
+    const auto* entry = archive_.find(suffix);
+    if (entry == nullptr) archive_.fail("expected " + suffix + ", found none; " + kRemake);
+    return archive_.bytes(*entry);
+  }
   /// Whether torchpace wrote it, so that it says for which inputs, threads and torch.
   bool is_own() const { return metadata_.contains("torchpace.format"); }
   std::vector<TensorSpec> input_specs() const {

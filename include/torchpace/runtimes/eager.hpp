@@ -25,6 +25,19 @@ using BatchSource = std::function<std::pair<torch::Tensor, torch::Tensor>(int64_
 
 namespace detail {
 
+/// The gradient of a parameter, and update = (before - after) / lr - direction + 1 in float64: 1
+/// for the optimiser of the case, whatever the gradient. It sees the optimiser alone, also where
+/// rounding that flips one ReLU of a deep network moves the gradients by more than a wrong eps
+/// does.
+inline void add_first_step(TensorDict& result, const std::string& name,
+                           const torch::Tensor& gradient, const torch::Tensor& before,
+                           const torch::Tensor& after, OptimizerKind kind, double learning_rate) {
+  const auto moved =
+      (before.to(torch::kFloat64) - after.detach().to(torch::kFloat64)) / learning_rate;
+  result["gradient." + name] = gradient;
+  result["update." + name] = moved - update_direction(kind, gradient, before) + 1;
+}
+
 /// What the lambdas of a training workload share.
 struct EagerTraining {
   virtual ~EagerTraining() = default;
@@ -80,19 +93,13 @@ struct EagerTraining {
     return result;
   }
 
-  /// Gradients, and update = (before - after) / lr - direction + 1 in float64: 1 for the optimiser
-  /// of the case, whatever the gradient. It sees the optimiser alone, also where rounding that
-  /// flips one ReLU of a deep network moves the gradients by more than a wrong eps does.
   void add_first_step(TensorDict& result) const {
     auto before = initial.begin();
     for (const auto& p : model.module->named_parameters()) {
       const auto gradient =
           p.value().grad().defined() ? p.value().grad().clone() : torch::zeros_like(p.value());
-      const auto moved =
-          (before->second.to(torch::kFloat64) - p.value().detach().to(torch::kFloat64)) /
-          optimizer->learning_rate();
-      result["gradient." + p.key()] = gradient;
-      result["update." + p.key()] = moved - update_direction(kind, gradient, before->second) + 1;
+      detail::add_first_step(result, p.key(), gradient, before->second, p.value(), kind,
+                             optimizer->learning_rate());
       ++before;
     }
   }

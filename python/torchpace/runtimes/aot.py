@@ -101,7 +101,7 @@ def _metadata(source: Source) -> dict[str, str]:
     def spec(x: Tensor) -> str:
         return _any_batch(_spec(x)) if dynamic and _has_batch(x, size) else _spec(x)
 
-    return conditions(source) | {
+    return conditions(source.device) | {
         "torchpace.inputs": ";".join(spec(x) for x in source.inputs[0]),
         "torchpace.outputs": spec(output),
         "torchpace.model": source.settings.text("model"),
@@ -118,7 +118,7 @@ def _any_batch(spec: str) -> str:
     return re.sub(r"^\d+", "?", spec)
 
 
-def conditions(workload: Workload) -> dict[str, str]:
+def conditions(device: torch.device) -> dict[str, str]:
     """What must be the same where a package is made and where it runs.
 
     A package for the CPU holds the number of threads in its loops, one for CUDA the code of one
@@ -127,10 +127,10 @@ def conditions(workload: Workload) -> dict[str, str]:
     return {
         "torchpace.format": FORMAT,
         "torchpace.torch": torch.__version__,
-        "torchpace.device": workload.device.type,
+        "torchpace.device": device.type,
         "torchpace.threads": str(torch.get_num_threads()),
         "torchpace.isa": torch.backends.cpu.get_cpu_capability(),
-        "torchpace.gpu": gpu(workload.device),
+        "torchpace.gpu": gpu(device),
     }
 
 
@@ -138,7 +138,7 @@ class AotInference(Inference):
     def __init__(self, settings: Settings, model: ModuleType):
         super().__init__(settings, model)
         path = artifact_of(settings, ".pt2")
-        expected = conditions(self)
+        expected = conditions(self.device)
         if self.device.type == "cuda":
             del expected["torchpace.threads"]
         found = read_metadata(path)

@@ -24,6 +24,7 @@ from torchpace.workload import (
     build,
     dropouts,
     first_step_values,
+    fresh_batch,
     loss_of,
     output_of,
     seed_of,
@@ -121,11 +122,7 @@ class EagerTraining(Workload):
         found = []
         with self.turn():
             for index in range(steps):
-                inputs, target = self.batches[index % len(self.batches)]
-                if self.settings.text("data", "normal") == "text":
-                    generator = torch.Generator().manual_seed(self.seed + index)
-                    fresh = self.model.inputs(self.settings, generator, tokens)
-                    *inputs, target = (self.place(x) for x in fresh)
+                inputs, target = fresh_batch(self, self.batches, index, tokens)
                 found.append(self.train_on(inputs, target).item())
                 if not math.isfinite(found[-1]):
                     raise InputError(
