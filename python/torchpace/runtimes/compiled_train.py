@@ -1,0 +1,176 @@
+"""py-compiled-train: the whole training step as one AOTInductor package, driven from Python.
+
+Twin: include/torchpace/runtimes/compiled_training.hpp, which drives the same packages.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from torchpace import inductor, optimizers, training, training_package, training_step
+from torchpace.compiled_training import CompiledTraining
+from torchpace.errors import InputError, Skipped
+from torchpace.inference import artifact_of
+from torchpace.settings import Settings
+from torchpace.workload import (
+    PARITY_STEPS,
+    State,
+    Workload,
+    build,
+    dropouts,
+    fresh_batch,
+    seed_of,
+    swap_parameters,
+    update_values,
+)
+
+RUNTIMES = {"py-compiled-train": "the whole training step as one compiled package, from Python"}
+ARTIFACTS = {"py-compiled-train": "compiled-train"}
+# What its artifact depends on beside what all do: keys of the settings line, and modules.
+RELATED = ("optimizer", "eps")
+SOURCES = (training, training_step, training_package)
+
+
+def load(name: str, settings: Settings, model: ModuleType) -> Workload:
+    """Loads the case's artifact.
+
+    Raises InputError on unusable settings and packages, Skipped for inference.
+    """
+    _expect_training(settings)
+    return CompiledTrain(settings, model)
+
+
+def make_artifact(kind: str, target: Path, settings: Settings, model: ModuleType) -> Path:
+    """Writes step.pt2. Raises Skipped for inference, InputError on what cannot be exported."""
+    _expect_training(settings)
+    inductor.use_caches(target / "caches", warm=False)
+    inductor.start_making()
+    source = Source(settings, model)
+    if dropouts(source.module):
+        raise Skipped(
+            "dropout is compiled into the step, so parity, which is checked at dropout 0, cannot "
+            "check it; take dropout=0"
+        )
+    inputs, batch_target = source.batches[0]
+    kind, _ = optimizers.parse(settings)
+    path = training.export_training(
+        source.module,
+        model.loss,
+        inputs,
+        batch_target,
+        path=target / "step.pt2",
+        optimizer=kind,
+        eps=settings.number("eps", optimizers.ADAM_EPS),
+        autocast=settings.text("autocast", "none"),
+        compile_limit=None,  # the process that makes artifacts has one
+    )
+    shutil.rmtree(target / "caches", ignore_errors=True)
+    return path
+
+
+def _expect_training(settings: Settings) -> None:
+    if settings.text("phase") != "train":
+        raise Skipped("a compiled training step is for training; py-aot has a compiled forward")
+    if settings.text("memory_format", "contiguous") != "contiguous":
+        raise Skipped(
+            "memory_format=channels_last: the flat state of a compiled step holds contiguous "
+            "parameters"
+        )
+
+
+class Source(Workload):
+    """The case as a package is made from it: the module and its batches."""
+
+    def __init__(self, settings: Settings, model: ModuleType):
+        super().__init__(settings, model)
+        state = State(settings)
+        self.module = build(settings, model, state)
+        self.batches = self.batches_of(state)
+
+    @contextlib.contextmanager
+    def turn(self) -> Iterator[None]:
+        yield
+
+    def step(self, index: int) -> Tensor:
+        raise InputError("step: expected a package to run, found its source")
+
+    def values(self) -> dict[str, Tensor]:
+        raise InputError("values: expected a package to run, found its source")
+
+    def losses(self, steps: int, tokens: Tensor | None) -> list[float]:
+        raise InputError("losses: expected a package to run, found its source")
+
+
+class CompiledTrain(Workload):
+    """The package's steps, from the parameters and buffers of the case's state."""
+
+    def __init__(self, settings: Settings, model: ModuleType):
+        super().__init__(settings, model)
+        state = State(settings)
+        self.batches = self.batches_of(state)
+        self.training = CompiledTraining(artifact_of(settings, ".pt2"), self.device)
+        self.lr = settings.number("lr", optimizers.LR)
+        self.seed = seed_of(settings)
+        found = self.training.contents
+        expected = (optimizers.parse(settings)[0], settings.text("autocast", "none"))
+        if (found.recipe.kind, found.autocast) != expected:
+            raise InputError(
+                f"artifact: expected a step of {expected[0]} with autocast {expected[1]}, found "
+                f"{found.recipe.kind} with {found.autocast}; make it again for this case"
+            )
+        own = self.training.parameters() | self.training.buffers()
+        self.training.expect_same(own, state.parameters | state.buffers, str(state.path))
+        for name, tensor in own.items():
+            tensor.copy_((state.parameters | state.buffers)[name])
+        if "swap" in settings:
+            swap_parameters(self.training.parameters(), settings.text("swap"))
+        self.initial = {name: tensor.clone() for name, tensor in self.training.state.items()}
+
+    @property
+    def optimizer_name(self) -> str:
+        return f"{self.training.recipe.kind} compiled"
+
+    @contextlib.contextmanager
+    def turn(self) -> Iterator[None]:
+        for name, tensor in self.training.state.items():
+            tensor.copy_(self.initial[name])
+        torch.manual_seed(self.seed)
+        yield
+
+    def step(self, index: int) -> Tensor:
+        inputs, target = self.batches[index % len(self.batches)]
+        return self.training.step(inputs, target, self.lr)
+
+    def values(self) -> dict[str, Tensor]:
+        losses, values = [], {}
+        with self.turn():
+            before = {n: p.clone() for n, p in self.training.parameters().items()}
+            for index in range(PARITY_STEPS):
+                losses.append(self.step(index))
+                if index == 0:
+                    gradients = self.training.first_gradients()
+                    values = update_values(
+                        gradients, before, self.training.parameters(), self.settings
+                    )
+            after = {f"parameter.{n}": p.clone() for n, p in self.training.parameters().items()}
+        return {"losses": torch.stack(losses), **values, **after}
+
+    def losses(self, steps: int, tokens: Tensor | None) -> list[float]:
+        found = []
+        with self.turn():
+            for index in range(steps):
+                inputs, target = fresh_batch(self, self.batches, index, tokens)
+                found.append(self.training.step(inputs, target, self.lr).item())
+                if not math.isfinite(found[-1]):
+                    raise InputError(
+                        f"losses: expected finite losses, found {found[-1]} at step {index}"
+                    )
+        return found

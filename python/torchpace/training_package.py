@@ -1,0 +1,209 @@
+"""What a package of a compiled training step says of itself: its optimiser, its state, its names.
+
+Rules: docs/training.md. Twin: include/torchpace/io/training_package.hpp.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from torchpace import optimizers
+from torchpace.errors import InputError
+from torchpace.settings import Settings, decode, encode
+
+KIND = "training"
+INITIAL = "extra/torchpace/initial"  # the archive's entry that holds the initial state
+ALIGNMENT = 64  # bytes, of every tensor in a flat one and in INITIAL
+AUTOCAST = {"none": None, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The optimiser with its numbers, and what happens to gradients before it. A checkpoint
+    resumes only with the same one.
+    """
+
+    kind: str = "adam"
+    beta1: float = optimizers.ADAM_BETAS[0]
+    beta2: float = optimizers.ADAM_BETAS[1]
+    eps: float = optimizers.ADAM_EPS
+    momentum: float = optimizers.MOMENTUM
+    weight_decay: float = 0.0
+    clip_norm: float = math.inf
+    accumulate: int = 1
+
+    def __post_init__(self) -> None:
+        """Raises InputError on an unknown optimiser or a number outside its range."""
+        ranges = {
+            "kind": (self.kind in optimizers.KINDS, " or ".join(optimizers.KINDS)),
+            "beta1": (0 <= self.beta1 < 1, "0 to below 1"),
+            "beta2": (0 <= self.beta2 < 1, "0 to below 1"),
+            "eps": (0 <= self.eps < math.inf, "0 or more"),
+            "momentum": (0 < self.momentum < math.inf, "above 0"),
+            "weight_decay": (0 <= self.weight_decay < math.inf, "0 or more"),
+            "clip_norm": (self.clip_norm > 0, "above 0"),
+            "accumulate": (self.accumulate >= 1, "1 or more"),
+        }
+        for name, (good, expected) in ranges.items():
+            if not good:
+                raise InputError(f"{name}: expected {expected}, got {getattr(self, name)}")
+
+    @property
+    def is_adam(self) -> bool:
+        return self.kind != "sgd"
+
+    @property
+    def moments(self) -> tuple[str, ...]:
+        return ("first_moment", "second_moment") if self.is_adam else ("momentum",)
+
+    def line(self) -> str:
+        return Settings({f.name: getattr(self, f.name) for f in fields(self)}).line()
+
+    def first_gradient(self, moment: Tensor) -> Tensor:
+        """The gradient of the first update, of the first moment after it, which began at zero."""
+        factor = 1 - self.beta1 if self.is_adam else 1.0
+        return (moment.double() / factor).to(moment.dtype)
+
+
+@dataclass(frozen=True)
+class StateTensor:
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    offset: int | None  # in bytes in INITIAL; none for zeros
+
+    @property
+    def bytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    def line(self) -> str:
+        where = "-" if self.offset is None else self.offset
+        return f"{_word(self.name)} {spec(self.shape, self.dtype)} {where}"
+
+    @staticmethod
+    def parse(line: str) -> StateTensor:
+        name, what, where = line.split(" ")
+        shape, dtype = parse_spec(what)
+        return StateTensor(decode(name), shape, dtype, None if where == "-" else int(where))
+
+
+@dataclass(frozen=True)
+class View:
+    """A parameter in the flat tensors."""
+
+    name: str
+    shape: tuple[int, ...]
+    offset: int  # in elements
+
+    def of(self, flat: Tensor) -> Tensor:
+        return flat[self.offset : self.offset + math.prod(self.shape)].view(self.shape)
+
+    def line(self) -> str:
+        return f"{_word(self.name)} {'x'.join(map(str, self.shape))}: {self.offset}"
+
+    @staticmethod
+    def parse(line: str) -> View:
+        name, sizes, offset = line.split(" ")
+        return View(decode(name), _sizes(sizes.removesuffix(":")), int(offset))
+
+
+@dataclass(frozen=True)
+class Layout:
+    """All state tensors, in the order of the code's arguments, and the trained parameters."""
+
+    state: tuple[StateTensor, ...]
+    parameters: tuple[View, ...]
+
+    def index(self, name: str) -> int:
+        return next(i for i, tensor in enumerate(self.state) if tensor.name == name)
+
+
+def spec(shape: tuple[int, ...], dtype: torch.dtype) -> str:
+    """`8x64:int64`, as in every package of torchpace; a scalar is `:int64`."""
+    return f"{'x'.join(map(str, shape))}:{str(dtype).removeprefix('torch.')}"
+
+
+def spec_of(x: Tensor) -> str:
+    return spec(tuple(x.shape), x.dtype)
+
+
+def parse_spec(text: str) -> tuple[tuple[int, ...], torch.dtype]:
+    sizes, _, dtype = text.partition(":")
+    return _sizes(sizes), getattr(torch, dtype)
+
+
+def _word(name: str) -> str:
+    """A name as one word of ASCII, which is all that C++ reads of the metadata."""
+    return "".join(
+        c if c.isascii() else "".join(f"%{byte:02X}" for byte in c.encode()) for c in encode(name)
+    )
+
+
+def _sizes(text: str) -> tuple[int, ...]:
+    return tuple(int(size) for size in text.split("x")) if text else ()
+
+
+@dataclass(frozen=True)
+class Contents:
+    """A package's metadata, read."""
+
+    recipe: Recipe
+    layout: Layout
+    inputs: tuple[str, ...]  # specs
+    target: str
+    device: str  # type
+    autocast: str
+    deterministic: bool
+
+    def metadata(self) -> dict[str, str]:
+        return {
+            "torchpace.kind": KIND,
+            "torchpace.inputs": ";".join(self.inputs),
+            "torchpace.target": self.target,
+            "torchpace.state": "\n".join(t.line() for t in self.layout.state),
+            "torchpace.parameters": "\n".join(v.line() for v in self.layout.parameters),
+            "torchpace.optimizer": self.recipe.line(),
+            "torchpace.autocast": self.autocast,
+            "torchpace.deterministic": str(int(self.deterministic)),
+        }
+
+    @staticmethod
+    def parse(path: Path, metadata: dict[str, str]) -> Contents:
+        """Raises InputError on a package that is no compiled training step."""
+        if metadata.get("torchpace.kind") != KIND:
+            raise InputError(
+                f"package: {path}: expected a compiled training step of torchpace, found another "
+                "package; make one with python -m torchpace.training"
+            )
+        try:
+            values = Settings.parse(metadata["torchpace.optimizer"])
+            recipe = Recipe(**{f.name: _typed(values[f.name], f.default) for f in fields(Recipe)})
+            layout = Layout(
+                tuple(map(StateTensor.parse, metadata["torchpace.state"].splitlines())),
+                tuple(map(View.parse, metadata["torchpace.parameters"].splitlines())),
+            )
+            if not layout.state or layout.state[0].name != "parameters":
+                raise ValueError("no flat state")
+            return Contents(
+                recipe,
+                layout,
+                tuple(metadata["torchpace.inputs"].split(";")),
+                metadata["torchpace.target"],
+                metadata["torchpace.device"],
+                metadata["torchpace.autocast"],
+                metadata["torchpace.deterministic"] == "1",
+            )
+        except (KeyError, ValueError, AttributeError, InputError) as error:
+            raise InputError(
+                f"package: {path}: expected the metadata of a training package, found "
+                f"{type(error).__name__} {error}; make it again"
+            ) from None
+
+
+def _typed(text: str, default: object) -> object:
+    return type(default)(text)
