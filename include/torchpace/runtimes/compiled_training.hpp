@@ -22,11 +22,11 @@
 #include <utility>
 #include <vector>
 
-#include "torchpace/io/aot_package.hpp"
 #include "torchpace/io/tensors.hpp"
-#include "torchpace/io/training_package.hpp"
+#include "torchpace/runtimes/aot_package.hpp"
 #include "torchpace/runtimes/artifact.hpp"
 #include "torchpace/runtimes/eager.hpp"
+#include "torchpace/runtimes/training_package.hpp"
 #include "torchpace/workload.hpp"
 
 namespace torchpace {

@@ -14,8 +14,8 @@
 #include <utility>
 #include <vector>
 
-#include "torchpace/io/aot_package.hpp"
 #include "torchpace/io/tensor_spec.hpp"
+#include "torchpace/runtimes/aot_package.hpp"
 #include "torchpace/settings.hpp"
 
 namespace torchpace {
