@@ -74,7 +74,7 @@ class Worker:
         loaded.synchronize()
         load_s = time.perf_counter() - started
         compile_s = 0.0
-        if type(loaded).compile is not Workload.compile:
+        if getattr(loaded.compile, "__func__", None) is not Workload.compile:
             started = time.perf_counter()
             loaded.compile()
             loaded.synchronize()
