@@ -93,7 +93,7 @@ def test_without_the_package_random_tokens_and_a_warning(tmp_path, monkeypatch, 
         and said.out.count("\n") == 1
     )
     found = text.find(tmp_path, None, 65)
-    assert "WARNING" in found.note and text.load_tokens(found.path).max() == 64
+    assert "random tokens" in found.note and text.load_tokens(found.path).max() == 64
     monkeypatch.setattr(text, "_FETCH", "import sys; open(sys.argv[1], 'w').write('forged')")
     assert "expected an archive of SHA-256" in text.prepare(tmp_path).note
 
