@@ -36,7 +36,7 @@ from typing import Any
 
 from torchpace import cache, inductor, runtimes
 from torchpace.errors import InputError, Skipped
-from torchpace.protocol import die_with_parent, one_line, open_protocol
+from torchpace.protocol import answer_lines, die_with_parent, one_line, open_protocol
 from torchpace.settings import Settings
 
 LIMIT_S = 120.0  # where the line names no compile_limit
@@ -307,13 +307,7 @@ def main(arguments: list[str] | None = None) -> int:
     die_with_parent()
     own_temporary_folder(folder / "artifacts")
     inductor.prepare()
-    for line in sys.stdin:
-        if not line.strip():
-            continue
-        try:
-            answers(Fork(folder, Settings.parse(line)).answer())
-        except Exception as error:
-            answers({"error": one_line(error)})
+    answer_lines(lambda line: Fork(folder, Settings.parse(line)).answer(), answers)
     return 0
 
 

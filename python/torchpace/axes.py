@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torchpace.errors import InputError, Skipped
 from torchpace.settings import Settings
 
-_AUTOCAST = {"none": None, "bfloat16": torch.bfloat16}
+AUTOCAST = {"none": None, "bfloat16": torch.bfloat16}
 _MEMORY_FORMATS = {
     "contiguous": torch.contiguous_format,
     "channels_last": torch.channels_last,
@@ -36,7 +36,7 @@ class Axes:
         if tf32 and not device.startswith("cuda"):
             raise Skipped(f"tf32=1: TF32 is a mode of CUDA devices, the case is for {device}")
         return Axes(
-            _AUTOCAST[settings.text("autocast", "none", tuple(_AUTOCAST))],
+            AUTOCAST[settings.text("autocast", "none", tuple(AUTOCAST))],
             tf32,
             _MEMORY_FORMATS[settings.text("memory_format", "contiguous", tuple(_MEMORY_FORMATS))],
         )

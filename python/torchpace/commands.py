@@ -74,7 +74,7 @@ class Worker:
         loaded.synchronize()
         load_s = time.perf_counter() - started
         compile_s = 0.0
-        if getattr(loaded.compile, "__func__", None) is not Workload.compile:
+        if loaded.compile is not None:
             started = time.perf_counter()
             loaded.compile()
             loaded.synchronize()

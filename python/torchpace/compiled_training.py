@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-import shutil
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -22,7 +21,8 @@ from torch import Tensor, nn
 from torchpace import tensors
 from torchpace.errors import InputError
 from torchpace.runtimes import aot
-from torchpace.training_package import INITIAL, Contents, parse_spec, spec_of
+from torchpace.tensors import parse_spec, spec_of
+from torchpace.training_package import INITIAL, Contents
 from torchpace.training_step import deterministic_algorithms
 
 _UNALIGNED = 16  # bytes; compiled code may assume that a tensor begins at a multiple
@@ -40,7 +40,8 @@ class CompiledTraining:
         metadata = aot.read_metadata(self.path)
         self.contents = Contents.parse(self.path, metadata)
         self.device = self._device(device)
-        self._check_conditions(metadata)
+        if wrong := aot.unmet(self.device, metadata, {}):
+            raise self._error(*wrong)
         self.recipe, self.layout = self.contents.recipe, self.contents.layout
         self._inputs = [parse_spec(spec) for spec in self.contents.inputs]
         self._target = parse_spec(self.contents.target)
@@ -49,16 +50,10 @@ class CompiledTraining:
         self._arguments = list(self.state.values())
         self._rate = torch.full((), math.nan, dtype=torch.float32, device=self.device)
         self._last_rate = math.nan
-        index = self.device.index if self.device.type == "cuda" else -1
         try:
-            self._loader = torch._C._aoti.AOTIModelPackageLoader(
-                str(self.path), "model", True, 1, index
-            )
+            self._loader = aot.Loader(self.path, self.device)
         except RuntimeError as error:
             raise self._error("code that loads", str(error).splitlines()[0][:160]) from None
-        self._unpacked = aot.unpacked_folder()
-        if self.device.type == "cpu":
-            self._remove_unpacked()
 
     def step(self, inputs: Tensor | Sequence[Tensor], target: Tensor, lr: float) -> Tensor:
         """One step on one batch; its loss, a scalar on the device. Does not synchronise.
@@ -80,10 +75,7 @@ class CompiledTraining:
             self._rate.fill_(lr)
             self._last_rate = lr
         with torch.no_grad(), self._algorithms():
-            loss = self._loader.run([*self._arguments, self._rate, *batch])[0]
-        if self._unpacked:  # on CUDA, where the first step loads kernels from there
-            self._remove_unpacked()
-        return loss
+            return self._loader.run([*self._arguments, self._rate, *batch])[0]
 
     def parameters(self) -> dict[str, Tensor]:
         """By name, as views of the state: a step changes them, and what changes them counts in the
@@ -227,14 +219,6 @@ class CompiledTraining:
             return torch.device("cuda", wanted.index or 0)
         return wanted
 
-    def _check_conditions(self, found: Mapping[str, str]) -> None:
-        expected = aot.conditions(self.device)
-        if self.device.type == "cuda":
-            del expected["torchpace.threads"]
-        for key, value in expected.items():
-            if found.get(key, "") != value:
-                raise self._error(f"{key} {value or 'empty'}", found.get(key) or "none")
-
     def _read_initial(self) -> dict[str, Tensor]:
         with zipfile.ZipFile(self.path) as package:
             name = next((n for n in package.namelist() if n.endswith(INITIAL)), None)
@@ -277,11 +261,6 @@ class CompiledTraining:
         with torch.no_grad():
             for name, tensor in own.items():
                 tensor.copy_(other[name])
-
-    def _remove_unpacked(self) -> None:
-        if self._unpacked:
-            shutil.rmtree(self._unpacked, ignore_errors=True)
-            self._unpacked = None
 
     def _error(self, expected: str, found: str) -> InputError:
         return InputError(

@@ -26,8 +26,8 @@ from torch import Tensor
 from torchpace import artifacts, axes, cache, models, optimizers, parity, tensors, workload
 from torchpace.axes import Axes
 from torchpace.data import text
-from torchpace.errors import InputError, Skipped
-from torchpace.protocol import one_line, open_protocol
+from torchpace.errors import InputError
+from torchpace.protocol import answer_lines, open_protocol
 from torchpace.runtimes import eager
 from torchpace.settings import Settings
 from torchpace.workload import (
@@ -304,16 +304,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     answers = open_protocol()
     exporter = Exporter(options.cache, options.text)
-    for line in sys.stdin:
-        if not line.strip():
-            continue
-        try:
-            answer = exporter.answer(line)
-        except Skipped as skipped:
-            answer = {"skipped": str(skipped)}
-        except Exception as error:
-            answer = {"error": one_line(error)}
-        answers(answer)
+    answer_lines(exporter.answer, answers)
     exporter.maker.close()
     return 0
 

@@ -14,7 +14,7 @@ import sys
 import traceback
 from collections.abc import Callable
 
-from torchpace.errors import InputError
+from torchpace.errors import InputError, Skipped
 
 PROTOCOL = 1
 
@@ -32,6 +32,22 @@ def open_protocol() -> Callable[[dict], None]:
         answers.flush()
 
     return answer
+
+
+def answer_lines(obey: Callable[[str], dict], answer: Callable[[dict], None]) -> None:
+    """Answers each line of standard input that is not empty, until its end: with what `obey` says,
+    or with {"skipped": reason} or {"error": one line} of what it raises.
+    """
+    for line in sys.stdin:
+        if not line.strip():
+            continue
+        try:
+            said = obey(line)
+        except Skipped as skipped:
+            said = {"skipped": str(skipped)}
+        except Exception as error:
+            said = {"error": one_line(error)}
+        answer(said)
 
 
 def die_with_parent() -> None:

@@ -83,3 +83,21 @@ def load(path: str | Path, what: str) -> dict[str, Tensor]:
             f"{advice} with this version"
         )
     return content
+
+
+def spec(shape: tuple[int, ...], dtype: torch.dtype) -> str:
+    """`8x64:int64`, as in every package of torchpace; a scalar is `:int64`."""
+    return f"{'x'.join(map(str, shape))}:{str(dtype).removeprefix('torch.')}"
+
+
+def spec_of(x: Tensor) -> str:
+    return spec(tuple(x.shape), x.dtype)
+
+
+def parse_spec(text: str) -> tuple[tuple[int, ...], torch.dtype]:
+    sizes, _, dtype = text.partition(":")
+    return parse_sizes(sizes), getattr(torch, dtype)
+
+
+def parse_sizes(text: str) -> tuple[int, ...]:
+    return tuple(int(size) for size in text.split("x")) if text else ()

@@ -32,10 +32,11 @@ from torch import Tensor, nn
 
 from torchpace import inductor, models, optimizers
 from torchpace.artifacts import refused
+from torchpace.axes import AUTOCAST
 from torchpace.errors import InputError, Skipped
 from torchpace.protocol import die_with_parent, one_line
 from torchpace.settings import Settings, expand_case, read_cases
-from torchpace.training_package import AUTOCAST, INITIAL, Recipe
+from torchpace.training_package import INITIAL, Recipe
 from torchpace.training_step import TrainingStep, deterministic_algorithms
 
 COMPILE_LIMIT_S = 600.0

@@ -12,14 +12,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from torchpace import optimizers
+from torchpace import optimizers, tensors
 from torchpace.errors import InputError
 from torchpace.settings import Settings, decode, encode
 
 KIND = "training"
 INITIAL = "extra/torchpace/initial"  # the archive's entry that holds the initial state
 ALIGNMENT = 64  # bytes, of every tensor in a flat one and in INITIAL
-AUTOCAST = {"none": None, "bfloat16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -83,12 +82,12 @@ class StateTensor:
 
     def line(self) -> str:
         where = "-" if self.offset is None else self.offset
-        return f"{_word(self.name)} {spec(self.shape, self.dtype)} {where}"
+        return f"{_word(self.name)} {tensors.spec(self.shape, self.dtype)} {where}"
 
     @staticmethod
     def parse(line: str) -> StateTensor:
         name, what, where = line.split(" ")
-        shape, dtype = parse_spec(what)
+        shape, dtype = tensors.parse_spec(what)
         return StateTensor(decode(name), shape, dtype, None if where == "-" else int(where))
 
 
@@ -109,7 +108,7 @@ class View:
     @staticmethod
     def parse(line: str) -> View:
         name, sizes, offset = line.split(" ")
-        return View(decode(name), _sizes(sizes.removesuffix(":")), int(offset))
+        return View(decode(name), tensors.parse_sizes(sizes.removesuffix(":")), int(offset))
 
 
 @dataclass(frozen=True)
@@ -123,29 +122,11 @@ class Layout:
         return next(i for i, tensor in enumerate(self.state) if tensor.name == name)
 
 
-def spec(shape: tuple[int, ...], dtype: torch.dtype) -> str:
-    """`8x64:int64`, as in every package of torchpace; a scalar is `:int64`."""
-    return f"{'x'.join(map(str, shape))}:{str(dtype).removeprefix('torch.')}"
-
-
-def spec_of(x: Tensor) -> str:
-    return spec(tuple(x.shape), x.dtype)
-
-
-def parse_spec(text: str) -> tuple[tuple[int, ...], torch.dtype]:
-    sizes, _, dtype = text.partition(":")
-    return _sizes(sizes), getattr(torch, dtype)
-
-
 def _word(name: str) -> str:
     """A name as one word of ASCII, which is all that C++ reads of the metadata."""
     return "".join(
         c if c.isascii() else "".join(f"%{byte:02X}" for byte in c.encode()) for c in encode(name)
     )
-
-
-def _sizes(text: str) -> tuple[int, ...]:
-    return tuple(int(size) for size in text.split("x")) if text else ()
 
 
 @dataclass(frozen=True)

@@ -15,16 +15,16 @@ import torch
 from torch import Tensor, nn
 
 from torchpace.artifacts import refused
+from torchpace.axes import AUTOCAST
 from torchpace.errors import InputError
+from torchpace.tensors import spec_of
 from torchpace.training_package import (
     ALIGNMENT,
-    AUTOCAST,
     Contents,
     Layout,
     Recipe,
     StateTensor,
     View,
-    spec_of,
 )
 
 

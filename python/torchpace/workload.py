@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -31,6 +32,9 @@ class Workload(ABC):
     A turn is `with workload.turn(): workload.step(0); workload.step(1); ...`.
     """
 
+    # Compiles what is compiled in this process: called once, right after loading, and timed apart.
+    compile: Callable[[], None] | None = None
+
     def __init__(self, settings: Settings, model: ModuleType):
         self.settings, self.model = settings, model
         self.phase = phase_of(settings)
@@ -41,11 +45,6 @@ class Workload(ABC):
         self.autocast = self.axes.autocast_scope(self.device)  # entered by every step
         self.cost: Cost = model.cost(settings)
         self.note = ""
-
-    def compile(self) -> None:  # noqa: B027
-        """Compiles what is compiled in this process; called once, right after loading, and timed
-        apart from it.
-        """
 
     def settle(self) -> None:  # noqa: B027
         """Steps until their time no longer changes; called once, before the first timed turn, and
@@ -325,6 +324,28 @@ def update_values(
             moved - optimizers.direction(settings, gradient, before[name]) + 1
         )
     return values
+
+
+def fresh_losses(
+    workload: Workload,
+    batches: Sequence[tuple[Sequence[Tensor], Tensor]],
+    train_on: Callable[[Sequence[Tensor], Tensor], Tensor],
+    steps: int,
+    tokens: Tensor | None,
+) -> list[float]:
+    """The losses of a turn of `train_on` on fresh batches. Raises InputError at the first that is
+    not finite.
+    """
+    found = []
+    with workload.turn():
+        for index in range(steps):
+            inputs, target = fresh_batch(workload, batches, index, tokens)
+            found.append(train_on(inputs, target).item())
+            if not math.isfinite(found[-1]):
+                raise InputError(
+                    f"losses: expected finite losses, found {found[-1]} at step {index}"
+                )
+    return found
 
 
 def fresh_batch(

@@ -9,7 +9,7 @@ import json
 import re
 import shutil
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -22,6 +22,7 @@ from torchpace.artifacts import gpu, refused
 from torchpace.errors import InputError
 from torchpace.inference import FirstOutput, Inference, Source, artifact_of, expect_inference
 from torchpace.settings import Settings
+from torchpace.tensors import spec_of
 from torchpace.workload import Workload
 
 RUNTIMES = {"py-aot": "torch.export and AOTInductor, the package loaded from Python"}
@@ -99,7 +100,7 @@ def _metadata(source: Source) -> dict[str, str]:
     size = _batch(source.inputs[0])
 
     def spec(x: Tensor) -> str:
-        return _any_batch(_spec(x)) if dynamic and _has_batch(x, size) else _spec(x)
+        return _any_batch(spec_of(x)) if dynamic and _has_batch(x, size) else spec_of(x)
 
     return conditions(source.device) | {
         "torchpace.inputs": ";".join(spec(x) for x in source.inputs[0]),
@@ -107,11 +108,6 @@ def _metadata(source: Source) -> dict[str, str]:
         "torchpace.model": source.settings.text("model"),
         "torchpace.case": source.settings.text("case", ""),
     }
-
-
-def _spec(x: Tensor) -> str:
-    """Sizes and dtype, `8x64:int64`."""
-    return f"{'x'.join(map(str, x.shape))}:{str(x.dtype).removeprefix('torch.')}"
 
 
 def _any_batch(spec: str) -> str:
@@ -134,45 +130,39 @@ def conditions(device: torch.device) -> dict[str, str]:
     }
 
 
-class AotInference(Inference):
-    def __init__(self, settings: Settings, model: ModuleType):
-        super().__init__(settings, model)
-        path = artifact_of(settings, ".pt2")
-        expected = conditions(self.device)
-        if self.device.type == "cuda":
-            del expected["torchpace.threads"]
-        found = read_metadata(path)
-        # With other inputs its code would read past their end.
-        inputs = [_spec(x) for x in self.inputs[0]]
-        taken = found.get("torchpace.inputs", "").split(";")
-        if len(taken) == len(inputs):
-            inputs = [
-                _any_batch(i) if t.startswith("?") else i
-                for i, t in zip(inputs, taken, strict=True)
-            ]
-        expected["torchpace.inputs"] = ";".join(inputs)
-        for key, value in expected.items():
-            if found.get(key, "") != value:
-                raise InputError(
-                    f"artifact: {path}: expected {key} {value or 'empty'}, found "
-                    f"{found.get(key) or 'none'}; make it again for this case on this machine"
-                )
-        runners = settings.integer("runners", 1, minimum=1)
-        index = self.device.index if self.device.index is not None else -1
+def unmet(device: torch.device, found: Mapping[str, str], more: Mapping[str, str]) -> tuple | None:
+    """The first (expected, found) of the metadata that do not agree, as words for a message: what
+    this process and `more` ask for. None where a package may be loaded.
+    """
+    expected = conditions(device)
+    if device.type == "cuda":
+        del expected["torchpace.threads"]
+    for key, value in {**expected, **more}.items():
+        if found.get(key, "") != value:
+            return f"{key} {value or 'empty'}", found.get(key) or "none"
+    return None
+
+
+class Loader:
+    """A package's code, loaded. `runners` threads may run it at the same time."""
+
+    def __init__(self, path: Path, device: torch.device, runners: int = 1):
+        """Raises RuntimeError where the code does not load."""
+        index = device.index if device.index is not None else -1
         # Without the locks that several runners need.
         alone = runners == 1
         self.loader = torch._C._aoti.AOTIModelPackageLoader(
             str(path), "model", alone, runners, index
         )
         self.unpacked = unpacked_folder()
-        if self.device.type == "cpu":
+        if device.type == "cpu":
             self.remove_unpacked()
 
-    def forward(self, *inputs: Tensor) -> Tensor:
-        outputs = self.loader.run(list(inputs))
+    def run(self, inputs: list[Tensor]) -> list[Tensor]:
+        outputs = self.loader.run(inputs)
         if self.unpacked:  # on CUDA, where the first step loads kernels from there
             self.remove_unpacked()
-        return outputs[0]
+        return outputs
 
     def remove_unpacked(self) -> None:
         """The loader unpacks into a folder that it removes when it is destroyed: a worker's process
@@ -181,6 +171,30 @@ class AotInference(Inference):
         if self.unpacked:
             shutil.rmtree(self.unpacked, ignore_errors=True)
             self.unpacked = None
+
+
+class AotInference(Inference):
+    def __init__(self, settings: Settings, model: ModuleType):
+        super().__init__(settings, model)
+        path = artifact_of(settings, ".pt2")
+        found = read_metadata(path)
+        # With other inputs its code would read past their end.
+        inputs = [spec_of(x) for x in self.inputs[0]]
+        taken = found.get("torchpace.inputs", "").split(";")
+        if len(taken) == len(inputs):
+            inputs = [
+                _any_batch(i) if t.startswith("?") else i
+                for i, t in zip(inputs, taken, strict=True)
+            ]
+        if wrong := unmet(self.device, found, {"torchpace.inputs": ";".join(inputs)}):
+            raise InputError(
+                f"artifact: {path}: expected {wrong[0]}, found {wrong[1]}; make it again for this "
+                "case on this machine"
+            )
+        self.loader = Loader(path, self.device, settings.integer("runners", 1, minimum=1))
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return self.loader.run(list(inputs))[0]
 
 
 def unpacked_folder() -> Path | None:

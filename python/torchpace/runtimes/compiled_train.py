@@ -6,9 +6,8 @@ Twin: include/torchpace/runtimes/compiled_training.hpp, which drives the same pa
 from __future__ import annotations
 
 import contextlib
-import math
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -26,7 +25,7 @@ from torchpace.workload import (
     Workload,
     build,
     dropouts,
-    fresh_batch,
+    fresh_losses,
     seed_of,
     swap_parameters,
     update_values,
@@ -146,7 +145,9 @@ class CompiledTrain(Workload):
         yield
 
     def step(self, index: int) -> Tensor:
-        inputs, target = self.batches[index % len(self.batches)]
+        return self.train_on(*self.batches[index % len(self.batches)])
+
+    def train_on(self, inputs: Sequence[Tensor], target: Tensor) -> Tensor:
         return self.training.step(inputs, target, self.lr)
 
     def values(self) -> dict[str, Tensor]:
@@ -164,13 +165,4 @@ class CompiledTrain(Workload):
         return {"losses": torch.stack(losses), **values, **after}
 
     def losses(self, steps: int, tokens: Tensor | None) -> list[float]:
-        found = []
-        with self.turn():
-            for index in range(steps):
-                inputs, target = fresh_batch(self, self.batches, index, tokens)
-                found.append(self.training.step(inputs, target, self.lr).item())
-                if not math.isfinite(found[-1]):
-                    raise InputError(
-                        f"losses: expected finite losses, found {found[-1]} at step {index}"
-                    )
-        return found
+        return fresh_losses(self, self.batches, self.train_on, steps, tokens)

@@ -6,7 +6,6 @@ Twin: include/torchpace/runtimes/eager.hpp.
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Iterator, Sequence
 from types import ModuleType
 
@@ -24,7 +23,7 @@ from torchpace.workload import (
     build,
     dropouts,
     first_step_values,
-    fresh_batch,
+    fresh_losses,
     loss_of,
     output_of,
     seed_of,
@@ -119,16 +118,7 @@ class EagerTraining(Workload):
         return {"losses": torch.stack(losses), **first, **after}
 
     def losses(self, steps: int, tokens: Tensor | None) -> list[float]:
-        found = []
-        with self.turn():
-            for index in range(steps):
-                inputs, target = fresh_batch(self, self.batches, index, tokens)
-                found.append(self.train_on(inputs, target).item())
-                if not math.isfinite(found[-1]):
-                    raise InputError(
-                        f"losses: expected finite losses, found {found[-1]} at step {index}"
-                    )
-        return found
+        return fresh_losses(self, self.batches, self.train_on, steps, tokens)
 
 
 def state_of(module: nn.Module) -> list[Tensor]:

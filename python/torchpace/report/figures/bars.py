@@ -16,9 +16,7 @@ def groups_of(results, key, order):
     def has(row):
         return row[key] and row["status"] == "ok" and not row["copy_of"]
 
-    groups = [
-        (case, sorted(filter(has, case["runtimes"]), key=order)) for case in results["cases"]
-    ]
+    groups = [(case, sorted(filter(has, case["runtimes"]), key=order)) for case in results["cases"]]
     return [(case, rows) for case, rows in groups if rows]
 
 
