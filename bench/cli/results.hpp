@@ -37,11 +37,43 @@ struct Round {
   double steps() const { return static_cast<double>(step_ns.size()) * steps_per_sample; }
 };
 
+/// One operator of a profiled step. Per step; times in ns.
+struct OperatorTime {
+  std::string name;               // aten::addmm
+  std::string part;               // forward, backward, optimizer; empty where it is not known
+  double calls = 0;               // all
+  double outer_calls = kUnknown;  // those that no other operator makes
+  double self_ns = 0;             // on the host, without the operators that it calls
+  double device_ns = 0;           // of its kernels
+};
+
+struct Profile {
+  std::vector<OperatorTime> operators;
+  std::vector<double> step_ns;  // of the profiled steps
+  double synchronizations = 0;  // of a step
+  bool compiled = false;        // kernels run outside of operators
+};
+
+/// What one empty operator costs, in ns.
+struct DispatchCost {
+  std::vector<double> operator_ns, profiled_ns;  // without and with the profiler
+  std::vector<double> profiled_self_ns;          // what the profiler then says
+};
+
+/// What a worker was asked besides its samples.
+struct Probes {
+  std::map<std::string, std::vector<double>> parts_ns;  // forward, backward, optimizer
+  std::optional<Profile> profile;
+  std::optional<DispatchCost> dispatch;
+  std::map<std::string, std::string> unanswered;  // command -> why
+};
+
 /// What one process measured on one case.
 struct Generation {
   int generation = 0;
   Json environment = Json::object();  // what differs from the runtime's environment
   std::vector<Round> rounds;
+  std::optional<Probes> probes;
 };
 
 struct Speedup {
@@ -66,7 +98,8 @@ const char* to_string(Status status);
 /// One runtime on one case: a row of every table.
 struct RuntimeResult {
   std::string runtime;
-  std::string copy_of;  // set on the A/A copy, whose name is the reference's with #2
+  std::string copy_of;     // set on the A/A copy, whose name is the reference's with #2
+  std::string variant_of;  // set on the same runtime under another condition: NAME@threads:1
   Status status = Status::ok;
   std::string reason;  // one line; why the status is not ok
   std::optional<Parity> parity;
@@ -91,6 +124,41 @@ struct RuntimeResult {
   std::vector<std::string> differs;    // keys of the environment; the speedup has a mark
 
   bool is_copy() const { return !copy_of.empty(); }
+  bool is_variant() const { return !variant_of.empty(); }
+};
+
+/// A part of the difference between two runtimes: positive where `from` spends more.
+struct Bar {
+  std::string name;
+  Interval ns;
+  double from_ns = kUnknown, to_ns = kUnknown;  // what the two spend on it; their medians
+  std::string how;                              // it was measured, in one line
+};
+
+/// Both sides beside each other.
+struct Observation {
+  std::string name;
+  std::string unit;  // ns, count
+  Interval from, to;
+  Interval ratio;  // from / to, of times
+};
+
+struct OperatorDifference {
+  std::string name, part, group;
+  double from_calls = 0, to_calls = 0;  // of a step
+  double from_ns = 0, to_ns = 0;        // of a step, without dispatch and profiler
+};
+
+/// Where the time goes between two runtimes. All but the names is derived.
+struct Explanation {
+  std::string from, to;
+  Interval from_ns, to_ns;      // their steps
+  Interval total_ns;            // from_ns - to_ns
+  double explained = kUnknown;  // 1 - |unexplained / total|; NaN: nothing differs
+  std::vector<Bar> bars;        // the last is the unexplained one; their medians add to the total's
+  std::vector<Observation> observations;
+  std::vector<OperatorDifference> operators;  // that differ most
+  std::vector<std::string> notes;             // one line each: what is left out and why
 };
 
 struct CaseResult {
@@ -108,6 +176,7 @@ struct CaseResult {
   std::map<std::string, double> memory_bytes;
   std::map<std::string, std::vector<double>> curves;  // runtime -> training losses in nats
   std::vector<RuntimeResult> runtimes;                // in the order of the plan, the A/A copy last
+  std::optional<Explanation> explanation;             // where `explain` asked for it
 
   Interval noise_floor;  // derived: speedup of the A/A copy over the reference
 
@@ -151,6 +220,9 @@ struct Results {
 
 /// Computes every derived number, verdict and derived warning from the raw samples. Idempotent.
 void derive(Results& results);
+
+/// The derived part of the case's explanation, if it has one; its rows are derived.
+void derive_explanation(CaseResult& result);
 
 Json to_json(const Results& results);
 

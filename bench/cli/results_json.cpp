@@ -42,10 +42,40 @@ void describe(auto& io, Is<Round> auto& round) {
   io.optional("involuntary_switches", round.involuntary_switches);
 }
 
+void describe(auto& io, Is<OperatorTime> auto& time) {
+  io.required("name", time.name);
+  io.optional("part", time.part);
+  io.required("calls", time.calls);
+  io.optional("outer_calls", time.outer_calls);
+  io.required("self_ns", time.self_ns);
+  io.optional("device_ns", time.device_ns);
+}
+
+void describe(auto& io, Is<Profile> auto& profile) {
+  io.required("operators", profile.operators);
+  io.required("step_ns", profile.step_ns);
+  io.optional("synchronizations", profile.synchronizations);
+  io.optional("compiled", profile.compiled);
+}
+
+void describe(auto& io, Is<DispatchCost> auto& cost) {
+  io.required("operator_ns", cost.operator_ns);
+  io.required("profiled_ns", cost.profiled_ns);
+  io.required("profiled_self_ns", cost.profiled_self_ns);
+}
+
+void describe(auto& io, Is<Probes> auto& probes) {
+  io.unless_empty("parts", probes.parts_ns);
+  io.unless_empty("operators", probes.profile);
+  io.unless_empty("dispatch", probes.dispatch);
+  io.unless_empty("unanswered", probes.unanswered);
+}
+
 void describe(auto& io, Is<Generation> auto& generation) {
   io.required("generation", generation.generation);
   io.optional("environment", generation.environment);
   io.required("rounds", generation.rounds);
+  io.unless_empty("probes", generation.probes);
 }
 
 void describe(auto& io, Is<Parity> auto& parity) {
@@ -68,6 +98,7 @@ void describe(auto& io, Is<Speedup> auto& speedup) {
 void describe(auto& io, Is<RuntimeResult> auto& row) {
   io.required("runtime", row.runtime);
   io.unless_empty("copy_of", row.copy_of);
+  io.unless_empty("variant_of", row.variant_of);
   io.required("status", row.status);
   io.required("reason", row.reason);
   io.derived("step_ns", row.step_ns);
@@ -89,6 +120,45 @@ void describe(auto& io, Is<RuntimeResult> auto& row) {
   io.optional("generations", row.generations);
 }
 
+void describe(auto& io, Is<Bar> auto& bar) {
+  io.derived("name", bar.name);
+  io.derived("ns", bar.ns);
+  io.derived("from_ns", bar.from_ns);
+  io.derived("to_ns", bar.to_ns);
+  io.derived("how", bar.how);
+}
+
+void describe(auto& io, Is<Observation> auto& observation) {
+  io.derived("name", observation.name);
+  io.derived("unit", observation.unit);
+  io.derived("from", observation.from);
+  io.derived("to", observation.to);
+  io.derived("ratio", observation.ratio);
+}
+
+void describe(auto& io, Is<OperatorDifference> auto& difference) {
+  io.derived("name", difference.name);
+  io.derived("part", difference.part);
+  io.derived("group", difference.group);
+  io.derived("from_calls", difference.from_calls);
+  io.derived("to_calls", difference.to_calls);
+  io.derived("from_ns", difference.from_ns);
+  io.derived("to_ns", difference.to_ns);
+}
+
+void describe(auto& io, Is<Explanation> auto& explanation) {
+  io.required("from", explanation.from);
+  io.required("to", explanation.to);
+  io.derived("from_ns", explanation.from_ns);
+  io.derived("to_ns", explanation.to_ns);
+  io.derived("total_ns", explanation.total_ns);
+  io.derived("explained", explanation.explained);
+  io.derived("bars", explanation.bars);
+  io.derived("observations", explanation.observations);
+  io.derived("operators", explanation.operators);
+  io.derived("notes", explanation.notes);
+}
+
 void describe(auto& io, Is<CaseResult> auto& result) {
   io.required("case", result.name);
   io.required("family", result.family);
@@ -104,6 +174,7 @@ void describe(auto& io, Is<CaseResult> auto& result) {
   io.derived("noise_floor", result.noise_floor);
   io.optional("curves", result.curves);
   io.required("runtimes", result.runtimes);
+  io.unless_empty("explanation", result.explanation);
 }
 
 void describe(auto& io, Is<PlanRecord> auto& plan) {
@@ -162,6 +233,10 @@ class Writer {
   void derived(const char* key, const auto& value) { required(key, value); }
   void word(const char* key, const std::string& value, Words) { required(key, value); }
   void unless_empty(const char* key, const std::string& value) {
+    if (!value.empty()) required(key, value);
+  }
+  template <class T>
+  void unless_empty(const char* key, const std::map<std::string, T>& value) {
     if (!value.empty()) required(key, value);
   }
   template <class T>
