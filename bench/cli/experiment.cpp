@@ -188,6 +188,7 @@ void Experiment::give_folders() {
 }
 
 void Experiment::export_all() {
+  const double begin_s = elapsed_s();
   std::vector<Exporter> exporters;
   for (const auto& command : options_.exporters) exporters.emplace_back(command);
   std::set<std::string> notes;  // said once, also where many cases have it
@@ -201,6 +202,7 @@ void Experiment::export_all() {
   }
   leave_out(left_out);
   make_artifacts(exporters);
+  if (options_.adds_export_time) results_.plan.max_seconds += elapsed_s() - begin_s;
 }
 
 void Experiment::export_case(size_t index, Exporter& exporter, std::set<std::string>& notes) {
@@ -251,14 +253,12 @@ bool Experiment::needs_artifact(const CaseResult& result, const WorkerSpec& spec
 
 /// Each kind once for a case and an installation, whichever runtimes share it.
 void Experiment::make_artifacts(std::vector<Exporter>& exporters) {
-  const double begin_s = elapsed_s();
   for (size_t i = 0; i < options_.cases.size(); ++i) {
     for (const auto& spec : options_.runtimes) {
       if (options_.cases[i].own() || !needs_artifact(results_.cases[i], spec)) continue;
       make_artifact(i, spec, exporters.at(spec.exporter));
     }
   }
-  if (options_.adds_compile_time) results_.plan.max_seconds += elapsed_s() - begin_s;
 }
 
 void Experiment::make_artifact(size_t index, const WorkerSpec& spec, Exporter& exporter) {

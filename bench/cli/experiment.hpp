@@ -26,7 +26,7 @@ struct ExperimentOptions {
   std::filesystem::path output;    // folder, exists
   double patience_s = 30;
   bool adapts_generations = false;  // fewer where the time does not suffice
-  bool adds_compile_time = false;   // what making artifacts takes does not count as spent
+  bool adds_export_time = false;    // what making files and artifacts takes does not count as spent
 };
 
 /// A folder that is gone when its owner is, however that ends.
