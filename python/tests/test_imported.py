@@ -1,12 +1,14 @@
 """Models of a user's own: good ones through the exporter and a worker, and every bad factory."""
 
+import json
 import re
+from pathlib import Path
 
 import pytest
 import torch
 from conftest import Process
 
-from torchpace import models, parity, tensors, workload
+from torchpace import export, models, parity, tensors, workload
 from torchpace.errors import InputError
 from torchpace.models import imported
 from torchpace.runtimes import eager
@@ -331,6 +333,15 @@ def attention():
     return nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
 def lstm():
     return nn.LSTM(8, 4, batch_first=True)
+def dropping():
+    module = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.2, batch_first=True)
+    return {"module": module, "inputs": torch.randn(2, 5, 8), "target": torch.zeros(2, 5, 8),
+            "loss": nn.functional.mse_loss}
+class Noisy(nn.Linear):
+    def forward(self, x):
+        return super().forward(x) + (torch.randn_like(x) if self.training else 0)
+def noisy():
+    return dropping() | {"module": Noisy(8, 8)}
 """
 
 
@@ -351,6 +362,48 @@ def test_an_output_that_nothing_changes_is_said(exporter, odd):
         found = exporter.ask(odd.replace(factory="odd:zero").line())
         assert "WARNING: the output depends on no weight" in found["note"]
     assert found["cached"]
+
+
+def test_dropout_that_is_a_number_of_another_module_is_off_too(exporter, worker, odd, tmp_path):
+    settings = odd.replace(factory="odd:dropping", phase="train", input=None)
+    answer = exporter.ask(settings.line())
+    settings = settings.replace(state=answer["state"], **answer["set"])
+    module = load(settings).module
+    assert sorted((name, value) for _, name, value in workload.dropouts(module)) == [
+        *[("dropout", 0.2)],  # of the attention, not a module
+        *[("p", 0.2)] * 3,
+    ]
+    with workload.without_dropout(module):
+        assert not workload.dropouts(module) and module.self_attn.dropout == 0
+    assert module.self_attn.dropout == 0.2
+    assert "checked at dropout 0" in worker.ask("load " + settings.line())["note"]
+    reference, truth = (encode(str(path)) for path in (tmp_path / "reference.pt", answer["truth"]))
+    worker.ask(f"write {reference}")
+    assert worker.ask(f"check {reference} {truth}")["passed"]
+
+
+def test_training_that_draws_numbers_cannot_be_compared(exporter, odd):
+    settings = odd.replace(factory="odd:noisy", input=None)
+    error = exporter.ask(settings.replace(phase="train").line())["error"]
+    assert "expected the same output from the same weights" in error and "in training" in error
+    assert "state" in exporter.ask(settings.line())  # in eval mode it draws none
+
+
+def test_a_costly_model_gets_fewer_twins_and_says_why(exporter, odd):
+    for phase, flops, count in (
+        ("train", 2e10, 4),
+        ("train", 4e10, 2),
+        ("train", 1e13, 1),
+        ("inference", 2e11, 4),
+        ("inference", 4e11, 2),
+    ):
+        measured = {"flops": flops, "training_flops": flops}
+        found, reason = export.twins_of(Settings(phase=phase), measured)
+        assert (found, bool(reason)) == (count, count < 4)
+    assert export.twins_of(Settings(phase="train"), {}) == (4, "")  # torchpace's own models
+    answer = exporter.ask(odd.replace(factory="odd:attention", input="2x5x8").line())
+    manifest = json.loads((Path(answer["state"]).parent / "manifest.json").read_text())
+    assert manifest["twins"] == {"count": 4, "reason": ""}
 
 
 @pytest.mark.parametrize(

@@ -153,7 +153,7 @@ def key_of(kind: str, settings: Settings, model: ModuleType, runtime: ModuleType
         gpu(device),
     ]
     digest = hashlib.sha256("\n".join(parts).encode() + code).hexdigest()[:16]
-    stem = f"{kind}-{settings.text('model')}-{settings.text('phase')}".replace(":", "-")
+    stem = f"{kind}-{models.label(settings)}-{settings.text('phase')}".replace(":", "-")
     return f"{stem}-{digest}"
 
 

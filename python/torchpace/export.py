@@ -36,9 +36,11 @@ from torchpace.workload import (
     device_of,
     dtype_of,
     loss_of,
+    output_of,
     phase_of,
     seed_of,
     to_device,
+    without_dropout,
 )
 
 # Keys of a settings line that do not change the files: where and how the case runs, not what it is.
@@ -50,6 +52,9 @@ UNRELATED = {
 MAXIMUM_BATCHES = 8
 MAXIMUM_BATCH_BYTES = 64 << 20
 TWINS = 4  # perturbed float64 twins that show what rounding may do
+# What the twins of a model of your own may cost: about a minute on two cores.
+TWINS_FLOPS = 1e12
+REPEATABLE = 1e-6  # of its size: float64 moves an output by less, one dropped element by more
 # Initial weights take their own random numbers: with seed + index they would repeat a batch's.
 WEIGHTS_SEED = 2**31
 
@@ -59,13 +64,17 @@ class Exporter:
         self.folder, self.file = folder.absolute(), file
         self.maker = artifacts.Maker(folder)
         self._texts: dict[int, text.Text] = {}
+        self._exported: dict[str, dict] = {}  # of cases that artifacts were asked of
 
     def answer(self, line: str) -> dict:
         """Answers one settings line. Raises InputError or Skipped."""
         settings = Settings.parse(line)
         if "make" not in settings:
             return self.export(settings)
-        files = self.export(settings.replace(make=None, compile_limit=None))
+        case = settings.replace(make=None, compile_limit=None)
+        if case.line() not in self._exported:  # checked once, not for each kind: gigabytes
+            self._exported[case.line()] = self.export(case)
+        files = self._exported[case.line()]
         paths = {key: files[key] for key in ("state", "truth", "tokens")}
         return self.maker.ask(settings.replace(**paths, **files["set"]))
 
@@ -128,7 +137,7 @@ def key_of(settings: Settings, model: ModuleType, source: text.Text | None) -> s
     code = models.identity(model) + b"".join(file.read_bytes() for file in files)
     parts = f"{related.line()}\n{torch.__version__}\n{tokens}\n".encode() + code
     digest = hashlib.sha256(parts).hexdigest()[:16]
-    return f"{settings.text('model')}-{settings.text('phase')}-{digest}"
+    return f"{models.label(settings)}-{settings.text('phase')}-{digest}"
 
 
 def make_case(
@@ -158,8 +167,9 @@ def make_case(
     tensors.save(target / "state.pt", state)
     del module, state, batches
     settings = settings.replace(state=target / "state.pt")
+    twins, why = twins_of(settings, measured)
     try:
-        truth = make_truth(settings, model)
+        truth = make_truth(settings, model, twins)
     except RuntimeError as error:
         if not measured or "memory" in str(error):
             raise
@@ -178,6 +188,7 @@ def make_case(
         "settings": settings.replace(state=None).line(),
         "torch": torch.__version__,
         "seed": seed,
+        "twins": {"count": twins, "reason": why},
         "memory": count_memory(settings, model),
         "note": blindness(truth),
         "set": measured,
@@ -185,18 +196,39 @@ def make_case(
     }
 
 
-def make_truth(settings: Settings, model: ModuleType) -> dict[str, Tensor]:
+def twins_of(settings: Settings, measured: dict) -> tuple[int, str]:
+    """How many perturbed twins the truth gets, and why fewer than TWINS.
+
+    With fewer the spread, their largest, is smaller: parity becomes stricter, never laxer.
+    """
+    if not measured:
+        return TWINS, ""
+    training = phase_of(settings) == "train"
+    steps = workload.PARITY_STEPS if training else 1
+    each = steps * measured["training_flops" if training else "flops"]
+    count = max(1, min(TWINS, int(TWINS_FLOPS / max(each, 1))))
+    if count == TWINS:
+        return TWINS, ""
+    return count, (
+        f"{count} instead of {TWINS}: a twin costs {each:.2g} FLOP and all may cost {TWINS_FLOPS:g}"
+    )
+
+
+def make_truth(settings: Settings, model: ModuleType, twins: int = TWINS) -> dict[str, Tensor]:
     """The values of the float64 twin, and the `spread` that rounding of weights and inputs brings.
 
     The twin is the same model with the same state, rounded to the case's dtype before.
     spread.<name> [2] holds the largest magnitude and root mean square of the difference, the larger
-    of TWINS perturbed twins.
+    of `twins` perturbed twins. Raises InputError where the output is drawn anew in each step.
     """
     size = 4 * torch.finfo(Axes.of(settings).precision(dtype_of(settings))).eps
     settings = settings.replace(autocast=None, tf32=None, memory_format=None)
-    truth = double(eager.load("py-eager", settings, model)).values()
+    twin = double(eager.load("py-eager", settings, model))
+    expect_repeatable(twin)
+    truth = twin.values()
     spread = {name: [0.0, 0.0] for name in truth}
-    for index in range(TWINS):
+    for index in range(twins):
+        del twin  # its weights and moments, before there are others
         twin = double(eager.load("py-eager", settings, model))
         perturb(twin, size, index)
         for name, value in twin.values().items():
@@ -206,6 +238,28 @@ def make_truth(settings: Settings, model: ModuleType) -> dict[str, Tensor]:
         parity.SPREAD + name: torch.tensor(v, dtype=torch.float64) for name, v in spread.items()
     }
     return truth | moved
+
+
+def expect_repeatable(twin: Workload) -> None:
+    """Raises InputError where the same weights and inputs give another output with other random
+    numbers: no two runtimes could be compared.
+    """
+    assert isinstance(twin, (eager.EagerInference, eager.EagerTraining))
+    training = isinstance(twin, eager.EagerTraining)
+    inputs = twin.batches[0][0] if training else twin.inputs[0]
+    outputs = []
+    with twin.turn(), without_dropout(twin.module), torch.no_grad():
+        for seed in (0, 1):
+            torch.manual_seed(seed)
+            outputs.append(output_of(twin.module(*inputs)))
+    moved, size = parity.norms(outputs[1] - outputs[0])[0], parity.norms(outputs[0])[0]
+    if moved > REPEATABLE * size:
+        name = twin.settings.text("factory", twin.settings.text("model"))
+        raise InputError(
+            f"{name}: expected the same output from the same weights and inputs, found that random "
+            f"numbers move it by {moved:.1g} of {size:.1g}; set to 0 what the module drops or draws"
+            + (" in training" if training else "")
+        )
 
 
 def blindness(truth: dict[str, Tensor]) -> str:

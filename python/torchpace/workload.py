@@ -364,18 +364,35 @@ def fresh_batch(
     return [workload.place(x) for x in inputs], workload.place(target)
 
 
-def dropouts(module: nn.Module) -> list[nn.Module]:
-    return [m for m in module.modules() if isinstance(m, _DropoutNd) and m.p > 0]
+def dropouts(module: nn.Module) -> list[tuple[nn.Module, str, float]]:
+    """Where a module says how much it drops: module, attribute, probability.
+
+    That is `p` of nn.Dropout and of stochastic depth, and what other modules keep as a number that
+    is named after it: `dropout` of nn.MultiheadAttention, `attention_dropout`, `drop_prob`, ...
+    """
+    return [
+        (m, name, value)
+        for m in module.modules()
+        for name, value in vars(m).items()
+        if type(value) in (int, float)
+        and 0 < value <= 1
+        and ("drop" in name or (name == "p" and _drops(m)))
+    ]
+
+
+def _drops(module: nn.Module) -> bool:
+    kind = type(module).__name__
+    return isinstance(module, _DropoutNd) or kind == "StochasticDepth" or "Drop" in kind
 
 
 @contextlib.contextmanager
 def without_dropout(module: nn.Module) -> Iterator[None]:
     """Dropout 0 within the block: two runtimes draw different random numbers."""
-    kept = [(m, m.p) for m in dropouts(module)]
-    for dropout, _ in kept:
-        dropout.p = 0.0
+    kept = dropouts(module)
+    for m, name, _ in kept:
+        setattr(m, name, 0.0)
     try:
         yield
     finally:
-        for dropout, p in kept:
-            dropout.p = p
+        for m, name, value in kept:
+            setattr(m, name, value)

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,6 +82,12 @@ def of(settings: Settings) -> ModuleType:
     """The functions of the case's model. Raises SettingsError on an unknown one."""
     module = find(settings.text("model"))
     return module.of(settings) if hasattr(module, "of") else module
+
+
+def label(settings: Settings) -> str:
+    """The model in the name of a folder: for one of your own the factory's name."""
+    factory = settings.text("factory", "").rpartition(":")[2]
+    return re.sub(r"\W+", "-", factory) or settings.text("model")
 
 
 def identity(model: ModuleType) -> bytes:
