@@ -319,7 +319,6 @@ ExperimentOptions planned(const CompareOptions& options, const Installation& cur
   const auto& installation = versions.front().installation;
   experiment.runtimes = chosen_runtimes(options, preset, versions);
   experiment.adapts_generations = !options.generations && !options.rounds;
-  experiment.adds_export_time = !options.max_seconds;
   experiment.plan = plan_record(options, preset, experiment.runtimes, host);
   auto& plan = experiment.plan;
   plan.device = chosen_device(options.device, installation);

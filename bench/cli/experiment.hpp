@@ -2,6 +2,7 @@
 #pragma once
 
 #include <filesystem>
+#include <functional>
 #include <map>
 #include <memory>
 #include <random>
@@ -26,7 +27,6 @@ struct ExperimentOptions {
   std::filesystem::path output;    // folder, exists
   double patience_s = 30;
   bool adapts_generations = false;  // fewer where the time does not suffice
-  bool adds_export_time = false;    // what making files and artifacts takes does not count as spent
 };
 
 /// A folder that is gone when its owner is, however that ends.
@@ -82,6 +82,7 @@ class Experiment {
   void add_row(CaseResult& result, const std::string& runtime, Status status,
                const std::string& reason, const std::string& artifact = "");
   void pass_gates();
+  void uncounted(const std::function<void()>& make);
   void pass_gates(size_t first, size_t end);
   void plan_generations(int done);
   double generation_s() const;

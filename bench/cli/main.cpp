@@ -75,7 +75,8 @@ void add_compare(CLI::App& app, CompareOptions& o) {
   app.add_option("--rounds", o.rounds,
                  "turns per case and generation (as many as the time allows)");
   app.add_option("--max-seconds", o.max_seconds,
-                 "time for everything (of the preset, and more for each further runtime)");
+                 "time of measuring; making weights, truth and artifacts is not counted (of the "
+                 "preset, and more for each further runtime)");
   app.add_option("--compile-limit", o.compile_limit,
                  "seconds that compiling one artifact may take (of the preset)");
   app.add_option("--delta", o.delta, "SAME means within 1 +- this (0.02)");

@@ -72,14 +72,14 @@ class Compare : public testing::Test {
   }
 
   /// torchpace's own side of it, as tests/cli/fake_package has it; its log is `folder`/log.
-  Outcome run_package(const std::string& options) const {
+  Outcome run_package(const std::string& options, const std::string& variables = "") const {
     const auto package = fs::absolute(TORCHPACE_SOURCE_DIR) / "tests/cli/fake_package";
     return run(
         "compare --no-html --python python3 --device cpu --preset smoke --generations 2 "
         "--rounds 3 --output '" +
             report().string() + "' " + options,
         "FAKE_LOG='" + (folder / "log").string() + "' TORCHPACE_PYTHON_PATH='" + package.string() +
-            "' ");
+            "' " + variables);
   }
 
   /// Lines of the log that start with `start` and contain `part`.
@@ -397,6 +397,17 @@ TEST_F(Compare, ArtifactsAreMadeOncePerKind) {
   EXPECT_GT(one.break_even_steps, 7000);
   EXPECT_EQ(c.find("py-two")->break_even_steps, INFINITY);
   EXPECT_NE(outcome.out.find("never"), std::string::npos) << outcome.out;
+}
+
+TEST_F(Compare, TheTimeThatFilesTakeIsNotTakenFromTheRounds) {
+  // One case and one artifact, a second each.
+  const auto outcome =
+      run_package("--runtimes py-eager,py-one --cases dnn_deep_inference --max-seconds 5",
+                  "FAKE_EXPORT_SECONDS=1 ");
+  EXPECT_EQ(outcome.code, kOk) << outcome.err;
+  const auto found = results();
+  EXPECT_GE(found.plan.max_seconds, 5 + 2);
+  EXPECT_LT(found.plan.max_seconds, 5 + 2 + 2);
 }
 
 TEST_F(Compare, AWorkerOfOursStartsOnceForTheGate) {

@@ -1,13 +1,17 @@
-"""An exporter for tests: it notes what it is asked in FAKE_LOG and makes empty files."""
+"""An exporter for tests: it notes what it is asked in FAKE_LOG and makes empty files, each in
+FAKE_EXPORT_SECONDS.
+"""
 
 import json
 import os
 import sys
 import tempfile
+import time
 
 for line in sys.stdin:
     with open(os.environ["FAKE_LOG"], "a") as log:
         log.write("export " + line)
+    time.sleep(float(os.environ.get("FAKE_EXPORT_SECONDS", "0")))
     settings = dict(word.split("=", 1) for word in line.split())
     kind = settings.get("make")
     if kind == "broken":
