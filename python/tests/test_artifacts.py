@@ -168,6 +168,34 @@ def test_the_limit_kills_a_compile_with_all_that_it_started(exporter, folder, of
     assert "artifact" in exporter.ask(settings.replace(make="torchscript").line())
 
 
+def test_a_compile_that_the_limit_stopped_is_tried_again_only_with_a_larger_one(
+    exporter, folder, of_module, tmp_path
+):
+    seen = tmp_path / "seen"
+    body = (
+        "if torch.compiler.is_exporting():\n"
+        f"            open({str(seen)!r}, 'a').write('x')\n"
+        f"            time.sleep(600 if len(open({str(seen)!r}).read()) < 3 else 0)"
+    )
+    line = of_module("slow", body).replace(make="aot")
+
+    def ask(limit: float) -> dict:
+        return exporter.ask(line.replace(compile_limit=limit).line())
+
+    assert "within 2 s, it was stopped" in ask(2)["error"]
+    today = time.strftime("%Y-%m-%d")
+    for limit in (2, 1.5):  # nothing is compiled
+        assert f"took longer than 2 s on {today}; --compile-limit" in ask(limit)["error"]
+        assert seen.read_text() == "x"
+    assert "within 3 s, it was stopped" in ask(3)["error"]
+    assert "took longer than 3 s" in ask(2)["error"]
+    records = folder.glob("artifacts/.aot-factory-*.stopped")
+    (record,) = (file for file in records if json.loads(file.read_text())["limit_s"] == 3)
+    record.write_text("damaged")
+    assert "artifact" in ask(300)
+    assert not record.exists() and ask(1)["cached"]
+
+
 def test_a_compile_that_dies_is_said(exporter, of_module):
     body = "if torch.compiler.is_exporting():\n            import os; os._exit(3)"
     error = exporter.ask(of_module("dier", body).replace(make="aot").line())["error"]

@@ -115,6 +115,7 @@ def make(folder: Path, settings: Settings, started: Callable[[Path], None]) -> d
     path = folder / "artifacts" / key_of(kind, settings, model, runtime)
 
     def fill(target: Path) -> dict[str, Any]:
+        refuse_what_was_stopped(path, settings)
         started(path)
         before = time.perf_counter()
         file = runtime.make_artifact(kind, target, settings, model)
@@ -122,6 +123,7 @@ def make(folder: Path, settings: Settings, started: Callable[[Path], None]) -> d
         return facts | {"compile_s": time.perf_counter() - before}
 
     entry = cache.get_or_make(path, fill)
+    stop_record(path).unlink(missing_ok=True)
     return {
         "artifact": str(entry.path / entry.manifest["artifact"]),
         "compile_s": entry.manifest["compile_s"],
@@ -129,6 +131,29 @@ def make(folder: Path, settings: Settings, started: Callable[[Path], None]) -> d
         "seconds": time.perf_counter() - begun,
         "note": f"rebuilt: {entry.rebuilt}" if entry.rebuilt else "",
     }
+
+
+def stop_record(path: Path) -> Path:
+    """Where the entry `path` is said to have taken longer than a limit: {"limit_s", "date"}."""
+    return path.with_name(f".{path.name}.stopped")
+
+
+def refuse_what_was_stopped(path: Path, settings: Settings) -> None:
+    """Raises InputError where the same compile was stopped before, by no smaller limit."""
+    try:
+        record = json.loads(stop_record(path).read_text())
+        limit, date = float(record["limit_s"]), str(record["date"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return
+    if limit_of(settings) <= limit:
+        raise InputError(
+            f"make={settings.text('make')}: took longer than {limit:g} s on {date}; "
+            "--compile-limit to try longer"
+        )
+
+
+def limit_of(settings: Settings) -> float:
+    return settings.number("compile_limit", LIMIT_S)
 
 
 def key_of(kind: str, settings: Settings, model: ModuleType, runtime: ModuleType) -> str:
@@ -210,7 +235,7 @@ class Fork:
 
     def __init__(self, folder: Path, settings: Settings):
         self.kind = settings.text("make", "")
-        self.limit = settings.number("compile_limit", LIMIT_S)
+        self.limit = limit_of(settings)
         self.making: Path | None = None  # the entry, once its making has begun
         receiving, sending = os.pipe()
         sys.stderr.flush()
@@ -241,6 +266,7 @@ class Fork:
         while True:
             wait = None if deadline == math.inf else max(0.0, deadline - time.monotonic())
             if not select.select([self.pipe], [], [], wait)[0]:
+                self._remember()
                 return self._failed(
                     f"expected a compile within {self.limit:g} s, it was stopped; "
                     "--compile-limit raises it"
@@ -256,6 +282,12 @@ class Fork:
                     return answer
                 self.making = Path(answer["making"])
                 deadline = time.monotonic() + self.limit
+
+    def _remember(self) -> None:
+        assert self.making  # there is a deadline since then
+        record = {"limit_s": self.limit, "date": time.strftime("%Y-%m-%d")}
+        with contextlib.suppress(OSError):  # only the next run's time is lost
+            stop_record(self.making).write_text(json.dumps(record) + "\n")
 
     def _failed(self, reason: str) -> dict[str, Any]:
         return {"error": f"make={self.kind}: {reason}"}
