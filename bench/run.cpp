@@ -85,7 +85,7 @@ std::string captured_errors(const std::function<void()>& action, std::exception_
 /// A file that is loaded and has run once.
 struct Loaded {
   std::string file, kind;
-  std::vector<TensorSpec> specs;  // of the inputs, from the file; empty: it does not say
+  std::vector<TensorSpec> specs;  // of the inputs, from a package; empty: the file does not say
   TensorFunction forward;
   double load_s = 0, first_s = 0;
 };
@@ -121,7 +121,11 @@ void check_by_running(const AotPackage& package, const Options& options, const T
                      "; give others with --input");
 }
 
-bool is_package(const std::string& path) { return path.ends_with(".pt2"); }
+/// The package at `path`, checked once and not kept longer than loading it takes; none where the
+/// file is a TorchScript one.
+std::unique_ptr<const AotPackage> open_package(const std::string& path) {
+  return path.ends_with(".pt2") ? std::make_unique<const AotPackage>(path) : nullptr;
+}
 
 Tensors make_inputs(const std::vector<TensorSpec>& specs, std::optional<int64_t> size,
                     const Options& options) {
@@ -140,49 +144,57 @@ Tensors make_inputs(const std::vector<TensorSpec>& specs, std::optional<int64_t>
   return inputs;
 }
 
-/// What the inputs are: as given, else as the file says.
-std::vector<TensorSpec> choose_specs(const std::string& path, const Options& options) {
+/// What the inputs are: as given, else as the package says.
+std::vector<TensorSpec> choose_specs(const AotPackage* package, const Options& options) {
   if (!options.inputs.empty()) return options.inputs;
-  if (is_package(path)) {
-    const AotPackage package(path);
-    if (auto specs = package.input_specs(); !specs.empty()) return specs;
+  if (package != nullptr) {
+    if (auto specs = package->input_specs(); !specs.empty()) return specs;
   } else {
-    const Archive archive(path);  // what is damaged is said before what is missing
+    const Archive archive(options.file);  // what is damaged is said before what is missing
   }
-  throw SettingsError(path +
+  throw SettingsError(options.file +
                       ": expected --input SIZES:DTYPE (1x3x224x224:float32), found none; only "
                       "packages that torchpace wrote say what they take");
 }
 
-Loaded load(const std::string& path, const Options& options, const Tensors& inputs) {
+Loaded load_package(const AotPackage& package, const Options& options, const Tensors& inputs) {
+  package.check_environment(options.device, options.threads);
+  package.check_inputs(inputs);
+  if (!package.is_own()) check_by_running(package, options, inputs);
   Loaded loaded;
+  const auto version = package.get("torchpace.torch");
+  loaded.kind = "AOTInductor package" + (version.empty() ? "" : " of torch " + version);
+  loaded.specs = package.input_specs();
+  const auto threads = package.get("torchpace.threads");
+  if (options.device.is_cpu() && !threads.empty())
+    at::set_num_threads(Settings{{"threads", threads}}.require<int>("threads"));
+  loaded.load_s = time_once_s(
+      [&] {
+        auto runner = std::shared_ptr<AotRunner>(
+            package.load(options.device, static_cast<std::size_t>(options.streams)));
+        loaded.forward = [runner](const Tensors& x) { return first_floating(runner->run(x)); };
+      },
+      options.device);
+  return loaded;
+}
+
+Loaded load_script(const std::string& path, const Options& options) {
+  Loaded loaded;
+  loaded.kind = "TorchScript file";
+  loaded.load_s = time_once_s(
+      [&] {
+        loaded.forward =
+            torchscript_forward(load_torchscript(path, options.device, options.torchscript));
+      },
+      options.device);
+  return loaded;
+}
+
+/// Loads `path`, whose package this takes, and runs it once.
+Loaded load(const std::string& path, std::unique_ptr<const AotPackage> package,
+            const Options& options, const Tensors& inputs) {
+  auto loaded = package ? load_package(*package, options, inputs) : load_script(path, options);
   loaded.file = path;
-  if (is_package(path)) {
-    const AotPackage package(path);
-    package.check_environment(options.device, options.threads);
-    package.check_inputs(inputs);
-    if (!package.is_own()) check_by_running(package, options, inputs);
-    const auto version = package.get("torchpace.torch");
-    loaded.kind = "AOTInductor package" + (version.empty() ? "" : " of torch " + version);
-    const auto threads = package.get("torchpace.threads");
-    if (options.device.is_cpu() && !threads.empty())
-      at::set_num_threads(Settings{{"threads", threads}}.require<int>("threads"));
-    loaded.load_s = time_once_s(
-        [&] {
-          auto runner = std::shared_ptr<AotRunner>(
-              package.load(options.device, static_cast<std::size_t>(options.streams)));
-          loaded.forward = [runner](const Tensors& x) { return first_floating(runner->run(x)); };
-        },
-        options.device);
-  } else {
-    loaded.kind = "TorchScript file";
-    loaded.load_s = time_once_s(
-        [&] {
-          loaded.forward =
-              torchscript_forward(load_torchscript(path, options.device, options.torchscript));
-        },
-        options.device);
-  }
   c10::InferenceMode inference;
   try {
     loaded.first_s = time_once_s([&] { loaded.forward(inputs); }, options.device);
@@ -353,22 +365,24 @@ Comparison compare_files(const Loaded& reference, const Loaded& candidate, const
 
 int run(const Options& options) {
   if (options.threads > 0) at::set_num_threads(options.threads);
-  const auto specs = choose_specs(options.file, options);
+  auto package = open_package(options.file);
+  const auto specs = choose_specs(package.get(), options);
   std::vector<std::optional<int64_t>> sizes(options.sizes.begin(), options.sizes.end());
   if (sizes.empty()) sizes.emplace_back();
 
   auto inputs = make_inputs(specs, sizes[0], options);
-  const auto loaded = load(options.file, options, inputs);
+  const auto loaded = load(options.file, std::move(package), options, inputs);
   std::optional<Loaded> other;
-  if (!options.other.empty()) other = load(options.other, options, inputs);
+  if (!options.other.empty())
+    other = load(options.other, open_package(options.other), options, inputs);
   if (!options.json) print_file(loaded);
 
   std::vector<std::string> rows, comparisons;
   int code = kOk;
   for (const auto& size : sizes) {
     inputs = make_inputs(specs, size, options);
-    for (const auto& path : {options.file, options.other})
-      if (is_package(path)) AotPackage(path).check_inputs(inputs);
+    AotPackage::check_inputs(loaded.file, loaded.specs, inputs);
+    if (other) AotPackage::check_inputs(other->file, other->specs, inputs);
     const auto row = measure_row(loaded, inputs, options);
     rows.push_back(row_json(row));
     if (!options.json) print_row(row, options);

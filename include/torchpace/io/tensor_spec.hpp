@@ -113,7 +113,10 @@ inline std::vector<TensorSpec> parse_tensor_specs(const std::string& text) {
 
 inline std::string text_of(const std::vector<TensorSpec>& specs) {
   std::string text;
-  for (const auto& spec : specs) text += (text.empty() ? "" : ";") + spec.text();
+  for (const auto& spec : specs) {
+    if (!text.empty()) text += ';';
+    text += spec.text();
+  }
   return text;
 }
 

@@ -276,15 +276,19 @@ class AotPackage {
   /// not torchpace's own does not say, and its code reads past the end of a tensor that is too
   /// small.
   void check_inputs(const std::vector<torch::Tensor>& inputs) const {
-    const auto specs = input_specs();
+    check_inputs(path(), input_specs(), inputs);
+  }
+  /// The same of a package that is loaded, and whose archive is not kept open.
+  static void check_inputs(const std::string& path, const std::vector<TensorSpec>& specs,
+                           const std::vector<torch::Tensor>& inputs) {
     if (specs.empty()) return;
     bool fits = specs.size() == inputs.size();
     for (std::size_t i = 0; fits && i < specs.size(); ++i) fits = specs[i].admits(inputs[i]);
     if (fits) return;
     std::vector<TensorSpec> found;
     for (const auto& input : inputs) found.push_back(TensorSpec::of(input));
-    archive_.fail("expected inputs " + text_of(specs) + ", found " + text_of(found) +
-                  "; make the package for these, or with a dynamic batch");
+    throw ArchiveError(path + ": expected inputs " + text_of(specs) + ", found " + text_of(found) +
+                       "; make the package for these, or with a dynamic batch");
   }
 
   /// Unpacks into a temporary folder, loads the code and removes the folder: at once on the CPU,
