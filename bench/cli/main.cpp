@@ -1,4 +1,4 @@
-// The program `torchpace`: compare, run, list, report, doctor.
+// The program `torchpace`: compare, run, export-training, list, report, doctor.
 #include <fcntl.h>
 #include <fmt/format.h>
 #include <unistd.h>
@@ -10,6 +10,7 @@
 #include "discovery.hpp"
 #include "doctor.hpp"
 #include "error.hpp"
+#include "export_training.hpp"
 #include "interrupt.hpp"
 #include "list.hpp"
 #include "report.hpp"
@@ -117,6 +118,44 @@ void add_run(CLI::App& app, RunOptions& o) {
                  "interpreter whose torch is loaded, if not the one of the build");
 }
 
+/// What is not given is not passed on: the defaults are those of python -m torchpace.training.
+void add_export_training(CLI::App& app, ExportTrainingOptions& o) {
+  app.add_option("target", o.target, "a family of cases (torchpace list), or module:factory")
+      ->required();
+  const auto pass_on = [&](const std::string& name, const std::string& help) {
+    const auto add = [&o, name](const std::string& value) {
+      o.words.push_back(name + '=' + value);
+    };
+    return app.add_option_function<std::string>(name, add, help);
+  };
+  pass_on("--out", "the package to write, FILE.pt2")->required();
+  pass_on("--size", "of a family (quick)");
+  const auto add_settings = [&o](const std::vector<std::string>& settings) {
+    for (const auto& setting : settings) o.words.push_back("--set=" + setting);
+  };
+  app.add_option_function<std::vector<std::string>>(
+         "--set", add_settings, "KEY=VALUE of the family: layers=6, batch=16; may be repeated")
+      ->take_all()
+      ->allow_extra_args(false);
+  pass_on("--input", "of a factory: 8x3x32x32:float32, several joined by ';'");
+  pass_on("--path", "folder to import the factory from (this one)");
+  pass_on("--device", "cpu, cuda or cuda:N (cpu)");
+  pass_on("--threads", "compiled in (torch's own choice)")->check(CLI::PositiveNumber);
+  pass_on("--seed", "of the initial weights (0)")->check(CLI::TypeValidator<int64_t>());
+  pass_on("--optimizer", "adam, adamw or sgd (adam)")
+      ->check(CLI::IsMember({"adam", "adamw", "sgd"}));
+  pass_on("--weight-decay", "(0.01 for adamw, else 0)")->check(CLI::Number);
+  pass_on("--clip-norm", "gradients are scaled down to this norm (no clipping)")
+      ->check(CLI::Number);
+  pass_on("--accumulate", "batches to one update (1)")->check(CLI::TypeValidator<int64_t>());
+  pass_on("--autocast", "none or bfloat16 (none)")->check(CLI::IsMember({"none", "bfloat16"}));
+  app.add_flag_callback(
+      "--deterministic", [&o] { o.words.emplace_back("--deterministic"); },
+      "runs repeat bit for bit");
+  pass_on("--compile-limit", "seconds that compiling may take (600)")->check(CLI::PositiveNumber);
+  app.add_option("--python", o.python, "interpreter (TORCHPACE_PYTHON, .venv, python3)");
+}
+
 int report_files(const std::vector<std::string>& paths, const std::string& output,
                  const std::string& fail_on_text, const std::string& python) {
   std::optional<FailOn> fail_on;
@@ -169,6 +208,11 @@ int run(int argc, char** argv) {
   auto* run_command = app.add_subcommand("run", "time a .pt or .pt2 file; runs the code in it");
   add_run(*run_command, run_options);
 
+  ExportTrainingOptions training_options;
+  auto* training_command = app.add_subcommand(
+      "export-training", "compile a whole training step into a package that C++ drives");
+  add_export_training(*training_command, training_options);
+
   bool as_json = false;
   std::string python;
   auto* list_command = app.add_subcommand("list", "families, sizes, phases, presets and runtimes");
@@ -199,6 +243,7 @@ int run(int argc, char** argv) {
   }
   if (*compare_command) return compare(options);
   if (*run_command) return run_file(run_options);
+  if (*training_command) return export_training(training_options);
   if (*list_command) return list(python, as_json);
   if (*report_command) return report_files(paths, output, fail_on, python);
   return run_doctor({.json = as_json,

@@ -11,6 +11,7 @@
 #include <array>
 #include <cerrno>
 #include <csignal>
+#include <cstdio>
 #include <cstring>
 #include <thread>
 
@@ -153,6 +154,12 @@ void Process::kill() {
   reaped_ = true;
 }
 
+void Process::interrupt() {
+  if (!reaped_) ::kill(-pid_, SIGINT);
+}
+
+int Process::exit_code() const { return WIFEXITED(status_) ? WEXITSTATUS(status_) : -1; }
+
 bool Process::ended_without_reaping() const {
   siginfo_t info{};
   return reaped_ ||
@@ -186,6 +193,13 @@ bool Process::fill(int& fd, std::string& buffer) {
   return got > 0;
 }
 
+bool Process::fill_errors() {
+  const auto known = errors_.size();
+  const bool filled = fill(err_, errors_);
+  if (echoes_) std::fwrite(errors_.data() + known, 1, errors_.size() - known, stderr);
+  return filled;
+}
+
 void Process::pump(Clock::time_point deadline, bool writable) {
   std::array<pollfd, 4> waits{{{out_, POLLIN, 0},
                                {err_, POLLIN, 0},
@@ -196,7 +210,7 @@ void Process::pump(Clock::time_point deadline, bool writable) {
   if (ready <= 0) return;
   if (waits[0].revents != 0) fill(out_, output_);
   if (waits[1].revents != 0) {
-    fill(err_, errors_);
+    fill_errors();
     if (errors_.size() > kErrorBytesKept) errors_.erase(0, errors_.size() - kErrorBytesKept);
   }
 }
@@ -249,7 +263,7 @@ std::string Process::how_it_ended() {
 }
 
 std::string Process::stderr_tail() {
-  while (err_ >= 0 && fill(err_, errors_)) {
+  while (err_ >= 0 && fill_errors()) {
   }
   std::vector<std::string> lines(1);
   for (const char c : errors_) {

@@ -49,8 +49,17 @@ class Process {
   bool accepts_input() const { return in_ >= 0; }
 
   /// Waits for the child's end and returns its exit status in words, empty for exit code 0.
-  /// Kills the group at the deadline.
+  /// Kills the group at the deadline. Throws Interrupted on Ctrl-C; the child runs on.
   std::string wait(Clock::time_point deadline);
+
+  /// Of a child that `wait` saw end by itself; -1 where a signal ended it.
+  int exit_code() const;
+
+  /// From now on its standard error goes also to ours, or no more.
+  void echo_errors(bool wanted) { echoes_ = wanted; }
+
+  /// Ctrl-C for the whole group.
+  void interrupt();
 
   /// SIGSTOP to the group; returns when all threads of the child itself have stopped.
   void stop();
@@ -69,11 +78,12 @@ class Process {
   /// Drains the pipes until one has something, `writable` can be written, or the deadline.
   void pump(Clock::time_point deadline, bool writable);
   bool fill(int& fd, std::string& buffer);
+  bool fill_errors();
   bool ended_without_reaping() const;
   std::string how_it_ended();
 
   pid_t pid_ = -1;
-  bool reaped_ = false;
+  bool reaped_ = false, echoes_ = false;
   int status_ = 0;
   int in_ = -1, out_ = -1, err_ = -1;
   std::string output_, errors_;
