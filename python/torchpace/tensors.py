@@ -6,6 +6,7 @@ Twin: include/torchpace/io/tensors.hpp. Layout: docs/design.md, "Files of tensor
 
 from __future__ import annotations
 
+import math
 import os
 import uuid
 from pathlib import Path
@@ -95,9 +96,17 @@ def spec_of(x: Tensor) -> str:
 
 
 def parse_spec(text: str) -> tuple[tuple[int, ...], torch.dtype]:
-    sizes, _, dtype = text.partition(":")
-    return parse_sizes(sizes), getattr(torch, dtype)
+    """Raises ValueError on anything else than a spec."""
+    sizes, _, name = text.partition(":")
+    dtype = getattr(torch, name, None)
+    if not isinstance(dtype, torch.dtype):
+        raise ValueError(f"the dtype '{name}'")
+    return parse_sizes(sizes), dtype
 
 
 def parse_sizes(text: str) -> tuple[int, ...]:
-    return tuple(int(size) for size in text.split("x")) if text else ()
+    """Raises ValueError on what no tensor can have."""
+    sizes = tuple(int(size) for size in text.split("x")) if text else ()
+    if min(sizes, default=0) < 0 or math.prod(sizes) >= 2**56:
+        raise ValueError(f"the sizes {text}")
+    return sizes

@@ -118,6 +118,31 @@ class Layout:
     state: tuple[StateTensor, ...]
     parameters: tuple[View, ...]
 
+    def check(self, recipe: Recipe) -> None:
+        """Raises ValueError where the parts do not fit each other: the code reads and writes the
+        state without a look at its size.
+        """
+        if not self.state or self.state[0].name != "parameters" or self.state[0].offset is None:
+            raise ValueError("no flat state")
+        flat = self.state[0]
+        known = {tensor.name: tensor for tensor in self.state}
+        if len(known) < len(self.state):
+            raise ValueError("a name twice in the state")
+        for tensor in self.state:
+            # Zeros cost no byte of the file: without a limit a line could ask for any memory.
+            if (tensor.offset or 0) < 0 or (tensor.offset is None and tensor.bytes > flat.bytes):
+                raise ValueError(f"the state {tensor.line()}")
+        for name in (*recipe.moments, *(("gradient",) if recipe.accumulate > 1 else ())):
+            if name not in known or known[name].shape != flat.shape:
+                raise ValueError(f"no {name} of the size of the parameters")
+        if "steps" not in known:
+            raise ValueError("no steps in the state")
+        if not self.parameters:
+            raise ValueError("no parameters")
+        for view in self.parameters:
+            if view.offset < 0 or view.offset + math.prod(view.shape) > math.prod(flat.shape):
+                raise ValueError(f"a parameter outside the flat state, {view.line()}")
+
     def index(self, name: str) -> int:
         return next(i for i, tensor in enumerate(self.state) if tensor.name == name)
 
@@ -168,18 +193,22 @@ class Contents:
                 tuple(map(StateTensor.parse, metadata["torchpace.state"].splitlines())),
                 tuple(map(View.parse, metadata["torchpace.parameters"].splitlines())),
             )
-            if not layout.state or layout.state[0].name != "parameters":
-                raise ValueError("no flat state")
+            layout.check(recipe)
+            inputs = tuple(metadata["torchpace.inputs"].split(";"))
+            for text in (*inputs, metadata["torchpace.target"]):
+                tensors.parse_spec(text)
+            if metadata["torchpace.deterministic"] not in ("0", "1"):
+                raise ValueError("deterministic: not 0 or 1")
             return Contents(
                 recipe,
                 layout,
-                tuple(metadata["torchpace.inputs"].split(";")),
+                inputs,
                 metadata["torchpace.target"],
                 metadata["torchpace.device"],
                 metadata["torchpace.autocast"],
                 metadata["torchpace.deterministic"] == "1",
             )
-        except (KeyError, ValueError, AttributeError, InputError) as error:
+        except (KeyError, ValueError, InputError) as error:
             raise InputError(
                 f"package: {path}: expected the metadata of a training package, found "
                 f"{type(error).__name__} {error}; make it again"

@@ -238,14 +238,15 @@ class CompiledTraining {
   void read_initial() {
     const auto bytes = archive_.bytes("extra/torchpace/initial");
     for (const auto& each : package_.state) {
-      auto tensor = torch::zeros(each.spec.sizes, each.spec.dtype);
+      const auto size = static_cast<std::size_t>(each.bytes());
       if (each.offset) {
-        TORCH_CHECK(*each.offset <= bytes.size() && tensor.nbytes() <= bytes.size() - *each.offset,
+        TORCH_CHECK(*each.offset <= bytes.size() && size <= bytes.size() - *each.offset,
                     archive_.path(), ": expected the initial ", each.name, ' ', each.spec.text(),
                     ", found ", bytes.size(), " bytes of state; make the package again");
-        if (tensor.nbytes() > 0)
-          std::memcpy(tensor.data_ptr(), bytes.data() + *each.offset, tensor.nbytes());
       }
+      auto tensor = torch::zeros(each.spec.sizes, each.spec.dtype);
+      if (each.offset && size > 0)
+        std::memcpy(tensor.data_ptr(), bytes.data() + *each.offset, size);
       initial_.emplace_back(each.name, tensor.to(device_));
     }
   }

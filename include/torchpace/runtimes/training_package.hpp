@@ -4,9 +4,12 @@
 
 #include <torch/torch.h>
 
+#include <algorithm>
 #include <charconv>
 #include <cstdint>
+#include <limits>
 #include <optional>
+#include <set>
 #include <sstream>
 #include <stdexcept>
 #include <string>
@@ -21,10 +24,28 @@
 namespace torchpace {
 
 struct TrainingPackage {
+  /// Of a tensor of these sizes. Throws std::invalid_argument on what no tensor can have.
+  static int64_t elements(const std::vector<int64_t>& sizes) {
+    int64_t count = 1;
+    for (const auto size : sizes) {
+      if (size < 0 || __builtin_mul_overflow(count, size, &count))
+        throw std::invalid_argument("sizes that no tensor can have");
+    }
+    return count;
+  }
   struct StateTensor {
     std::string name;
     TensorSpec spec;
     std::optional<uint64_t> offset;  // in bytes in the initial state; none for zeros
+
+    /// Throws std::invalid_argument on sizes that no tensor can have.
+    int64_t bytes() const {
+      const auto size = static_cast<int64_t>(c10::elementSize(spec.dtype));
+      const auto count = elements(spec.sizes);
+      if (count > std::numeric_limits<int64_t>::max() / size)
+        throw std::invalid_argument(name + " of " + spec.text());
+      return count * size;
+    }
   };
   struct Parameter {
     std::string name;
@@ -69,31 +90,76 @@ struct TrainingPackage {
 
  private:
   static TrainingPackage parse(const AotPackage& package) {
+    const auto text = [&](const char* key) {
+      const auto found = package.metadata().find(key);
+      if (found == package.metadata().end() || found->second.empty())
+        throw std::invalid_argument(std::string("no ") + key);
+      return found->second;
+    };
+    for (const char* key : {"torchpace.torch", "torchpace.device", "torchpace.threads"})
+      static_cast<void>(text(key));  // compared with this process later
     TrainingPackage result;
-    for (const auto& words : lines(package.get("torchpace.state"), 3)) {
+    for (const auto& words : lines(text("torchpace.state"), 3)) {
       StateTensor tensor{Settings::decode(words[0]), TensorSpec::parse(words[1]), {}};
       if (words[2] != "-") tensor.offset = number<uint64_t>(words[2]);
       result.state.push_back(std::move(tensor));
     }
-    if (result.state.empty() || result.state.front().name != "parameters" ||
-        result.state.front().spec.sizes.size() != 1)
-      throw std::invalid_argument("no flat state");
-    const auto length = result.state.front().spec.sizes[0];
-    for (const auto& words : lines(package.get("torchpace.parameters"), 3)) {
-      Parameter parameter{Settings::decode(words[0]), TensorSpec::parse(words[1] + "float32").sizes,
-                          number<int64_t>(words[2])};
-      if (parameter.offset < 0 || parameter.offset + parameter.count() > length)
-        throw std::invalid_argument("a parameter outside the flat state");
-      result.parameters.push_back(std::move(parameter));
+    for (const auto& words : lines(text("torchpace.parameters"), 3)) {
+      result.parameters.push_back({Settings::decode(words[0]),
+                                   TensorSpec::parse(words[1] + "float32").sizes,
+                                   number<int64_t>(words[2])});
     }
-    result.inputs = package.input_specs();
-    result.target = TensorSpec::parse(package.get("torchpace.target"));
-    result.optimizer = package.get("torchpace.optimizer");
-    result.autocast = package.get("torchpace.autocast");
-    result.deterministic = package.get("torchpace.deterministic") == "1";
-    static_cast<void>(result.kind());  // throws where there is none
-    if (result.inputs.empty()) throw std::invalid_argument("no inputs");
+    result.inputs = parse_tensor_specs(text("torchpace.inputs"));
+    result.target = TensorSpec::parse(text("torchpace.target"));
+    result.optimizer = text("torchpace.optimizer");
+    result.autocast = text("torchpace.autocast");
+    const auto deterministic = text("torchpace.deterministic");
+    if (deterministic != "0" && deterministic != "1")
+      throw std::invalid_argument("deterministic '" + deterministic + "', not 0 or 1");
+    result.deterministic = deterministic == "1";
+    result.check();
     return result;
+  }
+
+  /// Throws std::invalid_argument where the parts do not fit each other: the code reads and writes
+  /// the state without a look at its size.
+  void check() const {
+    const auto settings = Settings::parse(optimizer);
+    if (kind() != "adam" && kind() != "adamw" && kind() != "sgd")
+      throw std::invalid_argument("the optimizer '" + kind() + "'");
+    if (kind() != "sgd") static_cast<void>(settings.require<double>("beta1"));
+    for (const auto& spec : inputs) static_cast<void>(elements(spec.sizes));
+    static_cast<void>(elements(target.sizes));
+    check_state(settings.get<int64_t>("accumulate", 1) > 1);
+  }
+
+  void check_state(bool accumulates) const {
+    const auto& trained = state.front();
+    if (trained.name != "parameters" || trained.spec.sizes.size() != 1 || !trained.offset)
+      throw std::invalid_argument("no flat state");
+    const auto length = elements(trained.spec.sizes);
+    std::set<std::string> names;
+    for (const auto& tensor : state) {
+      if (!names.insert(tensor.name).second)
+        throw std::invalid_argument(tensor.name + " twice in the state");
+      // Zeros cost no byte of the file: without a limit a line could ask for any memory.
+      if (tensor.bytes() > trained.bytes() && !tensor.offset)
+        throw std::invalid_argument(tensor.name + " of " + tensor.spec.text());
+    }
+    auto flat = moments();
+    if (accumulates) flat.emplace_back("gradient");
+    for (const auto& name : flat) {
+      const auto found = std::find_if(state.begin(), state.end(),
+                                      [&](const StateTensor& t) { return t.name == name; });
+      if (found == state.end() || found->spec.sizes != trained.spec.sizes)
+        throw std::invalid_argument("no " + name + " of the size of the parameters");
+    }
+    if (!names.contains("steps")) throw std::invalid_argument("no steps in the state");
+    for (const auto& parameter : parameters) {
+      const auto count = elements(parameter.sizes);
+      if (parameter.offset < 0 || count > length || parameter.offset > length - count)
+        throw std::invalid_argument(parameter.name + " outside the flat state");
+    }
   }
 
   static std::vector<std::vector<std::string>> lines(const std::string& text, std::size_t words) {
@@ -105,6 +171,7 @@ struct TrainingPackage {
       for (std::string part; std::getline(parts, part, ' ');) found.push_back(part);
       if (found.size() != words) throw std::invalid_argument("the line '" + line + "'");
     }
+    if (result.empty()) throw std::invalid_argument("an empty list");
     return result;
   }
 

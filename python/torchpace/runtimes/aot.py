@@ -8,7 +8,9 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import struct
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -28,6 +30,8 @@ from torchpace.workload import Workload
 RUNTIMES = {"py-aot": "torch.export and AOTInductor, the package loaded from Python"}
 ARTIFACTS = {"py-aot": "aot"}
 FORMAT = "1"
+# Of deflated entries, which hold code and never weights; deflate itself ends at 1032.
+MAX_RATIO, MAX_DEFLATED_BYTES = 1000, 1 << 30
 
 
 def load(name: str, settings: Settings, model: ModuleType) -> Workload:
@@ -211,6 +215,7 @@ def read_metadata(path: Path) -> dict[str, str]:
     """
     try:
         with zipfile.ZipFile(path) as package:
+            _expect_harmless(package)
             damaged = package.testzip()
             if damaged:
                 raise InputError(
@@ -218,8 +223,12 @@ def read_metadata(path: Path) -> dict[str, str]:
                 )
             for name in package.namelist():
                 if name.endswith("_metadata.json"):
-                    return json.loads(package.read(name))
-    except (OSError, ValueError, EOFError, NotImplementedError, zipfile.BadZipFile) as error:
+                    return _names_and_texts(json.loads(package.read(name)))
+    # RuntimeError: an unknown method, an encrypted entry, JSON that is nested too deep
+    except (
+        *(OSError, ValueError, EOFError, RuntimeError),
+        *(zipfile.BadZipFile, zlib.error, struct.error),
+    ) as error:
         raise InputError(
             f"artifact: {path}: expected a package of AOTInductor, found a damaged or foreign "
             f"file: {str(error)[:160]}; make it again"
@@ -228,3 +237,31 @@ def read_metadata(path: Path) -> dict[str, str]:
         f"artifact: {path}: expected a package of AOTInductor, found an archive without metadata; "
         "make it again"
     )
+
+
+def _expect_harmless(package: zipfile.ZipFile) -> None:
+    """Raises ValueError on names that torch's loader would unpack elsewhere, and on what would fill
+    the disk. As include/torchpace/io/archive.hpp.
+    """
+    entries = package.infolist()
+    names = [entry.filename for entry in entries]
+    deflated = [entry for entry in entries if entry.compress_type != zipfile.ZIP_STORED]
+    for name in names:
+        if name.startswith("/") or "\\" in name or ".." in name.split("/"):
+            raise ValueError(f"expected names inside the archive's own folder, found {name!r}")
+    if len(set(names)) < len(names):
+        raise ValueError("expected every name once")
+    for entry in deflated:
+        if entry.file_size > MAX_RATIO * entry.compress_size:
+            raise ValueError(
+                f"{entry.filename} unpacks to {entry.file_size} bytes from {entry.compress_size}: "
+                "a zip bomb"
+            )
+    if sum(entry.file_size for entry in deflated) > MAX_DEFLATED_BYTES:
+        raise ValueError("more than 1 GiB after unpacking: a zip bomb")
+
+
+def _names_and_texts(metadata: object) -> dict[str, str]:
+    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
+        raise ValueError("expected metadata of names and texts")
+    return metadata
