@@ -205,7 +205,10 @@ def unpacked_folder() -> Path | None:
     """The folder that the loader has made, found by the library that it has loaded from there."""
     maps = Path("/proc/self/maps").read_text()
     found = re.findall(r"\s(/\S+)/data/aotinductor/model/\S+\.so$", maps, re.MULTILINE)
-    return Path(found[-1]) if found else None
+    if not found:
+        return None
+    root = Path(found[-1])  # 2.15: aotinductor_XXXXXX/NAME, named as the package is inside
+    return root.parent if root.parent.name.startswith("aotinductor_") else root
 
 
 def read_metadata(path: Path) -> dict[str, str]:
