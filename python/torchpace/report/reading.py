@@ -31,7 +31,10 @@ WARNING = {"code": str, "severity": str, "text": str}
 CASE = {"case": str, "family": str, "phase": str, "settings": dict, "reference": str}
 CASE |= {"runtimes": list}
 CASE_OPTIONAL = {"flops": NUMBER, "items": NUMBER, "item": str, "noise_floor": dict, "curves": dict}
-CASE_OPTIONAL |= {"memory_bytes": dict}
+CASE_OPTIONAL |= {"memory_bytes": dict, "explanation": dict}
+EXPLANATION = {"from": str, "to": str}
+EXPLANATION_OPTIONAL = {"from_ns": dict, "to_ns": dict, "explained": NUMBER}
+EXPLANATION_OPTIONAL |= {"bars": list, "notes": list}
 RUNTIME = {"runtime": str, "status": str, "reason": str}
 RUNTIME_OPTIONAL = {
     "copy_of": str,
@@ -102,6 +105,8 @@ def check_case(check, at, case):
         check.numbers(f"{at}/curves/{name}", losses)
     for key, value in case["memory_bytes"].items():
         check.number(f"{at}/memory_bytes/{key}", value)
+    if case["explanation"]:
+        check_explanation(check, f"{at}/explanation", case["explanation"])
     for i, row in enumerate(case["runtimes"]):
         here = f"{at}/runtimes/{i}"
         check.keys(here, row, RUNTIME, RUNTIME_OPTIONAL)
@@ -125,6 +130,18 @@ def check_case(check, at, case):
             for k, turn in enumerate(generation["rounds"]):
                 check.keys(f"{where}/rounds/{k}", turn, {"step_ns": list})
                 check.numbers(f"{where}/rounds/{k}/step_ns", turn["step_ns"])
+
+
+def check_explanation(check, at, explanation):
+    """As check_case, for the waterfall of a case."""
+    check.keys(at, explanation, EXPLANATION, EXPLANATION_OPTIONAL)
+    for end in ("from_ns", "to_ns"):
+        check.interval(f"{at}/{end}", explanation)
+    for i, bar in enumerate(explanation["bars"]):
+        check.keys(f"{at}/bars/{i}", bar, {"name": str, "ns": dict})
+        check.interval(f"{at}/bars/{i}/ns", bar)
+    for i, note in enumerate(explanation["notes"]):
+        check.kind(f"{at}/notes/{i}", note, str)
 
 
 class Check:

@@ -8,7 +8,15 @@ is in `pen`.
 import io
 from dataclasses import dataclass
 
-from torchpace.report.figures import cold, curves, fastest, memory, speedup, step_times
+from torchpace.report.figures import (
+    cold,
+    curves,
+    fastest,
+    memory,
+    speedup,
+    step_times,
+    waterfall,
+)
 from torchpace.report.figures.pen import (
     NARROW,
     PAPER,
@@ -22,7 +30,7 @@ from torchpace.report.figures.pen import (
 
 PNG_DPI = 144
 # In reading order.
-PICTURES = (fastest, speedup, cold, memory, curves, step_times)
+PICTURES = (fastest, waterfall, speedup, cold, memory, curves, step_times)
 
 
 @dataclass(frozen=True)
