@@ -75,7 +75,7 @@ def without(entries, name: str):
 WRONG = {
     "no code": (lambda e: e, "expected code that loads"),
     "torch": (lambda e: metadata(e, torch="2.0.0"), "found 2.0.0"),
-    "threads": (lambda e: metadata(e, threads="64"), "threads"),
+    "threads": (lambda e: metadata(e, threads="6400"), "threads"),
     "isa": (lambda e: metadata(e, isa="AVX9000"), "found AVX9000"),
     "device": (lambda e: metadata(e, device="cuda"), "cuda"),
     "gpu": (lambda e: metadata(e, gpu="NVIDIA X"), "found NVIDIA X"),

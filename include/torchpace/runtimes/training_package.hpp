@@ -96,8 +96,11 @@ struct TrainingPackage {
         throw std::invalid_argument(std::string("no ") + key);
       return found->second;
     };
-    for (const char* key : {"torchpace.torch", "torchpace.device", "torchpace.threads"})
+    for (const char* key : {"torchpace.torch", "torchpace.threads"})
       static_cast<void>(text(key));  // compared with this process later
+    const auto device = text("torchpace.device"), code = package.get("AOTI_DEVICE_KEY");
+    if (device != code)
+      throw std::invalid_argument("code for " + code + " and torchpace.device " + device);
     TrainingPackage result;
     for (const auto& words : lines(text("torchpace.state"), 3)) {
       StateTensor tensor{Settings::decode(words[0]), TensorSpec::parse(words[1]), {}};
