@@ -1,7 +1,10 @@
 // Deep and wide DNN as Google Benchmark cases: dnn_train/layers:64/width:64/batch:32.
+// With --training_package=FILE also the compiled step of that package.
 #include <torchpace/google_benchmark.hpp>
 #include <torchpace/models/dnn.hpp>
 #include <torchpace/runtimes/eager.hpp>
+
+#include "training_case.hpp"
 
 namespace {
 
@@ -28,6 +31,20 @@ Workload dnn_train(int64_t layers, int64_t width, int64_t batch) {
                                    torchpace::benchmark_settings());
 }
 
+/// Of the size that --training_package was made for.
+Workload dnn_compiled_train() {
+  using torchpace::CompiledTraining, torchpace::TensorSpec;
+  const auto samples = [](const TensorSpec& spec) { return torch::randn(spec.sizes, spec.dtype); };
+  const auto classes = [](const TensorSpec& spec) {
+    return torch::zeros(spec.sizes, torch::kInt64);  // as costly as any
+  };
+  return torchpace::bench::training_case(samples, classes, [](const CompiledTraining& training) {
+    const auto width = torchpace::bench::sizes_of(training, "layers.0.weight")[1];
+    const auto layers = torchpace::bench::count_layers(training, "layers.", ".weight");
+    return dnn(layers, width, training.package().inputs.at(0).sizes[0]).cost;
+  });
+}
+
 Workload dnn_inference(int64_t layers, int64_t width, int64_t batch) {
   return torchpace::eager_inference(dnn(layers, width, batch), random_samples(width, batch),
                                     torchpace::Phase::kThroughput, torchpace::benchmark_settings());
@@ -48,6 +65,7 @@ void sizes(benchmark::internal::Benchmark* b) {
 }  // namespace
 
 TORCHPACE_BENCHMARK(dnn_train)->Apply(sizes);
+TORCHPACE_BENCHMARK(dnn_compiled_train);
 TORCHPACE_BENCHMARK(dnn_inference)->Apply(sizes);
 TORCHPACE_BENCHMARK(dnn_latency)
     ->ArgNames({"layers", "width"})

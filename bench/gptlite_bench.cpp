@@ -1,7 +1,10 @@
 // GPTlite as Google Benchmark cases: gptlite_train/layers:4/width:128/heads:4/context:64/batch:8.
+// With --training_package=FILE also the compiled step of that package.
 #include <torchpace/google_benchmark.hpp>
 #include <torchpace/models/gptlite.hpp>
 #include <torchpace/runtimes/eager.hpp>
+
+#include "training_case.hpp"
 
 namespace {
 
@@ -32,6 +35,20 @@ Workload gptlite_train(int64_t layers, int64_t width, int64_t heads, int64_t con
                                    random_tokens(batch, context), torchpace::benchmark_settings());
 }
 
+/// Of the size that --training_package was made for.
+Workload gptlite_compiled_train() {
+  using torchpace::CompiledTraining, torchpace::TensorSpec;
+  const auto draw = [](const TensorSpec& spec) {
+    return torch::randint(65, spec.sizes, torch::kInt64);
+  };
+  return torchpace::bench::training_case(draw, draw, [](const CompiledTraining& training) {
+    const auto width = torchpace::bench::sizes_of(training, "token_embedding.weight")[1];
+    const auto layers = torchpace::bench::count_layers(training, "blocks.", ".norm1.weight");
+    const auto& shape = training.package().inputs.at(0).sizes;            // B, T
+    return gptlite(layers, width, /*heads=*/1, shape[1], shape[0]).cost;  // heads cost nothing
+  });
+}
+
 Workload gptlite_inference(int64_t layers, int64_t width, int64_t heads, int64_t context,
                            int64_t batch) {
   return torchpace::eager_inference(gptlite(layers, width, heads, context, batch),
@@ -54,6 +71,7 @@ void sizes(benchmark::internal::Benchmark* b) {
 }  // namespace
 
 TORCHPACE_BENCHMARK(gptlite_train)->Apply(sizes);
+TORCHPACE_BENCHMARK(gptlite_compiled_train);
 TORCHPACE_BENCHMARK(gptlite_inference)->Apply(sizes);
 TORCHPACE_BENCHMARK(gptlite_latency)
     ->ArgNames({"layers", "width", "heads", "context"})

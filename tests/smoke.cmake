@@ -1,6 +1,7 @@
 # Runs the first, smallest case of each function of a benchmark program and reads the JSON that it writes. Arguments (-D):
 #   PROGRAM   the benchmark program
 #   OUTPUT    the JSON file to write
+#   PACKAGE   of a compiled training step, for the case NAME_compiled_train; without it that case must be skipped
 cmake_minimum_required(VERSION 3.25)
 execute_process(COMMAND "${PROGRAM}" --benchmark_list_tests OUTPUT_VARIABLE list COMMAND_ERROR_IS_FATAL ANY)
 string(REGEX MATCHALL "[^\n]+" cases "${list}")
@@ -13,6 +14,14 @@ foreach(case IN LISTS cases)
     list(APPEND chosen "${case}")
   endif()
 endforeach()
+set(compiled "${functions}")
+list(FILTER compiled INCLUDE REGEX "_compiled_train$")
+set(package_options "")
+if(PACKAGE)
+  set(package_options "--training_package=${PACKAGE}" --threads=1)
+else()
+  list(FILTER chosen EXCLUDE REGEX "_compiled_train/")
+endif()
 list(LENGTH chosen expected)
 if(expected EQUAL 0)
   message(FATAL_ERROR "${PROGRAM} lists no cases")
@@ -21,7 +30,7 @@ list(JOIN chosen "|" filter)
 
 file(REMOVE "${OUTPUT}")
 execute_process(
-  COMMAND "${PROGRAM}" "--benchmark_filter=^(${filter})$" --benchmark_min_time=0.01 --benchmark_format=json
+  COMMAND "${PROGRAM}" "--benchmark_filter=^(${filter})$" --benchmark_min_time=0.01 --benchmark_format=json ${package_options}
   OUTPUT_FILE "${OUTPUT}" COMMAND_ERROR_IS_FATAL ANY)
 
 file(READ "${OUTPUT}" json)
@@ -56,6 +65,17 @@ execute_process(COMMAND "${PROGRAM}" --benchmark_filter=^there_is_no_such_case$ 
 if(NOT status EQUAL 4)
   message(FATAL_ERROR "a filter that matches nothing: expected exit code 4, found ${status}")
 endif()
+foreach(case IN LISTS compiled)
+  execute_process(COMMAND "${PROGRAM}" "--benchmark_filter=^${case}/" RESULT_VARIABLE status OUTPUT_VARIABLE output ERROR_QUIET)
+  if(NOT status EQUAL 77 OR NOT output MATCHES "expected --training_package=FILE")
+    message(FATAL_ERROR "${case} without a package: expected exit code 77 and the reason, found ${status}: ${output}")
+  endif()
+  execute_process(COMMAND "${PROGRAM}" "--benchmark_filter=^${case}/" "--training_package=${CMAKE_CURRENT_LIST_FILE}"
+    RESULT_VARIABLE status OUTPUT_VARIABLE output ERROR_QUIET)
+  if(NOT status EQUAL 1 OR NOT output MATCHES "expected a zip archive")
+    message(FATAL_ERROR "${case} with a text as package: expected exit code 1 and the reason, found ${status}: ${output}")
+  endif()
+endforeach()
 execute_process(COMMAND "${PROGRAM}" --settings=optimizer=none RESULT_VARIABLE status OUTPUT_QUIET ERROR_QUIET)
 if(NOT status EQUAL 2)
   message(FATAL_ERROR "--settings=optimizer=none: expected exit code 2, found ${status}")

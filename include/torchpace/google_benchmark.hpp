@@ -175,11 +175,13 @@ inline std::string take_option(int& argc, char** argv, const std::string& name) 
 inline torch::Device benchmark_device() { return detail::benchmark_program().device; }
 
 /// Of `--settings`: optimizer, lr, autocast, ... A workload that heeds them is built with them.
+/// `training_package` is that of `--training_package`.
 inline const Settings& benchmark_settings() { return detail::benchmark_program().settings; }
 
-/// Runs the registered cases. `--device=cpu|cuda:0`, `--threads=N`, `--settings='KEY=VALUE ...'`
-/// and all of Google Benchmark's flags. Returns 0 all measured, 1 a case failed, 2 usage, 4 the
-/// filter matched nothing, 77 the device is not here.
+/// Runs the registered cases. `--device=cpu|cuda:0`, `--threads=N`, `--settings='KEY=VALUE ...'`,
+/// `--training_package=FILE` for cases of a compiled training step, and all of Google Benchmark's
+/// flags. Returns 0 all measured, 1 a case failed, 2 usage, 4 the filter matched nothing, 77 the
+/// device is not here.
 inline int benchmark_main(int argc, char** argv) {
   const std::string program_name = argc > 0 ? argv[0] : "benchmark";
   try {
@@ -194,6 +196,9 @@ inline int benchmark_main(int argc, char** argv) {
     if (!device.empty()) program.device = choose_device(device);
     program.settings = Settings::parse(detail::take_option(argc, argv, "--settings"));
     program.settings.set("device", program.device.str());
+    if (const auto package = detail::take_option(argc, argv, "--training_package");
+        !package.empty())
+      program.settings.set("training_package", package);
     optimizer_choice(program.settings);  // a wrong value is refused before anything is measured
     Axes::from(program.settings);
   } catch (const DeviceUnavailable& e) {
