@@ -223,6 +223,10 @@ def words(tmp_path_factory):
 
 def test_a_package_trains_like_eager_torch(convolutions, tmp_path):
     path, module, batches = convolutions
+    with zipfile.ZipFile(path) as package:
+        code = next(package.read(n) for n in package.namelist() if n.endswith(".wrapper.cpp"))
+    assert b"(aoti_torch_cpu_torchpace_mm_out(" in code
+    assert b"(aoti_torch_cpu_torchpace_addmm_out(" in code
     training = CompiledTraining(path)
     losses = [training.step(x, y, rate(i)).item() for i, (x, y) in enumerate(batches)]
     recipe = Recipe("adamw", weight_decay=0.1, clip_norm=0.5)

@@ -167,6 +167,7 @@ def key_of(kind: str, settings: Settings, model: ModuleType, runtime: ModuleType
     sources += getattr(runtime, "SOURCES", ())
     unrelated = {*UNRELATED, *models.COST_KEYS} - {*getattr(runtime, "RELATED", ())}
     files = [Path(str(source.__file__)) for source in sources]
+    files += getattr(runtime, "FILES", ())
     code = models.identity(model) + b"".join(file.read_bytes() for file in files)
     parts = [
         settings.replace(**dict.fromkeys(unrelated, None)).line(),

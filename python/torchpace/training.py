@@ -34,6 +34,7 @@ from torchpace import inductor, models, optimizers
 from torchpace.artifacts import refused
 from torchpace.axes import AUTOCAST
 from torchpace.errors import InputError, Skipped
+from torchpace.matmul import own_products
 from torchpace.protocol import die_with_parent, one_line
 from torchpace.settings import Settings, expand_case, read_cases
 from torchpace.training_package import INITIAL, Recipe
@@ -126,7 +127,7 @@ def compile_package(job: Job, path: Path) -> None:
     """Compiles in this process. Raises InputError in one line."""
     configs = {**job.configs, "aot_inductor.metadata": job.metadata}
     try:
-        with deterministic_algorithms(job.deterministic), torch.no_grad():
+        with deterministic_algorithms(job.deterministic), torch.no_grad(), own_products():
             torch._inductor.aoti_compile_and_package(
                 job.program, package_path=str(path), inductor_configs=configs
             )

@@ -14,7 +14,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from torchpace import inductor, optimizers, training, training_package, training_step
+from torchpace import inductor, matmul, optimizers, training, training_package, training_step
 from torchpace.compiled_training import CompiledTraining
 from torchpace.errors import InputError, Skipped
 from torchpace.inference import artifact_of
@@ -33,9 +33,10 @@ from torchpace.workload import (
 
 RUNTIMES = {"py-compiled-train": "the whole training step as one compiled package, from Python"}
 ARTIFACTS = {"py-compiled-train": "compiled-train"}
-# What its artifact depends on beside what all do: keys of the settings line, and modules.
+# What its artifact depends on beside what all do: keys of the settings line, modules and files.
 RELATED = ("optimizer", "eps")
-SOURCES = (training, training_step, training_package)
+SOURCES = (training, training_step, training_package, matmul)
+FILES = (matmul.SOURCE,)
 
 
 def load(name: str, settings: Settings, model: ModuleType) -> Workload:

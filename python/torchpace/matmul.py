@@ -1,0 +1,150 @@
+"""float32 matrix products of a compiled training step on the CPU, by matmul.h instead of at::mm.
+
+Why and how much: docs/training.md, "Where the time goes".
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+SOURCE = Path(__file__).with_name("matmul.h")
+MOST_THREADS = (
+    8  # each packs its operands for itself: measured with few, expected to lose with many
+)
+
+_GLUE = """
+namespace {
+inline torchpace_matmul::Matrix torchpace_matrix(AtenTensorHandle tensor) {
+  void* data;
+  int64_t* strides;
+  AOTI_TORCH_ERROR_CODE_CHECK(aoti_torch_get_data_ptr(tensor, &data));
+  AOTI_TORCH_ERROR_CODE_CHECK(aoti_torch_get_strides(tensor, &strides));
+  return {static_cast<const float*>(data), strides[0], strides[1]};
+}
+
+inline AOTITorchError aoti_torch_cpu_torchpace_addmm_out(
+    AtenTensorHandle out, AtenTensorHandle bias, AtenTensorHandle a, AtenTensorHandle b,
+    double /*beta: 1*/, double /*alpha: 1*/) {
+  void *to, *added = nullptr;
+  int64_t *sizes, *inner;
+  AOTI_TORCH_ERROR_CODE_CHECK(aoti_torch_get_data_ptr(out, &to));
+  AOTI_TORCH_ERROR_CODE_CHECK(aoti_torch_get_sizes(out, &sizes));
+  AOTI_TORCH_ERROR_CODE_CHECK(aoti_torch_get_sizes(b, &inner));
+  if (bias) AOTI_TORCH_ERROR_CODE_CHECK(aoti_torch_get_data_ptr(bias, &added));
+  torchpace_matmul::multiply({torchpace_matrix(a), torchpace_matrix(b), static_cast<float*>(to),
+                               sizes[1], sizes[0], sizes[1], inner[0],
+                               static_cast<const float*>(added)});
+  return AOTI_TORCH_SUCCESS;
+}
+
+inline AOTITorchError aoti_torch_cpu_torchpace_mm_out(
+    AtenTensorHandle out, AtenTensorHandle a, AtenTensorHandle b) {
+  return aoti_torch_cpu_torchpace_addmm_out(out, nullptr, a, b, 1, 1);
+}
+}  // namespace
+"""
+
+
+@contextlib.contextmanager
+def own_products() -> Iterator[None]:
+    """In the block, Inductor compiles float32 mm and addmm of static shapes on the CPU to matmul.h,
+    if the processor has AVX-512 or AVX2.
+    """
+    from torch._inductor import lowering
+
+    aten = torch.ops.aten
+    replaced = {
+        aten.mm.default: _lowered(lowering.lowerings[aten.mm.default], _mm),
+        aten.addmm.default: _lowered(lowering.lowerings[aten.addmm.default], _addmm),
+    }
+    before = {op: lowering.lowerings[op] for op in replaced}
+    lowering.lowerings.update(replaced)
+    try:
+        yield
+    finally:
+        lowering.lowerings.update(before)
+
+
+def _lowered(usual: Any, own: Any) -> Any:
+    def lower(*arguments: Any, **options: Any) -> Any:
+        found = own(*arguments, **options)
+        return usual(*arguments, **options) if found is None else found
+
+    return lower
+
+
+def _mm(a: Any, b: Any, *, layout: Any = None, **others: Any) -> Any:
+    if layout is not None or others:
+        return None
+    return _product(None, a, b)
+
+
+def _addmm(
+    bias: Any, a: Any, b: Any, *, alpha: float = 1, beta: float = 1, layout: Any = None
+) -> Any:
+    whole = [*a.get_size()[:1], *b.get_size()[1:]]
+    if layout is not None or (alpha, beta) != (1, 1) or list(bias.get_size()) != whole[1:]:
+        return None
+    return _product(bias, a, b)
+
+
+def _product(bias: Any, a: Any, b: Any) -> Any:
+    """The node of Inductor's, or None where matmul.h cannot do it."""
+    from torch._inductor import cpu_vec_isa, ir
+
+    if _threads() > MOST_THREADS:
+        return None
+    tensors = [x for x in (bias, a, b) if x is not None]
+    isa = cpu_vec_isa.pick_vec_isa()
+    if not isinstance(isa, (cpu_vec_isa.VecAVX512, cpu_vec_isa.VecAVX2)) or any(
+        x.get_device().type != "cpu"
+        or x.get_dtype() != torch.float32
+        or not all(isinstance(size, int) or size.is_Integer for size in x.get_size())
+        for x in tensors
+    ):
+        return None
+    sizes = [a.get_size()[0], b.get_size()[1]]
+    if any(int(size) == 0 for size in (*sizes, b.get_size()[0])):
+        return None
+    own = ir.ExternKernel
+    inputs = [own.realize_input(x) for x in tensors]
+    if bias is not None:
+        inputs[0] = own.require_contiguous(inputs[0])
+    layout = ir.FixedLayout(a.get_device(), torch.float32, sizes)
+    return ir.TensorBox.create(_node(layout, inputs))
+
+
+def _node(layout: Any, inputs: list[Any]) -> Any:
+    from torch._inductor import ir
+
+    class Product(ir.ExternKernelOut):
+        def codegen(self, wrapper: Any) -> None:
+            if not getattr(wrapper, "has_torchpace_matmul", False):
+                wrapper.has_torchpace_matmul = True
+                wrapper.header.splice(_source())
+            super().codegen(wrapper)
+
+    name = "mm" if len(inputs) == 2 else "addmm"
+    return Product(
+        layout,
+        inputs,
+        python_kernel_name=f"torchpace.{name}",
+        cpp_kernel_name=f"aoti_torch_cpu_torchpace_{name}_out",
+        op_overload=getattr(torch.ops.aten, name).default,
+    )
+
+
+def _source() -> str:
+    threads = f"#define TORCHPACE_MATMUL_THREADS {_threads()}\n"
+    return f"#include <omp.h>\n{threads}{SOURCE.read_text()}{_GLUE}"
+
+
+def _threads() -> int:
+    from torch._inductor import config
+
+    return config.cpp.threads if config.cpp.threads > 0 else torch.get_num_threads()
