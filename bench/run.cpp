@@ -345,12 +345,6 @@ std::string comparison_json(const Comparison& c) {
       .str();
 }
 
-std::string joined(const std::vector<std::string>& parts) {
-  std::string text;
-  for (const auto& part : parts) text += (text.empty() ? "" : ", ") + part;
-  return '[' + text + ']';
-}
-
 /// Interleaved, the outputs checked first; the reference is the file named first.
 Comparison compare_files(const Loaded& reference, const Loaded& candidate, const Tensors& inputs,
                          const Options& options) {
@@ -406,8 +400,8 @@ int run(const Options& options) {
     return code;
   }
   JsonObject json;
-  json.raw("file", file_json(loaded)).raw("rows", joined(rows));
-  if (other) json.raw("other", file_json(*other)).raw("comparisons", joined(comparisons));
+  json.raw("file", file_json(loaded)).raw("rows", json_array(rows));
+  if (other) json.raw("other", file_json(*other)).raw("comparisons", json_array(comparisons));
   json.add("peak_resident_bytes", peak.resident_peak_bytes)
       .add("device_allocated_peak_bytes", peak.device_allocated_peak_bytes)
       .add("device_reserved_peak_bytes", peak.device_reserved_peak_bytes)

@@ -2,21 +2,23 @@
 #include <iostream>
 #include <string>
 #include <torchpace/worker.hpp>
+#include <vector>
 
 #include "torchpace_registry.hpp"
 
 namespace {
 
 int list_runtimes() {
-  std::string runtimes;
+  std::vector<std::string> runtimes;
   for (const auto& runtime : torchpace::all_runtimes()) {
-    runtimes += (runtimes.empty() ? "" : ", ") + torchpace::JsonObject()
-                                                     .add("name", runtime.name)
-                                                     .add("description", runtime.description)
-                                                     .add("artifact", runtime.artifact)
-                                                     .str();
+    runtimes.push_back(torchpace::JsonObject()
+                           .add("name", runtime.name)
+                           .add("description", runtime.description)
+                           .add("artifact", runtime.artifact)
+                           .str());
   }
-  std::cout << torchpace::JsonObject().raw("runtimes", '[' + runtimes + ']').str() << '\n';
+  std::cout << torchpace::JsonObject().raw("runtimes", torchpace::json_array(runtimes)).str()
+            << '\n';
   return 0;
 }
 

@@ -14,11 +14,11 @@ function(torchpace_public_headers result)
   set(${result} ${headers} PARENT_SCOPE)
 endfunction()
 
-# torchpace/torchpace.hpp: all public headers but those that are chosen one by one, because they need more than LibTorch's
-# <torch/torch.h> or define main: a compiler takes a quarter more time for the runtimes.
+# torchpace/torchpace.hpp: what a program that measures needs. What serves runtimes and workers, or defines main, or needs
+# more than LibTorch, is included one by one: it would double what this header adds to the compile time of <torch/torch.h>.
 function(torchpace_generate_umbrella headers)
-  list(FILTER headers EXCLUDE REGEX "^torchpace/(google_benchmark|worker|torchpace|runtimes/.*)\\.hpp$")
-  set(content "// Everything that needs LibTorch alone. Generated from the folder include/torchpace.\n#pragma once\n\n")
+  list(FILTER headers EXCLUDE REGEX "^torchpace/(axes|google_benchmark|torchpace|worker|workload|(data|io|runtimes)/.*)\\.hpp$")
+  set(content "// What a program that measures needs. Generated from the folder include/torchpace.\n#pragma once\n\n")
   foreach(header IN LISTS headers)
     string(APPEND content "#include <${header}>\n")
   endforeach()

@@ -2,7 +2,9 @@
 
 #include <cstdlib>
 #include <limits>
+#include <string>
 #include <torchpace/json.hpp>
+#include <vector>
 
 namespace torchpace {
 namespace {
@@ -18,6 +20,11 @@ TEST(Json, WritesOneLine) {
                 .raw("f", "{}")
                 .str(),
             R"({"a": 1, "b": "x\"y\u000a", "c": true, "d": 0.1, "e": [1.5,2], "f": {}})");
+}
+
+TEST(Json, ArrayOfWhatIsJson) {
+  EXPECT_EQ(json_array({}), "[]");
+  EXPECT_EQ(json_array(std::vector<std::string>{"{}", "2"}), "[{}, 2]");
 }
 
 TEST(Json, NumbersReadBackTheSame) {

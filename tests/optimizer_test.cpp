@@ -1,6 +1,6 @@
 // The three implementations of each optimiser against each other and against Python's.
 #include <torchpace/models/dnn.hpp>
-#include <torchpace/optim/optimizer.hpp>
+#include <torchpace/optim/choice.hpp>
 #include <torchpace/runtimes/eager.hpp>
 
 #include "testing.hpp"

@@ -10,7 +10,6 @@
 #include <functional>
 #include <memory>
 #include <optional>
-#include <random>
 #include <string>
 #include <type_traits>
 #include <utility>
@@ -18,7 +17,7 @@
 
 #include "torchpace/comparison.hpp"
 #include "torchpace/measure.hpp"
-#include "torchpace/optim/optimizer.hpp"
+#include "torchpace/optim/choice.hpp"
 #include "torchpace/parity.hpp"
 
 namespace torchpace {
@@ -53,8 +52,8 @@ inline OptimizerFactory optimizer_named(const std::string& name,
 
 struct BenchmarkOptions {
   std::string name = {};  // of the row; "inference" or "training" unless given
-  std::optional<torch::Device> device =
-      {};  // the model and its inputs are there for the time of the benchmark
+  // The model and its inputs are there for the time of the benchmark; else where they are.
+  std::optional<torch::Device> device = {};
   std::optional<torch::ScalarType> dtype = {};  // of parameters and floating inputs, likewise
   MeasureOptions measure = {};
   double flops = 0;  // of one step, for FLOP/s
@@ -337,12 +336,11 @@ Comparison compare(A&& reference, B&& candidate, Inputs inputs,
   const double pilot_ns = median(run_block(steps[0], device, Phase::kLatency, 5).step_ns);
   const auto block = static_cast<std::size_t>(std::clamp(20e6 / pilot_ns, 1.0, 1000.0));
   std::vector<double> medians[3];
-  std::minstd_rand random(1);
   const auto start = detail::Clock::now();
   std::size_t order[] = {0, 1, 2};
   while (medians[0].size() < 15 ||
          detail::elapsed_ns(start, detail::Clock::now()) < options.max_seconds * 1e9) {
-    std::shuffle(std::begin(order), std::end(order), random);
+    std::next_permutation(std::begin(order), std::end(order));  // all six in turn
     for (std::size_t round = 0; round < 3; ++round) {
       for (std::size_t place = 0; place < 3; ++place) {
         const auto side = order[(round + place) % 3];

@@ -8,12 +8,12 @@
 #include <dlfcn.h>
 #include <torch/torch.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
-#include <fstream>
-#include <sstream>
 #include <stdexcept>
 #include <string>
+#include <string_view>
 
 namespace torchpace {
 
@@ -43,13 +43,33 @@ inline torch::Device choose_device(const std::string& text) {
 
 namespace detail {
 
+/// A file of /proc, empty where it cannot be read.
+inline std::string read_text(const char* path) {
+  std::string text;
+  std::FILE* const file = std::fopen(path, "r");
+  if (file == nullptr) return text;
+  char buffer[4096];
+  for (std::size_t count = 0; (count = std::fread(buffer, 1, sizeof buffer, file)) > 0;)
+    text.append(buffer, count);
+  std::fclose(file);
+  return text;
+}
+
+/// Takes the first line, without its end, off the text.
+inline std::string_view take_line(std::string_view& text) {
+  const auto line = text.substr(0, text.find('\n'));
+  text.remove_prefix(std::min(line.size() + 1, text.size()));
+  return line;
+}
+
 /// The driver's number, or its UUID, of the device that CUDA calls `index` in this process.
 inline std::string visible_device(int index) {
   const char* visible = std::getenv("CUDA_VISIBLE_DEVICES");
-  std::istringstream names(visible == nullptr ? "" : visible);
-  std::string name;
-  for (int i = 0; i <= index && std::getline(names, name, ','); ++i) {
-    if (i == index && !name.empty()) return name;
+  std::string_view names(visible == nullptr ? "" : visible);
+  for (int i = 0; !names.empty(); ++i) {
+    const auto name = names.substr(0, names.find(','));
+    if (i == index && !name.empty()) return std::string(name);
+    names.remove_prefix(std::min(name.size() + 1, names.size()));
   }
   return std::to_string(index);
 }
@@ -117,7 +137,10 @@ struct Memory {
 /// Starts new high-water marks. The resident one is left as it is where the kernel refuses
 /// (/proc/self/clear_refs).
 inline void reset_peak_memory(const torch::Device& device) {
-  std::ofstream("/proc/self/clear_refs") << '5';
+  if (std::FILE* const file = std::fopen("/proc/self/clear_refs", "w"); file != nullptr) {
+    std::fputc('5', file);
+    std::fclose(file);
+  }
   if (!device.is_cpu()) c10::getDeviceAllocator(device.type())->resetPeakStats(device.index());
 }
 
@@ -125,13 +148,13 @@ inline void reset_peak_memory(const torch::Device& device) {
 /// outside that allocator (context, library workspaces) is not in it.
 inline Memory memory(const torch::Device& device) {
   Memory result;
-  std::ifstream status("/proc/self/status");
-  for (std::string line; std::getline(status, line);) {
-    double kib = 0;
-    if (std::sscanf(line.c_str(), "VmHWM: %lf kB", &kib) == 1)
-      result.resident_peak_bytes = kib * 1024;
-    if (std::sscanf(line.c_str(), "VmRSS: %lf kB", &kib) == 1) result.resident_bytes = kib * 1024;
-  }
+  const auto status = detail::read_text("/proc/self/status");
+  const auto bytes = [&status](const char* key) {
+    const auto at = status.find(key);
+    return at == std::string::npos ? 0 : std::strtod(status.c_str() + at + 7, nullptr) * 1024;
+  };
+  result.resident_peak_bytes = bytes("\nVmHWM:");  // in kB
+  result.resident_bytes = bytes("\nVmRSS:");
   if (!device.is_cpu()) {
     const auto stats = c10::getDeviceAllocator(device.type())->getDeviceStats(device.index());
     result.device_allocated_peak_bytes = static_cast<double>(stats.allocated_bytes[0].peak);

@@ -10,15 +10,15 @@
 #include <torch/version.h>
 #include <unistd.h>
 
-#include <fstream>
+#include <algorithm>
 #include <initializer_list>
 #include <limits>
-#include <set>
 #include <string>
 #include <string_view>
 #include <utility>
 #include <vector>
 
+#include "torchpace/device.hpp"
 #include "torchpace/json.hpp"
 
 namespace torchpace {
@@ -28,21 +28,32 @@ using Environment = std::vector<std::pair<std::string, std::string>>;
 
 namespace detail {
 
+/// Sorted, each once, separated by spaces.
+inline std::string sorted_words(std::vector<std::string> words) {
+  std::sort(words.begin(), words.end());
+  words.erase(std::unique(words.begin(), words.end()), words.end());
+  std::string text;
+  for (const auto& word : words) {
+    if (!text.empty()) text += ' ';
+    text += word;
+  }
+  return text;
+}
+
 /// Paths of the loaded libraries whose file name starts with one of the stems, separated by spaces.
 inline std::string mapped_libraries(std::initializer_list<const char*> stems) {
-  std::set<std::string> found;
-  std::ifstream maps("/proc/self/maps");
-  for (std::string line; std::getline(maps, line);) {
+  std::vector<std::string> found;
+  const auto maps = read_text("/proc/self/maps");
+  for (std::string_view rest = maps; !rest.empty();) {
+    const auto line = take_line(rest);
     const auto begin = line.find('/');
     if (begin == std::string::npos || line.find(".so", begin) == std::string::npos) continue;
     const auto name = line.substr(line.rfind('/') + 1);
     for (const char* stem : stems) {
-      if (name.starts_with(stem)) found.insert(line.substr(begin));
+      if (name.starts_with(stem)) found.emplace_back(line.substr(begin));
     }
   }
-  std::string text;
-  for (const auto& path : found) text += (text.empty() ? "" : " ") + path;
-  return text;
+  return sorted_words(std::move(found));
 }
 
 inline std::string allocator_name() {
@@ -56,15 +67,13 @@ inline std::string allocator_name() {
 
 /// The environment variables (`NAME=value`) that start so, sorted and separated by spaces.
 inline std::string variables(std::initializer_list<const char*> starts) {
-  std::set<std::string> found;
+  std::vector<std::string> found;
   for (char** variable = environ; *variable != nullptr; ++variable) {
     for (const char* start : starts) {
-      if (std::string_view(*variable).starts_with(start)) found.insert(*variable);
+      if (std::string_view(*variable).starts_with(start)) found.emplace_back(*variable);
     }
   }
-  std::string text;
-  for (const auto& variable : found) text += (text.empty() ? "" : " ") + variable;
-  return text;
+  return sorted_words(std::move(found));
 }
 
 inline int affinity_count() {
@@ -101,34 +110,36 @@ inline Environment environment(const torch::Device& device) {
 #else
   const std::string compiler = std::string("GCC ") + __VERSION__;
 #endif
-  Environment result{
-      {"language", "C++"},
-      {"torch", TORCH_VERSION},
-      {"compiler", compiler},
-      {"build_type", build_type()},
-      {"threads", std::to_string(at::get_num_threads())},
-      {"interop_threads", std::to_string(at::get_num_interop_threads())},
-      {"affinity", std::to_string(detail::affinity_count())},
-      {"cpu_capability", at::get_cpu_capability()},
-      {"blas", at::hasMKL() ? "mkl" : "other"},
-      {"blas_library",
-       detail::mapped_libraries({"libmkl", "libopenblas", "libblas", "libcublas.so"})},
-      {"mkldnn", boolean(at::hasMKLDNN() && context.userEnabledMkldnn())},
-      {"openmp", detail::mapped_libraries({"libgomp", "libiomp5", "libomp"})},
-      {"allocator", detail::allocator_name()},
-      {"malloc_settings",
-       detail::variables({"MALLOC_", "MIMALLOC_", "GLIBC_TUNABLES=", "LD_PRELOAD=",
-                          "PYTORCH_CUDA_ALLOC_CONF=", "PYTORCH_ALLOC_CONF="})},
-      {"openmp_settings", detail::variables({"OMP_", "GOMP_", "KMP_", "MKL_"})},
-      {"tf32", std::string("matmul ") + on(context.allowTF32CuBLAS()) + ", cudnn " +
-                   on(context.allowTF32CuDNN())},
-      {"flush_denormal", boolean(detail::flushes_denormals())},
-      {"deterministic", boolean(context.deterministicAlgorithms())},
-      {"device", device.str()},
+  Environment result;
+  const auto add = [&result](const char* name, std::string value) {
+    result.emplace_back(name, std::move(value));
   };
+  add("language", "C++");
+  add("torch", TORCH_VERSION);
+  add("compiler", compiler);
+  add("build_type", build_type());
+  add("threads", std::to_string(at::get_num_threads()));
+  add("interop_threads", std::to_string(at::get_num_interop_threads()));
+  add("affinity", std::to_string(detail::affinity_count()));
+  add("cpu_capability", at::get_cpu_capability());
+  add("blas", at::hasMKL() ? "mkl" : "other");
+  add("blas_library",
+      detail::mapped_libraries({"libmkl", "libopenblas", "libblas", "libcublas.so"}));
+  add("mkldnn", boolean(at::hasMKLDNN() && context.userEnabledMkldnn()));
+  add("openmp", detail::mapped_libraries({"libgomp", "libiomp5", "libomp"}));
+  add("allocator", detail::allocator_name());
+  add("malloc_settings",
+      detail::variables({"MALLOC_", "MIMALLOC_", "GLIBC_TUNABLES=", "LD_PRELOAD=",
+                         "PYTORCH_CUDA_ALLOC_CONF=", "PYTORCH_ALLOC_CONF="}));
+  add("openmp_settings", detail::variables({"OMP_", "GOMP_", "KMP_", "MKL_"}));
+  add("tf32", std::string("matmul ") + on(context.allowTF32CuBLAS()) + ", cudnn " +
+                  on(context.allowTF32CuDNN()));
+  add("flush_denormal", boolean(detail::flushes_denormals()));
+  add("deterministic", boolean(context.deterministicAlgorithms()));
+  add("device", device.str());
   if (device.is_cuda()) {
-    result.emplace_back("cuda", std::to_string(at::detail::getCUDAHooks().versionCUDART()));
-    result.emplace_back("cudnn", std::to_string(at::detail::getCUDAHooks().versionRuntimeCuDNN()));
+    add("cuda", std::to_string(at::detail::getCUDAHooks().versionCUDART()));
+    add("cudnn", std::to_string(at::detail::getCUDAHooks().versionRuntimeCuDNN()));
   }
   return result;
 }

@@ -1,8 +1,10 @@
 // Workloads as Google Benchmark cases, and a main whose exit code tells what happened. The only
 // header that needs Google Benchmark (1.7 or later).
 //
-//   torchpace::Workload matmul(int64_t n) { auto x = torch::randn({n, n}); return {.step = [x] {
-//   x.matmul(x); }}; } TORCHPACE_BENCHMARK(matmul)->ArgName("n")->Arg(64);
+//   torchpace::Workload matmul(int64_t n) {
+//     return {.step = [x = torch::randn({n, n})] { x.matmul(x); }};
+//   }
+//   TORCHPACE_BENCHMARK(matmul)->ArgName("n")->Arg(64);
 //   TORCHPACE_BENCHMARK_MAIN()
 //
 // The workload of a case is built once, warmed up, and restored before each of Google Benchmark's
@@ -23,7 +25,7 @@
 
 #include "torchpace/environment.hpp"
 #include "torchpace/measure.hpp"
-#include "torchpace/optim/optimizer.hpp"
+#include "torchpace/optim/choice.hpp"
 #include "torchpace/workload.hpp"
 
 namespace torchpace {

@@ -43,6 +43,16 @@ inline std::string json_number(double value) {
   return text;
 }
 
+/// [a, b, ...] of what is already JSON.
+inline std::string json_array(std::span<const std::string> parts) {
+  std::string list = "[";
+  for (const auto& part : parts) {
+    if (list.size() > 1) list += ", ";
+    list += part;
+  }
+  return list + ']';
+}
+
 /// {"key": value, ...} in the order of the calls.
 class JsonObject {
  public:

@@ -16,7 +16,7 @@
 #include <limits>
 #include <string>
 
-#include "torchpace/io/tensors.hpp"
+#include "torchpace/io/tensor_dict.hpp"
 
 namespace torchpace {
 

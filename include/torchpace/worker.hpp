@@ -23,6 +23,8 @@
 #include <vector>
 
 #include "torchpace/environment.hpp"
+#include "torchpace/error.hpp"
+#include "torchpace/io/tensors.hpp"
 #include "torchpace/json.hpp"
 #include "torchpace/parity.hpp"
 #include "torchpace/workload.hpp"
@@ -33,8 +35,8 @@ inline constexpr int kWorkerProtocol = 1;
 
 struct WorkerOptions {
   std::string runtime = "worker";
-  std::vector<std::string> cases = {
-      "default"};   // what it can load; "*": any of torchpace's own cases
+  // What it can load; "*": any of torchpace's own cases.
+  std::vector<std::string> cases = {"default"};
   double slow = 0;  // tests only: every step takes this fraction longer, by a busy wait
 };
 
@@ -61,13 +63,12 @@ class Worker {
       : options_(std::move(options)), load_(std::move(load)) {}
 
   std::string greeting() const {
-    std::string cases;
-    for (const auto& name : options_.cases)
-      cases += (cases.empty() ? "" : ", ") + json_string(name);
+    std::vector<std::string> cases;
+    for (const auto& name : options_.cases) cases.push_back(json_string(name));
     return JsonObject()
         .add("protocol", kWorkerProtocol)
         .add("runtime", options_.runtime)
-        .raw("cases", '[' + cases + ']')
+        .raw("cases", json_array(cases))
         .str();
   }
 
@@ -77,10 +78,8 @@ class Worker {
       return obey(line);
     } catch (const DeviceUnavailable& e) {
       return JsonObject().add("skipped", e.what()).str();
-    } catch (const c10::Error& e) {
-      return JsonObject().add("error", one_line(e.what_without_backtrace())).str();
     } catch (const std::exception& e) {
-      return JsonObject().add("error", one_line(e.what())).str();
+      return JsonObject().add("error", one_line_of(e)).str();
     }
   }
 
@@ -88,11 +87,6 @@ class Worker {
   void unload() { workload_.reset(); }
 
  private:
-  static std::string one_line(std::string text) {
-    const auto end = text.find('\n');
-    return text.substr(0, end);
-  }
-
   std::string obey(const std::string& line) {
     const auto space = line.find(' ');
     const auto command = line.substr(0, space);

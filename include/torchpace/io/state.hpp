@@ -9,8 +9,11 @@
 #include <utility>
 #include <vector>
 
+#include "torchpace/axes.hpp"
 #include "torchpace/device.hpp"
-#include "torchpace/workload.hpp"
+#include "torchpace/io/tensors.hpp"
+#include "torchpace/model.hpp"
+#include "torchpace/settings.hpp"
 
 namespace torchpace {
 

@@ -12,15 +12,13 @@
 #include <cstdio>
 #include <fstream>
 #include <iterator>
-#include <map>
 #include <string>
 #include <vector>
 
 #include "torchpace/io/archive.hpp"
+#include "torchpace/io/tensor_dict.hpp"
 
 namespace torchpace {
-
-using TensorDict = std::map<std::string, torch::Tensor>;
 
 inline constexpr int64_t kTensorFormat = 1;
 inline constexpr const char* kTensorFormatKey = "torchpace.format";

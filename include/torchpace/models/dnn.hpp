@@ -1,11 +1,12 @@
 // Plain deep or wide network: y = W_L relu(... relu(W_1 x + b_1) ...) + b_L, all layers square.
-// Source: He et al. 2015, arXiv:1502.01852, for the initialisation. Twin:
-// python/torchpace/models/dnn.py. Dimensions: B batch, W width, L layers.
+// Source: He et al. 2015, arXiv:1502.01852, for the initialisation.
+// Twin: python/torchpace/models/dnn.py.
+// Dimensions: B batch, W width, L layers.
 #pragma once
 
 #include <torch/torch.h>
 
-#include "torchpace/workload.hpp"
+#include "torchpace/model.hpp"
 
 namespace torchpace {
 

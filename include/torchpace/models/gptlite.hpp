@@ -1,7 +1,8 @@
-// Small GPT: token + position embedding, L pre-norm blocks x += attention(norm(x)); x +=
-// feed_forward(norm(x)), norm, head. Source: Radford et al. 2019 (GPT-2), with ReLU and without
-// biases in QKV. Twin: python/torchpace/models/gptlite.py. Dimensions: B batch, T tokens, C width,
-// H heads, D head size C / H, V vocabulary, L layers.
+// Small GPT: token + position embedding, L pre-norm blocks, norm, head. A block is
+//   x += attention(norm(x)); x += feed_forward(norm(x)).
+// Source: Radford et al. 2019 (GPT-2), with ReLU and without biases in QKV.
+// Twin: python/torchpace/models/gptlite.py.
+// Dimensions: B batch, T tokens, C width, H heads, D head size C / H, V vocabulary, L layers.
 #pragma once
 
 #include <torch/torch.h>
@@ -11,7 +12,7 @@
 #include <string>
 #include <tuple>
 
-#include "torchpace/workload.hpp"
+#include "torchpace/model.hpp"
 
 namespace torchpace {
 

@@ -4,7 +4,7 @@
 
 #include <torch/torch.h>
 
-#include "torchpace/workload.hpp"
+#include "torchpace/model.hpp"
 
 namespace torchpace {
 

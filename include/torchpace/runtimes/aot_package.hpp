@@ -21,6 +21,7 @@
 #include <fstream>
 #include <map>
 #include <memory>
+#include <sstream>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -32,6 +33,7 @@
 #include <ATen/cuda/CUDAContextLight.h>
 #endif
 
+#include "torchpace/error.hpp"
 #include "torchpace/io/archive.hpp"
 #include "torchpace/io/tensor_spec.hpp"
 
@@ -170,19 +172,6 @@ inline std::string compute_capability([[maybe_unused]] const torch::Device& devi
 }
 
 }  // namespace detail
-
-/// The first line of an exception's message, or the one that says RuntimeError.
-inline std::string one_line_of(const std::exception& error) {
-  const auto* torch_error = dynamic_cast<const c10::Error*>(&error);
-  std::istringstream lines(torch_error != nullptr ? torch_error->what_without_backtrace()
-                                                  : error.what());
-  std::string first;
-  for (std::string line; std::getline(lines, line);) {
-    if (first.empty()) first = line;
-    if (line.starts_with("RuntimeError: ")) return line.substr(14);
-  }
-  return first;
-}
 
 /// A loaded package, ready to run. Runs concurrently in as many threads as it has runners.
 class AotRunner {

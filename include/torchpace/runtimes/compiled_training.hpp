@@ -387,19 +387,14 @@ struct CompiledTrainingWorkload {
 
   std::vector<double> losses(const BatchSource& source, int64_t steps) {
     restore();
-    std::vector<torch::Tensor> found;
-    for (int64_t i = 0; i < steps; ++i) {
-      if (!source) {
-        found.push_back(train(i));
-        continue;
-      }
+    auto curve = loss_curve(steps, [&](int64_t i) {
+      if (!source) return train(i);
       const auto [x, y] = source(i);
       const auto& device = training.device();
-      found.push_back(training.step(x.to(device), y.to(device), learning_rate));
-    }
+      return training.step(x.to(device), y.to(device), learning_rate);
+    });
     restore();
-    const auto all = torch::stack(found).to(torch::kCPU, torch::kFloat64);
-    return {all.data_ptr<double>(), all.data_ptr<double>() + all.numel()};
+    return curve;
   }
 
   CompiledTraining training;
@@ -423,9 +418,9 @@ inline std::vector<Runtime> compiled_training_runtimes() {
     const auto shared = std::make_shared<detail::CompiledTrainingWorkload>(s, device);
     const auto fresh = detail::text_source(s);
     const auto& package = shared->training.package();
-    const auto name = s.get("optimizer", "adam"), kind = name.substr(0, name.find('-'));
-    TORCH_CHECK(package.kind() == kind && package.autocast == axes.autocast_name(),
-                "artifact: expected a step of ", kind, " with autocast ", axes.autocast_name(),
+    const auto algorithm = optimizer_algorithm(s);
+    TORCH_CHECK(package.kind() == algorithm && package.autocast == axes.autocast_name(),
+                "artifact: expected a step of ", algorithm, " with autocast ", axes.autocast_name(),
                 ", found ", package.kind(), " with ", package.autocast,
                 "; make it again for this case");
     return {.step = [shared] { shared->train(shared->step++); },

@@ -118,8 +118,7 @@ struct GraphedTraining : EagerTraining {
 
 /// The settings with the fused implementation of their optimiser.
 inline Settings with_fused_optimizer(Settings settings) {
-  const auto name = settings.get("optimizer", "adam");
-  settings.set("optimizer", name.substr(0, name.find('-')) + "-fused");
+  settings.set("optimizer", optimizer_algorithm(settings) + "-fused");
   return settings;
 }
 

@@ -12,7 +12,7 @@
 
 #include "torchpace/data/text.hpp"
 #include "torchpace/io/state.hpp"
-#include "torchpace/optim/optimizer.hpp"
+#include "torchpace/optim/choice.hpp"
 #include "torchpace/workload.hpp"
 
 namespace torchpace {
@@ -36,6 +36,15 @@ inline void add_first_step(TensorDict& result, const std::string& name,
       (before.to(torch::kFloat64) - after.detach().to(torch::kFloat64)) / learning_rate;
   result["gradient." + name] = gradient;
   result["update." + name] = moved - update_direction(kind, gradient, before) + 1;
+}
+
+/// Losses of as many steps, read from the device at the end.
+inline std::vector<double> loss_curve(int64_t steps,
+                                      const std::function<torch::Tensor(int64_t)>& loss_of_step) {
+  std::vector<torch::Tensor> losses;
+  for (int64_t i = 0; i < steps; ++i) losses.push_back(loss_of_step(i));
+  const auto all = torch::stack(losses).to(torch::kCPU, torch::kFloat64);
+  return {all.data_ptr<double>(), all.data_ptr<double>() + all.numel()};
 }
 
 /// What the lambdas of a training workload share.
@@ -106,14 +115,12 @@ struct EagerTraining {
 
   std::vector<double> losses(const BatchSource& source, int64_t steps) {
     restore();
-    std::vector<torch::Tensor> losses;
-    for (int64_t i = 0; i < steps; ++i) {
+    auto curve = loss_curve(steps, [&](int64_t i) {
       const auto [x, y] = source ? source(i) : std::pair(batches.input(i), batches.target(i));
-      losses.push_back(train(x.to(device), y.to(device)));
-    }
+      return train(x.to(device), y.to(device));
+    });
     restore();
-    const auto all = torch::stack(losses).to(torch::kCPU, torch::kFloat64);
-    return {all.data_ptr<double>(), all.data_ptr<double>() + all.numel()};
+    return curve;
   }
 
   Model model;
