@@ -68,6 +68,23 @@ TEST_F(CompiledTrainingTest, TrainsBitForBitAsFromPython) {
   EXPECT_EQ(own.at("1.num_batches_tracked").item<int64_t>(), kSteps);
 }
 
+TEST_F(CompiledTrainingTest, AutocastIsThatOfEager) {
+  CompiledTraining training(kFolder + "/autocast.pt2");
+  EXPECT_EQ(training.package().autocast, "bfloat16");
+  const auto content = read_tensors(kFolder + "/autocast.pt");
+  const auto x = content.at("input"), y = content.at("target");
+  std::vector<torch::Tensor> losses;
+  for (int64_t i = 0; i < x.size(0); ++i) losses.push_back(training.step(x[i], y[i], kRate));
+  const auto own = torch::stack(losses).to(torch::kFloat32);
+  const auto farthest = [](const torch::Tensor& a, const torch::Tensor& b) {
+    return (a - b).abs().max().item<double>();
+  };
+  // Rounding to bfloat16 moves the losses; the compiler rounds in fewer places than eager torch.
+  const auto rounding = farthest(content.at("bfloat16"), content.at("float32"));
+  EXPECT_LT(farthest(own, content.at("bfloat16")), 2 * rounding);
+  EXPECT_GT(farthest(own, content.at("float32")), rounding / 4);
+}
+
 TEST_F(CompiledTrainingTest, ResumesWhatPythonSaved) {
   CompiledTraining training(kPackage);
   EXPECT_EQ(training.resume(kFolder + "/half.pt"), kHalf);
