@@ -27,6 +27,7 @@
 #include "torchpace/io/tensors.hpp"
 #include "torchpace/json.hpp"
 #include "torchpace/parity.hpp"
+#include "torchpace/profile.hpp"
 #include "torchpace/workload.hpp"
 
 namespace torchpace {
@@ -103,8 +104,13 @@ class Worker {
     }
     if (command == "check") return check(words(rest));
     if (command == "losses") return losses(rest);
+    if (command == "parts") return parts(words(rest));
+    if (command == "operators") return operators(words(rest));
+    if (command == "dispatch") return dispatch(words(rest));
+    if (command == "matmul") return matmul(words(rest));
     throw SettingsError(
-        "expected load, run, first, write, check, losses, memory, environment or quit, got '" +
+        "expected load, run, first, write, check, losses, memory, environment, parts, operators, "
+        "dispatch, matmul or quit, got '" +
         command + "'");
   }
 
@@ -173,10 +179,7 @@ class Worker {
     if (samples < 1 || warmup < 0 || steps_per_sample < 1) {
       throw SettingsError("run: expected K >= 1, W >= 0 and B >= 1");
     }
-    auto& w = loaded();
-    if (w.settle) std::exchange(w.settle, nullptr)();
-    if (w.restore) w.restore();
-    torch::manual_seed(static_cast<uint64_t>(settings_.get<int64_t>("seed", 0)));
+    auto& w = begin_turn();
     for (int64_t i = 0; i < warmup; ++i) w.step();
     const auto block =
         run_block(w.step, w.device, w.phase, static_cast<std::size_t>(samples), steps_per_sample);
@@ -187,6 +190,14 @@ class Worker {
         .add("page_faults", block.page_faults)
         .add("involuntary_switches", block.involuntary_switches)
         .str();
+  }
+
+  Workload& begin_turn() {
+    auto& w = loaded();
+    if (w.settle) std::exchange(w.settle, nullptr)();
+    if (w.restore) w.restore();
+    torch::manual_seed(static_cast<uint64_t>(settings_.get<int64_t>("seed", 0)));
+    return w;
   }
 
   /// Random masks differ between languages, so a case with dropout is checked without it.
@@ -229,6 +240,46 @@ class Worker {
         .add("losses", std::span<const double>(values))
         .add("seconds", seconds)
         .str();
+  }
+
+  std::string parts(const std::vector<std::string>& arguments) {
+    const auto steps = counts("parts K", arguments)[0];
+    return json_of(time_parts(begin_turn(), steps));
+  }
+
+  std::string operators(const std::vector<std::string>& arguments) {
+    const auto steps = counts("operators K", arguments)[0];
+    return json_of(profile_operators(begin_turn(), steps));
+  }
+
+  std::string dispatch(const std::vector<std::string>& arguments) {
+    return json_of(time_dispatch(loaded(), counts("dispatch K", arguments)[0]));
+  }
+
+  std::string matmul(const std::vector<std::string>& arguments) {
+    const auto found = counts("matmul N K", arguments);
+    const auto times = time_matmul(loaded(), static_cast<int64_t>(found[0]), found[1]);
+    return JsonObject().add("matmul_ns", std::span<const double>(times)).str();
+  }
+
+  /// The numbers of a command with such a usage, each at least 1.
+  static std::vector<std::size_t> counts(const std::string& usage,
+                                         const std::vector<std::string>& arguments) {
+    auto names = words(usage);
+    const auto command = names[0];
+    names.erase(names.begin());
+    if (arguments.size() != names.size()) {
+      throw SettingsError(command + ": expected " + usage.substr(command.size() + 1) + ", got " +
+                          std::to_string(arguments.size()) + " words");
+    }
+    std::vector<std::size_t> result;
+    for (std::size_t i = 0; i < names.size(); ++i) {
+      const auto value = Settings{{command, arguments[i]}}.require<int64_t>(command);
+      if (value < 1)
+        throw SettingsError(command + ": expected " + names[i] + " >= 1, got " + arguments[i]);
+      result.push_back(static_cast<std::size_t>(value));
+    }
+    return result;
   }
 
   std::string memory_answer() {

@@ -17,6 +17,12 @@
 
 namespace torchpace {
 
+/// A part of a step: forward (with the loss), backward or optimizer.
+struct Part {
+  std::string name;
+  std::function<void()> run;  // enqueues it; does not synchronise
+};
+
 /// One case loaded in one runtime, ready to run. Only `step` is required.
 struct Workload {
   std::function<void()> step;          // enqueues one step; does not synchronise
@@ -27,6 +33,8 @@ struct Workload {
   std::function<std::vector<double>(int64_t)> losses = {};
   // Until steps take what they will take; once, before the first turn that is timed.
   std::function<void()> settle = {};
+  std::vector<Part> parts = {};   // what a step does, in its order; empty where it is one piece
+  bool compiled_kernels = false;  // they run outside of operators
   torch::Device device = torch::kCPU;
   Axes axes = {};  // in force
   torch::ScalarType dtype = torch::kFloat32;

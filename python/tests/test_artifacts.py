@@ -90,6 +90,10 @@ def test_a_runtime_passes_parity_and_sees_a_swap(
     assert found["passed"], found
     assert "artifact" not in found["loaded"]["note"]  # its caches were warm
     assert len(process.ask("run 3 1")["step_ns"]) == 3
+    # TorchScript's interpreter dispatches its operators one by one; its fuser is off on a CPU.
+    assert process.ask("operators 2")["compiled"] == (kind != "torchscript")
+    parts = ["backward", "forward", "optimizer"] if "train" in case else ["forward"]
+    assert sorted(process.ask("parts 2")["parts"]) == parts
     threads = os.listdir(f"/proc/{process.process.pid}/task")
     assert len(threads) == 1  # before the fork that loaded it
     if kind.startswith("compile"):

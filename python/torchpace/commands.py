@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import tempfile
 import time
+from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -39,6 +40,10 @@ class Worker:
             "losses": self.losses,
             "memory": self.memory,
             "environment": self.environment,
+            "parts": self.parts,
+            "operators": self.operators,
+            "dispatch": self.dispatch,
+            "matmul": self.matmul,
         }
 
     def answer(self, line: str) -> dict:
@@ -102,10 +107,7 @@ class Worker:
             raise InputError(f"run: expected K W [B], got '{rest}'")
         samples, warmup = _integer("run: K", words[0], 1), _integer("run: W", words[1], 0)
         steps = _integer("run: B", words[2], 1) if len(words) == 3 else 1
-        self.stepped = True
-        if not self.settled:
-            workload.settle()
-            self.settled = True
+        self._settle(workload)
         return measure.measure(workload, samples, warmup, steps).json()
 
     def first(self, rest: str) -> dict:
@@ -152,6 +154,34 @@ class Worker:
         found = environment.describe(self.workload.settings)
         return found | {"optimizer": self.workload.optimizer_name}
 
+    def parts(self, rest: str) -> dict:
+        workload = self._loaded("parts")
+        (steps,) = _counts("parts K", rest)
+        self._settle(workload)
+        return {"parts": _profiling().time_parts(workload, steps)}
+
+    def operators(self, rest: str) -> dict:
+        workload = self._loaded("operators")
+        (steps,) = _counts("operators K", rest)
+        self._settle(workload)
+        return _profiling().profile_operators(workload, steps)
+
+    def dispatch(self, rest: str) -> dict:
+        workload = self._loaded("dispatch")
+        (samples,) = _counts("dispatch K", rest)
+        return _profiling().time_dispatch(workload, samples)
+
+    def matmul(self, rest: str) -> dict:
+        workload = self._loaded("matmul")
+        size, samples = _counts("matmul N K", rest)
+        return {"matmul_ns": _profiling().time_matmul(workload, size, samples)}
+
+    def _settle(self, workload: Workload) -> None:
+        self.stepped = True
+        if not self.settled:
+            workload.settle()
+            self.settled = True
+
     def _loaded(self, command: str) -> Workload:
         if self.workload is None:
             raise InputError(f"{command}: expected a loaded case, found none; load one first")
@@ -166,6 +196,13 @@ class Worker:
         return self.tokens[1]
 
 
+def _profiling() -> ModuleType:
+    """Imported only when asked for, in the fork."""
+    from torchpace import profiling
+
+    return profiling
+
+
 def set_threads(settings: Settings) -> None:
     """Threads of one operator.
 
@@ -173,6 +210,17 @@ def set_threads(settings: Settings) -> None:
     """
     if "threads" in settings:
         torch.set_num_threads(settings.integer("threads", minimum=1))
+
+
+def _counts(usage: str, rest: str) -> list[int]:
+    """The numbers of a command with such a usage, each at least 1."""
+    command, *names = usage.split()
+    words = rest.split()
+    if len(words) != len(names):
+        raise InputError(f"{command}: expected {' '.join(names)}, got '{rest}'")
+    return [
+        _integer(f"{command}: {name}", word, 1) for name, word in zip(names, words, strict=True)
+    ]
 
 
 def _integer(name: str, word: str, minimum: int) -> int:

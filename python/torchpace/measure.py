@@ -5,9 +5,11 @@ Twin: include/torchpace/measure.hpp.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import resource
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 
 import torch
@@ -36,19 +38,24 @@ def measure(workload: Workload, samples: int, warmup: int, steps: int) -> Block:
     is synchronised; in the other phases the device is kept busy and a sample lasts from one
     completion to the next, by events.
     """
-    # The collector would run inside a sample, on garbage that another sample made.
+    with without_collector(), workload.turn():
+        for index in range(warmup):
+            workload.step(index)
+        if workload.device.type == "cpu":
+            return _on_cpu(workload, samples, warmup, steps)
+        if workload.phase == "latency":
+            return _synchronised(workload, samples, warmup, steps)
+        return _throughput(workload, samples, warmup, steps)
+
+
+@contextlib.contextmanager
+def without_collector() -> Iterator[None]:
+    """It would run inside a sample, on garbage that another sample made."""
     gc.collect()
     gc.freeze()
     gc.disable()
     try:
-        with workload.turn():
-            for index in range(warmup):
-                workload.step(index)
-            if workload.device.type == "cpu":
-                return _on_cpu(workload, samples, warmup, steps)
-            if workload.phase == "latency":
-                return _synchronised(workload, samples, warmup, steps)
-            return _throughput(workload, samples, warmup, steps)
+        yield
     finally:
         gc.enable()
 

@@ -34,6 +34,7 @@ class Workload(ABC):
 
     # Compiles what is compiled in this process: called once, right after loading, and timed apart.
     compile: Callable[[], None] | None = None
+    compiled_kernels = False  # they run outside of operators
 
     def __init__(self, settings: Settings, model: ModuleType):
         self.settings, self.model = settings, model
@@ -58,6 +59,13 @@ class Workload(ABC):
     @abstractmethod
     def step(self, index: int) -> Tensor:
         """Enqueues step `index` of a turn, on batch index mod N. Does not synchronise."""
+
+    def parts(self, index: int) -> list[tuple[str, Callable[[], Any]]]:
+        """What step `index` does, in its order: forward (with the loss), backward, optimizer.
+
+        Empty where it is one piece.
+        """
+        return [] if self.phase == "train" else [("forward", lambda: self.step(index))]
 
     @abstractmethod
     def values(self) -> dict[str, Tensor]:

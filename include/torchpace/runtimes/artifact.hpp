@@ -45,9 +45,11 @@ inline void settle_steps(const std::function<void()>& step, const torch::Device&
   }
 }
 
-/// Forward passes in InferenceMode, the batches in turn.
+/// Forward passes in InferenceMode, the batches in turn. `compiled_kernels` run outside of
+/// operators.
 inline Workload inference_workload(TensorFunction forward, Batches batches, const Cost& cost,
-                                   const Settings& settings, Phase phase) {
+                                   const Settings& settings, Phase phase,
+                                   bool compiled_kernels = true) {
   const auto device = batches.device();
   const auto axes = Axes::from(settings);
   axes.apply();
@@ -65,6 +67,8 @@ inline Workload inference_workload(TensorFunction forward, Batches batches, cons
                 return TensorDict{{"output", forward(shared->inputs(0)).clone()}};
               },
           .settle = [step, device] { settle_steps(step, device); },
+          .parts = {{"forward", step}},
+          .compiled_kernels = compiled_kernels,
           .device = device,
           .axes = axes,
           .dtype = dtype_of(settings),

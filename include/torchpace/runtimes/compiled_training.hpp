@@ -427,6 +427,7 @@ inline std::vector<Runtime> compiled_training_runtimes() {
             .restore = [shared] { shared->restore(); },
             .values = [shared] { return shared->values(); },
             .losses = [shared, fresh](int64_t steps) { return shared->losses(fresh, steps); },
+            .compiled_kernels = true,
             .device = device,
             .axes = axes,
             .dtype = dtype_of(s),

@@ -112,6 +112,8 @@ struct GraphedTraining : EagerTraining {
     return loss.clone();
   }
 
+  std::vector<Part> parts() override { return {}; }
+
   torch::Tensor input, target, loss;
   std::unique_ptr<CapturedGraph> graph;
 };
@@ -155,10 +157,13 @@ inline Workload load_graphed(const Settings& s, const Model& model) {
   const auto device = graph_device(s);
   auto& module = require_module(model);
   auto batches = load_state(s, model);
-  if (s.require<std::string>("phase") == "train")
-    return training_workload(
+  if (s.require<std::string>("phase") == "train") {
+    auto workload = training_workload(
         std::make_shared<GraphedTraining>(model, std::move(batches), with_fused_optimizer(s)),
         text_source(s));
+    workload.compiled_kernels = true;
+    return workload;
+  }
   const auto phase = inference_phase(s, "");
   module.eval();
   const auto axes = Axes::from(s);

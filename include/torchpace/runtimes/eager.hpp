@@ -78,6 +78,18 @@ struct EagerTraining {
     return loss.detach();
   }
 
+  /// What `train` does, by the same functions; none where that is one piece.
+  virtual std::vector<Part> parts() {
+    return {{"optimizer", [this] { optimizer->zero_grad(); }},
+            {"forward", [this] { pending = forward(batches.input(step), batches.target(step)); }},
+            {"backward", [this] { pending.backward(); }},
+            {"optimizer", [this] {
+               optimizer->step();
+               pending.reset();
+               ++step;
+             }}};
+  }
+
   /// In place, so that a turn begins with the same numbers in the same memory.
   void restore() {
     torch::NoGradGuard no_grad;
@@ -130,7 +142,8 @@ struct EagerTraining {
   OptimizerKind kind;
   std::unique_ptr<Optimizer> optimizer;
   std::vector<std::pair<torch::Tensor, torch::Tensor>> initial;
-  int64_t step = 0;  // of this turn
+  int64_t step = 0;       // of this turn
+  torch::Tensor pending;  // the loss, between the parts of a step
 };
 
 }  // namespace detail
@@ -149,6 +162,7 @@ inline Workload training_workload(const std::shared_ptr<EagerTraining>& shared, 
           .restore = [shared] { shared->restore(); },
           .values = [shared] { return shared->values(); },
           .losses = [shared, fresh](int64_t steps) { return shared->losses(fresh, steps); },
+          .parts = shared->parts(),
           .device = shared->device,
           .axes = shared->axes,
           .dtype = model.module->parameters().at(0).scalar_type(),
@@ -197,12 +211,14 @@ inline Workload eager_inference(const Model& model, Batches batches,
     AutocastScope scope(axes, device);
     return model.forward(x);
   };
-  return {.step = [forward, shared, next] { forward(shared->input((*next)++)); },
+  const auto step = [forward, shared, next] { forward(shared->input((*next)++)); };
+  return {.step = step,
           .restore = [next] { *next = 0; },
           .values =
               [forward, shared] {
                 return TensorDict{{"output", forward(shared->input(0))}};
               },
+          .parts = {{"forward", step}},
           .device = device,
           .axes = axes,
           .dtype = dtype,

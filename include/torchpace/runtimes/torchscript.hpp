@@ -3,6 +3,7 @@
 #pragma once
 
 #include <torch/csrc/jit/api/module.h>
+#include <torch/csrc/jit/codegen/fuser/interface.h>
 #include <torch/csrc/jit/serialization/import.h>
 #include <torch/torch.h>
 
@@ -88,7 +89,8 @@ inline std::vector<Runtime> torchscript_runtimes() {
       AutocastScope scope(axes, device);
       return forward(inputs);
     };
-    return inference_workload(cast, load_batches(s, device), model.cost, s, phase);
+    const bool fuses = device.is_cpu() ? torch::jit::canFuseOnCPU() : torch::jit::canFuseOnGPU();
+    return inference_workload(cast, load_batches(s, device), model.cost, s, phase, fuses);
   };
   return {{.name = "cpp-torchscript",
            .description = "a TorchScript file of Python, in C++; deprecated upstream",

@@ -178,6 +178,8 @@ class Loader:
 
 
 class AotInference(Inference):
+    compiled_kernels = True
+
     def __init__(self, settings: Settings, model: ModuleType):
         super().__init__(settings, model)
         path = artifact_of(settings, ".pt2")

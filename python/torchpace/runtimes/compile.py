@@ -95,6 +95,7 @@ class _Compiled:
     """What training and inference share: the compiler's options, and the compile."""
 
     settings: Settings
+    compiled_kernels = True
 
     def __init__(self, mode: str, settings: Settings, model: ModuleType):
         super().__init__(settings, model)  # type: ignore[call-arg]
@@ -149,7 +150,7 @@ class CompiledTraining(_Compiled, EagerTraining):
         """Forward and backward: the backward is compiled when it is first called."""
         with self.turn():
             self.forward(*self.batches[0]).backward()
-            self.optimizer.zero_grad(set_to_none=True)
+            self.zero_grad()
 
     def forward(self, inputs: Sequence[Tensor], target: Tensor) -> Tensor:
         self.mark_step()
@@ -157,9 +158,6 @@ class CompiledTraining(_Compiled, EagerTraining):
             return self.compiled(tuple(inputs), target)
 
     def train_on(self, inputs: Sequence[Tensor], target: Tensor) -> Tensor:
-        self.optimizer.zero_grad(set_to_none=True)
-        loss = self.forward(inputs, target)
-        loss.backward()
-        self.optimizer.step()
+        loss = super().train_on(inputs, target)
         # The next step of a CUDA graph overwrites its outputs.
         return loss.detach().clone() if self.graphs else loss

@@ -112,6 +112,8 @@ class Source(Workload):
 class CompiledTrain(Workload):
     """The package's steps, from the parameters and buffers of the case's state."""
 
+    compiled_kernels = True
+
     def __init__(self, settings: Settings, model: ModuleType):
         super().__init__(settings, model)
         state = State(settings)

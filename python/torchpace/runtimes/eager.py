@@ -6,8 +6,9 @@ Twin: include/torchpace/runtimes/eager.hpp.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -96,12 +97,30 @@ class EagerTraining(Workload):
 
     def train_on(self, inputs: Sequence[Tensor], target: Tensor) -> Tensor:
         """One training step. Returns its loss, a scalar on the device."""
-        self.optimizer.zero_grad(set_to_none=True)
-        with self.autocast:
-            loss = loss_of(self.model, self.module(*inputs), target)
+        self.zero_grad()
+        loss = self.forward(inputs, target)
         loss.backward()
         self.optimizer.step()
         return loss
+
+    def zero_grad(self) -> None:
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def forward(self, inputs: Sequence[Tensor], target: Tensor) -> Tensor:
+        """The loss."""
+        with self.autocast:
+            return loss_of(self.model, self.module(*inputs), target)
+
+    def parts(self, index: int) -> list[tuple[str, Callable[[], Any]]]:
+        """What `train_on` does, by the same functions."""
+        losses = []
+        batch = self.batches[index % len(self.batches)]
+        return [
+            ("optimizer", self.zero_grad),
+            ("forward", lambda: losses.append(self.forward(*batch))),
+            ("backward", lambda: losses.pop().backward()),
+            ("optimizer", self.optimizer.step),
+        ]
 
     def values(self) -> dict[str, Tensor]:
         losses, first = [], {}

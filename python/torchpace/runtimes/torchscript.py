@@ -96,6 +96,10 @@ class TorchScriptInference(Inference):
                 f"{str(error).strip().splitlines()[0][:160]}; make it again"
             ) from None
         self.forward = module
+        of_cpu = self.device.type == "cpu"
+        self.compiled_kernels = (
+            torch._C._jit_can_fuse_on_cpu() if of_cpu else torch._C._jit_can_fuse_on_gpu()
+        )
         how = files[HOW]
         self.note = f"{how.decode() if isinstance(how, bytes) else how}; {DEPRECATED}"
 
