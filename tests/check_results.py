@@ -1,6 +1,6 @@
-"""Reads what `torchpace compare` wrote and refuses it unless it is whole and right.
+"""Reads what `torchpace compare` or `torchpace explain` wrote and refuses it unless it is whole and right.
 
-    python tests/check_results.py RESULTS.json [--cases PATTERN,...] [--runtimes NAME,...]
+    python tests/check_results.py RESULTS.json [--cases PATTERN,...] [--runtimes NAME,...] [--explained]
 
 Checks the JSON Schema, that the run was complete, that each wanted case is there, and that in every case each wanted
 runtime was measured, passed its parity and has a verdict.
@@ -18,7 +18,10 @@ SCHEMA = Path(__file__).resolve().parents[1] / "bench" / "results.schema.json"
 FAMILIES = "gptlite_train/*,gptlite_inference/*,dnn_deep_train/*,dnn_deep_inference/*,dnn_wide_train/*,dnn_wide_inference/*"
 
 
-def problems(results: dict, cases: list[str], runtimes: list[str]) -> list[str]:
+BARS = ("dispatch", "matrix products", "optimizer", "host code between operators", "unexplained")
+
+
+def problems(results: dict, cases: list[str], runtimes: list[str], explained: bool) -> list[str]:
     """One line for each thing that is not as it should be."""
     schema = json.loads(SCHEMA.read_text())
     found = [
@@ -41,6 +44,20 @@ def problems(results: dict, cases: list[str], runtimes: list[str]) -> list[str]:
                 found.append(f"{case['case']}: {name} is {row['status']}: {row['reason']}")
             else:
                 found += [f"{case['case']}: {name}: {text}" for text in row_problems(row, name == case["reference"])]
+        if explained:
+            found += [f"{case['case']}: explanation: {text}" for text in explanation_problems(case.get("explanation"))]
+    return found
+
+
+def explanation_problems(explanation: dict | None) -> list[str]:
+    if explanation is None:
+        return ["there is none"]
+    bars = {bar["name"]: bar for bar in explanation["bars"]}
+    found = [f"no bar '{name}'; notes: {explanation['notes']}" for name in BARS if name not in bars]
+    total, parts = explanation["total_ns"]["median"], sum(bar["ns"]["median"] for bar in bars.values())
+    if abs(total - parts) > 1e-6 * abs(explanation["from_ns"]["median"]):
+        found.append(f"expected bars that add up to {total}, found {parts}")
+    found += [f"{name} takes {bars[name]['from_ns']} ns" for name in BARS[:4] if bars.get(name, {}).get("from_ns", 1) <= 0]
     return found
 
 
@@ -61,9 +78,10 @@ def main() -> int:
     parser.add_argument("results", type=Path)
     parser.add_argument("--cases", default=FAMILIES, help="patterns, each of which must match a case")
     parser.add_argument("--runtimes", default="cpp-eager,py-eager", help="each must have a good row in every case")
+    parser.add_argument("--explained", action="store_true", help="each case has a waterfall that adds up")
     options = parser.parse_args()
     results = json.loads(options.results.read_text())
-    found = problems(results, options.cases.split(","), options.runtimes.split(","))
+    found = problems(results, options.cases.split(","), options.runtimes.split(","), options.explained)
     for line in found:
         print(f"{options.results}: {line}", file=sys.stderr)
     if not found:

@@ -196,9 +196,16 @@ void derive_case(CaseResult& result, double delta) {
   }
 }
 
+/// A variant differs on purpose; its name says in what.
+bool is_asked_for(const RuntimeResult& row, const std::string& key) {
+  return row.is_variant() &&
+         row.runtime.compare(row.variant_of.size(), key.size() + 2, "@" + key + ":") == 0;
+}
+
 void warn_of_unequal(std::vector<Warning>& warnings, const CaseResult& result,
                      const RuntimeResult& reference, const RuntimeResult& row) {
   for (const auto& key : differences(reference, row)) {
+    if (is_asked_for(row, key)) continue;
     warnings.push_back(
         {.code = "unequal-" + key,
          .text = fmt::format("{} runs with {} = {}, the reference {} with {}{}", row.runtime, key,
@@ -213,6 +220,7 @@ void warn_of_unequal(std::vector<Warning>& warnings, const CaseResult& result,
 void warn_of_faults(std::vector<Warning>& warnings, const CaseResult& result,
                     const RuntimeResult& reference, const RuntimeResult& row,
                     const std::string& allocator) {
+  if (row.is_variant()) return;  // one of them is the rerun that the warning asks for
   const auto [less, more] = std::minmax(row.page_faults_per_step, reference.page_faults_per_step);
   if (!(more > kFewFaultsPerStep && more > kFaultRatio * less)) return;
   warnings.push_back(
@@ -247,6 +255,7 @@ void derive(Results& results) {
   std::vector<Warning> found;
   for (auto& result : results.cases) {
     derive_case(result, results.plan.delta);
+    derive_explanation(result);
     const auto* reference = result.find(result.reference);
     if (reference == nullptr) continue;
     for (const auto& row : result.runtimes) {

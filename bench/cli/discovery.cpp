@@ -8,6 +8,7 @@
 #include <sstream>
 
 #include "error.hpp"
+#include "files.hpp"
 #include "words.hpp"
 
 namespace torchpace::cli {
@@ -16,16 +17,6 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr double kListLimit_s = 120;  // Python from a cold disk is slow to start
-
-std::string variable(const char* name) {
-  const char* value = std::getenv(name);
-  return value == nullptr ? "" : value;
-}
-
-bool is_file(const fs::path& path) {
-  std::error_code ignored;
-  return fs::is_regular_file(path, ignored);
-}
 
 fs::path program_folder() {
   std::error_code ignored;
@@ -127,6 +118,11 @@ std::string find_jemalloc() {
 }
 
 }  // namespace
+
+std::string variable(const char* name) {
+  const char* value = std::getenv(name);
+  return value == nullptr ? "" : value;
+}
 
 Installation find_installation(const std::string& python_option) {
   const auto tree = source_tree();
@@ -245,14 +241,17 @@ std::map<std::string, std::string> common_environment(const EnvironmentOptions& 
   if (options.binds_threads && std::getenv("OMP_PROC_BIND") == nullptr) {
     result["OMP_PROC_BIND"] = "true";
   }
-  if (options.allocator == "tuned") {
-    // The largest threshold that glibc accepts: tensors come from the heap, and freed heap stays.
-    result["MALLOC_MMAP_THRESHOLD_"] = "33554432";
-    result["MALLOC_TRIM_THRESHOLD_"] = "1073741824";
-  } else if (options.allocator == "jemalloc") {
-    result["LD_PRELOAD"] = prepended(find_jemalloc(), "LD_PRELOAD");
-  }
+  result.merge(allocator_environment(options.allocator));
   return result;
+}
+
+std::map<std::string, std::string> allocator_environment(const std::string& allocator) {
+  // The largest threshold that glibc accepts: tensors come from the heap, and freed heap stays.
+  if (allocator == "tuned") {
+    return {{"MALLOC_MMAP_THRESHOLD_", "33554432"}, {"MALLOC_TRIM_THRESHOLD_", "1073741824"}};
+  }
+  if (allocator == "jemalloc") return {{"LD_PRELOAD", prepended(find_jemalloc(), "LD_PRELOAD")}};
+  return {};
 }
 
 }  // namespace torchpace::cli

@@ -15,6 +15,9 @@ struct Installation {
   std::string python;             // interpreter
 };
 
+/// Of the environment; empty where it is not set.
+std::string variable(const char* name);
+
 /// `python_option`: --python; else TORCHPACE_PYTHON, the tree's .venv, the one of the build,
 /// python3. TORCHPACE_PYTHON_PATH names the package's folder. Throws Error when one that the user
 /// named does not exist.
@@ -50,5 +53,9 @@ struct EnvironmentOptions {
 /// Variables that all workers get alike. Throws Error when jemalloc is not found.
 std::map<std::string, std::string> common_environment(const EnvironmentOptions& options,
                                                       const Installation& installation);
+
+/// Of these the ones that choose the allocator: tuned, system or jemalloc. Throws Error when
+/// jemalloc is not found.
+std::map<std::string, std::string> allocator_environment(const std::string& allocator);
 
 }  // namespace torchpace::cli

@@ -57,19 +57,6 @@ double device_bytes(const std::string& device) {
 
 }  // namespace
 
-TemporaryFolder::TemporaryFolder() {
-  auto name = (fs::temp_directory_path() / "torchpace-XXXXXX").string();
-  if (mkdtemp(name.data()) == nullptr) {
-    throw Error(fmt::format("{}: no temporary folder can be made: {}", name, std::strerror(errno)));
-  }
-  path_ = name;
-}
-
-TemporaryFolder::~TemporaryFolder() {
-  std::error_code ignored;
-  fs::remove_all(path_, ignored);
-}
-
 int affordable_generations(int asked, double budget_s, double generation_s) {
   if (asked <= kFewestGenerations) return asked;
   for (const int count : {asked, 12, 9}) {
@@ -195,8 +182,10 @@ void Experiment::export_all() {
   for (size_t i = 0; i < options_.cases.size(); ++i) {
     auto& files = files_.emplace_back();
     files.settings = options_.cases[i].settings;
-    if (options_.cases[i].own()) continue;
-    uncounted([&] { export_case(i, exporters.front(), notes); });
+    if (!options_.cases[i].own()) {
+      uncounted([&] { export_case(i, exporters.front(), notes); });
+    }
+    for (const auto& spec : options_.runtimes) files.own[spec.runtime] = spec.settings;
     if (options_.cases[i].optional && files.status == Status::skipped) left_out.push_back(i);
   }
   leave_out(left_out);
@@ -504,14 +493,17 @@ void Experiment::run_visit(const Visit& visit, double later_visits) {
     progress_.note(text, left_s());
     const RoundRule rule{
         .rounds = options_.plan.rounds,
-        .budget_s = (budget_left_s() - later_visits * start_s_) / static_cast<double>(turns_left_),
-        .first_round = next_round(*reference, visit.generation)};
+        .budget_s = (budget_left_s() - later_visits * start_s_) / static_cast<double>(turns_left_) -
+                    probes_s_,
+        .first_round = next_round(*reference, visit.generation),
+        .probed = options_.probed};
     rounds_s += team.measure(
         result, files_[index], visit.generation, rule, random_,
         [&](int rounds) { progress_.update(fmt::format("{}, round {}", text, rounds), left_s()); });
     ++turns_done_;
     --turns_left_;
   }
+  probes_s_ = team.probes_s();
   fixed_s_ = std::chrono::duration<double>(Clock::now() - begin).count() - rounds_s;
 }
 

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "exporter.hpp"
+#include "files.hpp"
 #include "plan.hpp"
 #include "progress.hpp"
 #include "results.hpp"
@@ -26,20 +27,10 @@ struct ExperimentOptions {
   std::vector<Command> exporters;  // the first makes cases; a runtime says whose artifacts it loads
   std::filesystem::path output;    // folder, exists
   double patience_s = 30;
-  bool adapts_generations = false;  // fewer where the time does not suffice
-};
-
-/// A folder that is gone when its owner is, however that ends.
-class TemporaryFolder {
- public:
-  TemporaryFolder();
-  ~TemporaryFolder();
-  TemporaryFolder(const TemporaryFolder&) = delete;
-  TemporaryFolder& operator=(const TemporaryFolder&) = delete;
-  const std::filesystem::path& path() const { return path_; }
-
- private:
-  std::filesystem::path path_;
+  bool adapts_generations = false;         // fewer where the time does not suffice
+  std::set<std::string> probed;            // runtimes that are asked for probes in each generation
+  std::optional<Explanation> explanation;  // the names of the two that each case explains
+  std::vector<Warning> warnings;           // of the plan
 };
 
 /// The number of generations, at most `asked`, whose fixed costs fit into the time: of those whose
@@ -111,6 +102,7 @@ class Experiment {
   double earlier_s_ = 0;  // measured by an earlier run
   double start_s_ = 0;    // what starting the workers took the last time
   double fixed_s_ = 0;    // what the last visit took besides its rounds
+  double probes_s_ = 0;   // of that, what its probes took
   // Where the number of rounds is given, the time left is told from the cases done.
   Clock::time_point turns_begin_{};
   size_t turns_done_ = 0, turns_left_ = 0;  // a turn: one case in one visit

@@ -26,10 +26,14 @@ void take_status(Result& result, const Json& json, const char* what) {
 }  // namespace
 
 Settings Exported::settings_of(const std::string& runtime) const {
-  auto own = settings;
-  const auto found = artifacts.find(runtime);
-  if (found != artifacts.end()) own.set("artifact", found->second.path);
-  return own;
+  auto result = settings;
+  if (const auto found = artifacts.find(runtime); found != artifacts.end()) {
+    result.set("artifact", found->second.path);
+  }
+  if (const auto found = own.find(runtime); found != own.end()) {
+    for (const auto& [key, value] : found->second.values()) result.set(key, value);
+  }
+  return result;
 }
 
 Json Exporter::ask(const std::string& line, double limit_s) {

@@ -26,6 +26,7 @@ struct Artifact {
 struct Exported {
   Settings settings;  // the case's, with the paths of the files that all runtimes load
   std::map<std::string, Artifact> artifacts;   // runtime -> what it loads besides
+  std::map<std::string, Settings> own;         // runtime -> what it loads in place of the case's
   std::map<std::string, double> memory_bytes;  // counted: parameters, activations, ...
   std::string note;                            // e.g. that a damaged cache entry was rebuilt
   Status status = Status::ok;

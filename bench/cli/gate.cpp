@@ -91,6 +91,7 @@ void Gate::pass_one(GateCase& gate_case, const WorkerSpec& spec) {
 RuntimeResult Gate::row_of(GateCase& gate_case, const WorkerSpec& spec) {
   RuntimeResult row;
   row.runtime = spec.runtime;
+  row.variant_of = spec.variant_of;
   const auto artifact = gate_case.files.artifacts.find(spec.runtime);
   if (artifact != gate_case.files.artifacts.end()) {
     row.artifact = artifact->second.kind;

@@ -1,4 +1,4 @@
-// The program `torchpace`: compare, run, export-training, list, report, doctor.
+// The program `torchpace`: compare, explain, run, export-training, list, report, doctor.
 #include <fcntl.h>
 #include <fmt/format.h>
 #include <unistd.h>
@@ -10,6 +10,7 @@
 #include "discovery.hpp"
 #include "doctor.hpp"
 #include "error.hpp"
+#include "explain.hpp"
 #include "export_training.hpp"
 #include "interrupt.hpp"
 #include "list.hpp"
@@ -44,13 +45,10 @@ void add_list(CLI::App& app, const std::string& name, std::vector<std::string>& 
       ->allow_extra_args(false);
 }
 
-void add_compare(CLI::App& app, CompareOptions& o) {
+/// What says how to measure.
+void add_measuring(CLI::App& app, CompareOptions& o) {
   app.option_defaults()->take_last();  // a script's options can be overridden by what follows
   app.add_option("--preset", o.preset, "smoke, quick or paper: size, generations and time (quick)");
-  add_list(app, "--cases", o.cases, "names or patterns: gptlite_train,dnn_*/size:smoke (all)");
-  app.add_option("--set", o.set, "axes: layers=64,batch=1:64*2; lists and ranges multiply out")
-      ->take_all()
-      ->allow_extra_args(false);
   app.add_option("--model", o.models,
                  "module:factory: a model of your own in place of the families; may be repeated")
       ->take_all()
@@ -59,15 +57,11 @@ void add_compare(CLI::App& app, CompareOptions& o) {
                  "of your models: 1x3x224x224:float32; repeated for several inputs")
       ->take_all()
       ->allow_extra_args(false);
-  add_list(app, "--runtimes", o.runtimes,
-           "names or patterns: all, cpp-eager, py-* (of the preset: *-eager; paper: all)");
   add_list(app, "--torch", o.torch,
            "versions side by side, each in its own environment and build: 2.11.0,2.15.0");
   app.add_option("--worker", o.workers, "NAME=COMMAND: a worker of your own; may be repeated")
       ->take_all()
       ->allow_extra_args(false);
-  app.add_option("--reference", o.reference,
-                 "what speedups are over (py-eager, else the last worker)");
   app.add_option("--device", o.device, "auto, cpu, cuda or cuda:N (auto)");
   app.add_option("--dtype", o.dtype, "float32, bfloat16, float16 or float64 (float32)");
   app.add_option("--threads", o.threads, "of every worker (physical cores that are ours)");
@@ -87,12 +81,31 @@ void add_compare(CLI::App& app, CompareOptions& o) {
                  "folder of weights and inputs (TORCHPACE_CACHE, ~/.cache/torchpace)");
   app.add_option("--text", o.text, "train on this file instead of the plays");
   app.add_option("--python", o.python, "interpreter (TORCHPACE_PYTHON, .venv, python3)");
-  app.add_option("--fail-on", o.fail_on,
-                 "speedup<X: exit code 5 where a whole interval is below X");
   app.add_option("--patience", o.patience_s,
                  "seconds until a silent worker counts as hung, at least (30)");
   app.add_flag("--resume", o.resume, "measure only what is missing in the output folder");
   app.add_flag("--no-html", o.no_html, "no report.html");
+}
+
+void add_compare(CLI::App& app, CompareOptions& o) {
+  add_measuring(app, o);
+  add_list(app, "--cases", o.cases, "names or patterns: gptlite_train,dnn_*/size:smoke (all)");
+  app.add_option("--set", o.set, "axes: layers=64,batch=1:64*2; lists and ranges multiply out")
+      ->take_all()
+      ->allow_extra_args(false);
+  add_list(app, "--runtimes", o.runtimes,
+           "names or patterns: all, cpp-eager, py-* (of the preset: *-eager; paper: all)");
+  app.add_option("--reference", o.reference,
+                 "what speedups are over (py-eager, else the last worker)");
+  app.add_option("--fail-on", o.fail_on,
+                 "speedup<X: exit code 5 where a whole interval is below X");
+}
+
+void add_explain(CLI::App& app, ExplainOptions& o) {
+  add_measuring(app, o.how);
+  app.add_option("case", o.case_name, "gptlite_train/size:quick")->required();
+  app.add_option("A", o.from, "runtime that the waterfall begins with")->required();
+  app.add_option("B", o.to, "runtime that it ends with")->required();
 }
 
 void add_run(CLI::App& app, RunOptions& o) {
@@ -204,6 +217,11 @@ int run(int argc, char** argv) {
       app.add_subcommand("compare", "measure runtimes side by side and judge them");
   add_compare(*compare_command, options);
 
+  ExplainOptions explain_options{.case_name = "", .from = "", .to = "", .how = options};
+  auto* explain_command =
+      app.add_subcommand("explain", "say where the time goes between two runtimes on one case");
+  add_explain(*explain_command, explain_options);
+
   RunOptions run_options;
   auto* run_command = app.add_subcommand("run", "time a .pt or .pt2 file; runs the code in it");
   add_run(*run_command, run_options);
@@ -242,6 +260,7 @@ int run(int argc, char** argv) {
     return kBadInput;
   }
   if (*compare_command) return compare(options);
+  if (*explain_command) return explain(explain_options);
   if (*run_command) return run_file(run_options);
   if (*training_command) return export_training(training_options);
   if (*list_command) return list(python, as_json);

@@ -9,6 +9,7 @@
 #include <fstream>
 
 #include "error.hpp"
+#include "explanation_tables.hpp"
 #include "numbers.hpp"
 #include "report.hpp"
 #include "tables.hpp"
@@ -159,6 +160,9 @@ std::string markdown_report(const Results& results) {
     text += fmt::format("- {} {}\n", cell(each.runtime), cell(each.text));
   }
   if (!folded.empty()) text += "\n";
+  for (const auto& table : explanation_tables(results, Form::markdown)) {
+    text += markdown_table(table);
+  }
   text += markdown_table(cold_table(results)) + markdown_table(memory_table(results));
   if (!results.warnings.empty()) {
     text += "## Warnings\n\n";

@@ -8,6 +8,7 @@
 #include <string_view>
 
 #include "error.hpp"
+#include "explanation_tables.hpp"
 #include "numbers.hpp"
 #include "process.hpp"
 #include "tables.hpp"
@@ -279,22 +280,24 @@ std::string tally(const Results& results) {
   for (const char* word : {"FASTER", "SLOWER", "SAME", "UNSURE", "INVALID"}) {
     size_t count = 0;
     for (const auto& result : results.cases) {
-      count += static_cast<size_t>(std::count_if(
-          result.runtimes.begin(), result.runtimes.end(),
-          [&](const auto& row) { return row.speedup.verdict == word && !row.is_copy(); }));
+      count += static_cast<size_t>(
+          std::count_if(result.runtimes.begin(), result.runtimes.end(), [&](const auto& row) {
+            return row.speedup.verdict == word && !row.is_copy() && !row.is_variant();
+          }));
     }
     if (count > 0) parts.push_back(fmt::format("{} {}", word, count));
   }
   return parts.empty() ? "no verdict" : fmt::format("{}", fmt::join(parts, ", "));
 }
 
-/// Names of all runtimes but the reference and its copies, in the order in which they come.
+/// Names of all runtimes but the reference, copies and variants, in the order in which they come.
 std::vector<std::string> compared(const Results& results) {
   std::vector<std::string> names;
   for (const auto& result : results.cases) {
     for (const auto& row : result.runtimes) {
       const bool known = std::find(names.begin(), names.end(), row.runtime) != names.end();
-      if (!known && !row.is_copy() && row.runtime != result.reference) names.push_back(row.runtime);
+      const bool judged = !row.is_copy() && !row.is_variant() && row.runtime != result.reference;
+      if (!known && judged) names.push_back(row.runtime);
     }
   }
   return names;
@@ -331,7 +334,7 @@ std::string fastest_text(const CaseResult& result) {
   };
   std::vector<Entry> entries;
   for (const auto& row : result.runtimes) {
-    if (row.status != Status::ok || row.is_copy()) continue;
+    if (row.status != Status::ok || row.is_copy() || row.is_variant()) continue;
     const bool is_reference = row.runtime == result.reference;
     const auto ratio = is_reference ? Interval{.median = 1, .low = 1, .high = 1, .confidence = 1}
                                     : row.speedup.ratio;
@@ -422,6 +425,9 @@ void print_report(const Results& results, std::ostream& out, bool colour) {
     CaseTable(result, folded, out, style).print();
   }
   out << "\n";
+  for (const auto& table : explanation_tables(results, Form::terminal)) {
+    print_table(table, out, style);
+  }
   for (const auto& each : folded) out << wrapped(each.runtime + ": ", each.text, 2);
   if (!folded.empty()) out << "\n";
   if (results.cases.size() <= kFewCases) {

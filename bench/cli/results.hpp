@@ -151,6 +151,9 @@ struct OperatorDifference {
 
 /// Where the time goes between two runtimes. All but the names is derived.
 struct Explanation {
+  Explanation() = default;
+  Explanation(std::string a, std::string b) : from(std::move(a)), to(std::move(b)) {}
+
   std::string from, to;
   Interval from_ns, to_ns;      // their steps
   Interval total_ns;            // from_ns - to_ns

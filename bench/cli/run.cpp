@@ -14,6 +14,7 @@
 
 #include "discovery.hpp"
 #include "error.hpp"
+#include "files.hpp"
 #include "interrupt.hpp"
 #include "plan.hpp"
 
@@ -21,27 +22,6 @@ namespace torchpace::cli {
 namespace {
 
 namespace fs = std::filesystem;
-
-/// A folder that goes with the object, and with all that a child left in it.
-class TemporaryFolder {
- public:
-  TemporaryFolder() : path_((fs::temp_directory_path() / "torchpace-run-XXXXXX").string()) {
-    if (mkdtemp(path_.data()) == nullptr) {
-      throw Error(
-          fmt::format("{}: a temporary folder cannot be made: {}", path_, std::strerror(errno)));
-    }
-  }
-  ~TemporaryFolder() {
-    std::error_code ignored;
-    fs::remove_all(path_, ignored);
-  }
-  TemporaryFolder(const TemporaryFolder&) = delete;
-  TemporaryFolder& operator=(const TemporaryFolder&) = delete;
-  const std::string& path() const { return path_; }
-
- private:
-  std::string path_;
-};
 
 /// 1,2,4 of 1:4*2.
 std::string sizes_of(const std::string& spec) {
@@ -108,7 +88,7 @@ int run_file(const RunOptions& options) {
   const auto installation = find_installation(options.python);
   std::error_code ignored;
   const auto program = fs::read_symlink("/proc/self/exe", ignored).parent_path() / "torchpace_run";
-  if (!fs::is_regular_file(program, ignored)) {
+  if (!is_file(program)) {
     throw Error(
         fmt::format("run: expected the program {}, found none; build the target torchpace_run",
                     program.string()));

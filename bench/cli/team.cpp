@@ -18,6 +18,10 @@ constexpr int kMostSamples = 250;            // of a block: bounds the size of r
 constexpr double kWarmupShare = 0.15;        // of a block's steps
 constexpr double kSlowStep_s = 2;            // steps so slow are their own pilot
 constexpr double kFastStep_s = 1e-3;         // three steps so fast tell little
+constexpr double kProbe_s = 0.15;            // steps of one probe
+constexpr int kFewestProbed = 5;
+constexpr int kMostProbed = 50;
+constexpr int kDispatchSamples = 30;
 
 /// Lets a stopped worker run for a scope.
 class Awake {
@@ -203,6 +207,33 @@ void Team::play_round(std::vector<Player>& players, const std::vector<size_t>& o
   for (auto& [player, round] : played) player->generation.rounds.push_back(std::move(round));
 }
 
+/// What it does not answer costs its row nothing: the samples are there.
+void Team::probe(Player& player) {
+  const auto begin = Clock::now();
+  auto& probes = player.generation.probes.emplace();
+  const int steps = std::clamp(static_cast<int>(std::lround(kProbe_s / player.step_s)),
+                               kFewestProbed, kMostProbed);
+  const auto ask = [&](const char* command, const std::function<void(WorkerClient&)>& question) {
+    auto& client = player.member->client;
+    if (!client) return;
+    try {
+      const Awake awake(*client);
+      question(*client);
+    } catch (const WorkerFailure& failure) {
+      probes.unanswered[command] = failure.what();
+      if (failure.alive) return;
+      client.reset();
+      player.member->death = failure.what();
+    }
+  };
+  ask("parts", [&](WorkerClient& client) { probes.parts_ns = client.parts(steps, player.step_s); });
+  ask("dispatch",
+      [&](WorkerClient& client) { probes.dispatch = client.dispatch(kDispatchSamples); });
+  ask("operators",
+      [&](WorkerClient& client) { probes.profile = client.operators(steps, player.step_s); });
+  probes_s_ += seconds_since(begin);
+}
+
 double Team::measure(CaseResult& result, const Exported& files, int generation,
                      const RoundRule& rule, std::mt19937_64& random,
                      const std::function<void(int)>& after_round) {
@@ -244,8 +275,13 @@ double Team::measure(CaseResult& result, const Exported& files, int generation,
     keep();
     throw;
   }
+  const double rounds_s = seconds_since(rounds_begin);
+  for (auto& player : players) {
+    if (player.row->status == Status::ok && rule.probed.contains(player.row->runtime))
+      probe(player);
+  }
   keep();
-  return seconds_since(rounds_begin);
+  return rounds_s;
 }
 
 }  // namespace torchpace::cli

@@ -4,6 +4,7 @@
 #include <functional>
 #include <memory>
 #include <random>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -28,6 +29,7 @@ struct RoundRule {
   int rounds = 0;       // exactly so many; 0: until `budget_s` is spent, at least kFewestRounds
   double budget_s = 0;  // for loading and all rounds
   int first_round = 0;  // number of the first
+  std::set<std::string> probed;  // runtimes that are asked for probes after the last
 };
 inline constexpr int kFewestRounds = 3;
 
@@ -55,6 +57,9 @@ class Team {
   double measure(CaseResult& result, const Exported& files, int generation, const RoundRule& rule,
                  std::mt19937_64& random, const std::function<void(int)>& after_round);
 
+  /// Seconds that all probes took.
+  double probes_s() const { return probes_s_; }
+
  private:
   struct Member {
     std::string runtime;
@@ -75,10 +80,12 @@ class Team {
   bool attempt(Player& player, const std::function<void(WorkerClient&)>& action);
   void play_round(std::vector<Player>& players, const std::vector<size_t>& order,
                   const BlockSize& block, int number);
+  void probe(Player& player);
   bool plays(const std::vector<Player>& players, const std::string& runtime) const;
 
   TeamLimits limits_;
   std::vector<Member> members_;
+  double probes_s_ = 0;
 };
 
 }  // namespace torchpace::cli

@@ -6,6 +6,7 @@
 #include <cstdio>
 
 #include "error.hpp"
+#include "files.hpp"
 #include "process.hpp"
 
 namespace torchpace::cli {
@@ -16,11 +17,6 @@ namespace fs = std::filesystem;
 constexpr double kSetupLimit_s = 4 * 3600.0;  // downloads gigabytes and compiles
 constexpr double kAskLimit_s = 60;
 constexpr int kOldest[] = {2, 11};
-
-bool is_file(const fs::path& path) {
-  std::error_code ignored;
-  return fs::is_regular_file(path, ignored);
-}
 
 /// Of an interpreter, without importing torch; empty if it has none.
 std::string torch_version(const std::string& python) {

@@ -4,8 +4,6 @@
 
 #include <algorithm>
 
-#include "torchpace/settings.hpp"
-
 namespace torchpace::cli {
 namespace {
 
@@ -48,6 +46,14 @@ class Answer {
       if (!item.is_number() && !item.is_null()) fail(key, "a list of numbers");
       values.push_back(item.is_null() ? kUnknown : item.get<double>());
     }
+    return values;
+  }
+  /// At least one, none of them negative.
+  std::vector<double> times(const char* key) const {
+    auto values = numbers(key);
+    const bool plausible =
+        std::all_of(values.begin(), values.end(), [](double t) { return t >= 0 && t < 1e18; });
+    if (values.empty() || !plausible) fail(key, "a list of times");
     return values;
   }
   std::vector<double> numbers_or_none(const char* key) const {
@@ -238,6 +244,50 @@ std::map<std::string, double> WorkerClient::peaks() {
 }
 
 Json WorkerClient::environment() { return ask("environment", patience_s_); }
+
+std::map<std::string, std::vector<double>> WorkerClient::parts(int steps, double step_s) {
+  const auto json = ask(fmt::format("parts {}", steps), limit_for(steps, step_s));
+  const Answer answer(json, "parts");
+  if (!json.contains("parts") || !json["parts"].is_object()) answer.fail("parts", "an object");
+  const Answer parts(json["parts"], "parts");
+  std::map<std::string, std::vector<double>> times_ns;
+  for (const auto& [part, times] : json["parts"].items()) {
+    if (!times.empty()) times_ns[part] = parts.times(part.c_str());
+  }
+  return times_ns;
+}
+
+Profile WorkerClient::operators(int steps, double step_s) {
+  const auto json =
+      ask(fmt::format("operators {}", steps), kStartFactor * limit_for(steps, step_s));
+  const Answer answer(json, "operators");
+  if (!json.contains("operators") || !json["operators"].is_array()) {
+    answer.fail("operators", "a list of operators");
+  }
+  Profile profile;
+  for (const auto& item : json["operators"]) {
+    if (!item.is_object()) answer.fail("operators", "a list of operators");
+    const Answer each(item, "operators");
+    profile.operators.push_back({.name = each.text_or_empty("name"),
+                                 .part = each.text_or_empty("part"),
+                                 .calls = each.number("calls"),
+                                 .outer_calls = each.number_or("outer_calls", kUnknown),
+                                 .self_ns = each.number("self_ns"),
+                                 .device_ns = each.number_or("device_ns", 0)});
+  }
+  profile.step_ns = answer.times("step_ns");
+  profile.synchronizations = answer.number_or("synchronizations", 0);
+  profile.compiled = json.contains("compiled") && answer.boolean("compiled");
+  return profile;
+}
+
+DispatchCost WorkerClient::dispatch(int samples) {
+  const auto json = ask(fmt::format("dispatch {}", samples), kStartFactor * patience_s_);
+  const Answer answer(json, "dispatch");
+  return {.operator_ns = answer.times("operator_ns"),
+          .profiled_ns = answer.times("profiled_ns"),
+          .profiled_self_ns = answer.times("profiled_self_ns")};
+}
 
 void WorkerClient::ask_to_quit() {
   try {

@@ -8,6 +8,7 @@
 
 #include "process.hpp"
 #include "results.hpp"
+#include "torchpace/settings.hpp"
 
 namespace torchpace::cli {
 
@@ -19,6 +20,8 @@ struct WorkerSpec {
   bool own = false;         // given with --worker
   std::string artifact;     // kind of the compiled file that it loads; empty: none
   size_t exporter = 0;      // which of the experiment's makes that
+  std::string variant_of;   // the runtime that this one is under another condition; empty: none
+  Settings settings;        // that it loads in place of the case's
 };
 
 /// A worker could not do what it was asked. The text is one line and becomes the row's reason.
@@ -62,6 +65,11 @@ class WorkerClient {
   std::vector<double> losses(int steps, double step_s);
   std::map<std::string, double> peaks();
   Json environment();
+  /// What `explain` asks besides: K steps with their parts timed apart, K steps under a profiler,
+  /// K samples of an empty operator.
+  std::map<std::string, std::vector<double>> parts(int steps, double step_s);
+  Profile operators(int steps, double step_s);
+  DispatchCost dispatch(int samples);
 
   /// Ends the worker: quit, and the kill of its group when it does not obey in 5 s.
   void quit();

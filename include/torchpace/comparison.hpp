@@ -59,14 +59,19 @@ inline Interval exponential(const Interval& logarithms) {
           .confidence = logarithms.confidence};
 }
 
-/// The speedup from one log ratio per generation (a fresh process each): they are the independent
+/// The interval of one value per generation (a fresh process each): they are the independent
 /// units, since memory layout is drawn once per process. Order statistics from 6 ([min, max] of 6
 /// is exact at 96.9 %), Student's t for 4 and 5, only a median below.
+inline Interval generation_interval(std::span<const double> generation_values) {
+  const std::size_t n = generation_values.size();
+  if (n >= kFewestForSignTest) return sign_test_interval(generation_values);
+  if (n >= kFewestForStudent) return student_t_interval(generation_values);
+  return {.median = median(generation_values)};
+}
+
+/// The speedup from one log ratio per generation.
 inline Interval speedup_interval(std::span<const double> generation_log_ratios) {
-  const std::size_t n = generation_log_ratios.size();
-  if (n >= kFewestForSignTest) return exponential(sign_test_interval(generation_log_ratios));
-  if (n >= kFewestForStudent) return exponential(student_t_interval(generation_log_ratios));
-  return exponential(Interval{.median = median(generation_log_ratios)});
+  return exponential(generation_interval(generation_log_ratios));
 }
 
 /// Name of the method that speedup_interval uses for n generations.

@@ -326,6 +326,69 @@ TEST_F(Compare, AFullDiskLeavesTheOldFileWhole) {
   EXPECT_FALSE(fs::exists(report() / "results.json.tmp"));
 }
 
+TEST_F(Compare, ExplainSaysWhereTheTimeGoes) {
+  const auto worker = [&](const std::string& name, const std::string& options) {
+    return " --worker '" + name + "=" + fake() + " --runtime " + name + " --cases toy_train " +
+           options + "'";
+  };
+  const auto arguments =
+      "explain toy_train old new --no-html --device cpu --threads 2 "
+      "--generations 6 --rounds 3 --output '" +
+      report().string() + "'" + worker("old", "--step-ms 4") +
+      worker("new", "--step-ms 2 --fail error@parts:*");
+  const auto outcome = run(arguments);
+  EXPECT_EQ(outcome.code, kOk) << outcome.err;
+  const auto found = results();
+  const auto& result = found.cases[0];
+  ASSERT_TRUE(result.explanation.has_value());
+  EXPECT_EQ(result.find("old@threads:1")->environment["threads"], "1");
+  EXPECT_EQ(result.find("old@allocator:system")->environment["mmap_threshold"], "");
+  EXPECT_EQ(result.find("old")->environment["mmap_threshold"], "33554432");
+  std::map<std::string, double> bars;
+  for (const auto& bar : result.explanation->bars) bars[bar.name] = bar.ns.median;
+  // Half of each step is a product, but for what the profiler says of 10 calls.
+  EXPECT_NEAR(bars.at("matrix products"), 1e6, 1);
+  EXPECT_NEAR(bars.at("dispatch"), 0, 1);
+  EXPECT_NEAR(bars.at("host code between operators"), 1e6, 1);
+  EXPECT_NEAR(bars.at("unexplained") + bars["allocator"], 0, 2e4);
+  EXPECT_EQ(result.explanation->notes.back(), "new does not answer parts: failed as asked");
+  const auto reported = run("report '" + report().string() + "'");
+  EXPECT_EQ(reported.out, outcome.out);
+}
+
+TEST_F(Compare, AWorkerThatAProbeKillsKeepsItsRow) {
+  const auto outcome =
+      run("explain toy_train old new --no-html --device cpu --threads 1 "
+          "--generations 2 --rounds 3 --output '" +
+          report().string() + "' --worker 'old=" + fake() + " --cases toy_train' --worker 'new=" +
+          fake() + " --cases toy_train --fail die@dispatch'");
+  EXPECT_EQ(outcome.code, kOk) << outcome.err;
+  const auto found = results();
+  EXPECT_EQ(found.cases[0].find("new")->status, Status::ok);
+  EXPECT_EQ(found.cases[0].find("new")->generations.size(), 2u);
+  const auto& notes = found.cases[0].explanation->notes;
+  EXPECT_TRUE(std::any_of(notes.begin(), notes.end(), [](const std::string& note) {
+    return note.starts_with("new does not answer dispatch: ");
+  }));
+}
+
+TEST_F(Compare, ExplainRefusesWhatIsNotOneCaseAndTwoRuntimes) {
+  const auto fails = [&](const std::string& arguments, int code, const std::string& part) {
+    const auto outcome = run("explain " + arguments + " --no-html --output '" + report().string() +
+                             "' --worker 'old=" + fake() + "' --worker 'new=" + fake() + "'");
+    EXPECT_EQ(outcome.code, code) << arguments << outcome.err;
+    EXPECT_NE(outcome.err.find(part), std::string::npos) << arguments << ": " << outcome.err;
+    EXPECT_EQ(std::count(outcome.err.begin(), outcome.err.end(), '\n'), 1) << outcome.err;
+  };
+  fails("toy_train old old", kBadInput, "expected two runtimes, found 'old' twice");
+  fails("toy_train old 'n*'", kBadInput, "expected the name of one runtime, found 'n*'");
+  fails("toy_trian old new", kBadInput, "did you mean toy_train");
+  fails("'toy_*' old new", kBadInput,
+        "expected one case, found 2 for 'toy_*': toy_train, toy_inference");
+  fails("'resnet*' old new", kNothingMatched, "matches nothing");
+  fails("toy_train old", kBadInput, "B is required");
+}
+
 TEST_F(Compare, BadInputIsOneLineAndExitCode2) {
   std::ofstream(folder / "file") << "x";
   const auto fails = [&](const std::string& arguments, int code, const std::string& part) {

@@ -88,6 +88,19 @@ class Worker:
             "involuntary_switches": 0,
         }
 
+    def parts(self, rest):
+        forward = self.options.step_ms * 0.4e6
+        return {"parts": {"forward": [forward] * int(rest[0]), "backward": [1.5 * forward] * int(rest[0]), "optimizer": []}}
+
+    def operators(self, rest):
+        """Half of the step is one product, called 10 times; the rest is the host's."""
+        step_ns = self.options.step_ms * 1e6
+        product = {"name": "aten::mm", "part": "forward", "calls": 10, "outer_calls": 10, "self_ns": step_ns / 2}
+        return {"operators": [product], "step_ns": [step_ns] * int(rest[0]), "synchronizations": 0, "compiled": False}
+
+    def dispatch(self, rest):
+        return {"operator_ns": [1000] * int(rest[0]), "profiled_ns": [1500] * int(rest[0]), "profiled_self_ns": [600] * int(rest[0])}
+
     def write(self, rest):
         with open(decode(rest[0]), "w") as file:
             json.dump({"output": 1.0}, file)

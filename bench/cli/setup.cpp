@@ -1,0 +1,286 @@
+#include "setup.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <fstream>
+
+#include "cases_json.hpp"
+#include "error.hpp"
+#include "host.hpp"
+#include "machine.hpp"
+#include "versions.hpp"
+#include "words.hpp"
+
+namespace torchpace::cli {
+namespace {
+
+namespace fs = std::filesystem;
+
+void require(bool holds, const std::string& option, const std::string& expected,
+             const std::string& found) {
+  if (!holds) throw Error(fmt::format("{}: expected {}, found '{}'", option, expected, found));
+}
+
+void require_word(const std::string& option, const std::string& word,
+                  const std::vector<std::string>& words) {
+  require(std::find(words.begin(), words.end(), word) != words.end(), option,
+          fmt::format("one of {}", fmt::join(words, ", ")), word);
+}
+
+bool is_device(const std::string& word) {
+  if (word == "auto" || word == "cpu" || word == "cuda") return true;
+  const std::string start = "cuda:";
+  return word.starts_with(start) && word.size() > start.size() && word.size() < start.size() + 4 &&
+         std::all_of(word.begin() + static_cast<long>(start.size()), word.end(),
+                     [](unsigned char c) { return std::isdigit(c) != 0; });
+}
+
+/// `auto` is CUDA where there is a device that torch can use.
+std::string chosen_device(const std::string& option, const Installation& installation) {
+  if (option == "cuda") return "cuda:0";
+  if (option != "auto") return option;
+  if (!has_nvidia_device()) return "cpu";
+  const std::string code = "import torch; print(torch.cuda.is_available())";
+  try {
+    const auto answer = run_to_end({{installation.python, "-c", code}, {}}, 300);
+    return answer.find("True") != std::string::npos ? "cuda:0" : "cpu";
+  } catch (const ProcessError&) {
+    return "cpu";
+  }
+}
+
+/// Where torch is: the installation itself, or one for each version of --torch.
+struct Version {
+  std::string torch;  // empty without --torch
+  Installation installation;
+};
+
+std::vector<Version> chosen_versions(const CompareOptions& options,
+                                     const Installation& installation) {
+  if (options.torch.empty()) return {{"", installation}};
+  std::vector<Version> versions;
+  Progress progress;
+  for (const auto& torch : options.torch) {
+    const auto say = [&](const std::string& line) {
+      progress.update(fmt::format("torch {}: {}", torch, line), -1);
+    };
+    progress.note(
+        fmt::format("torch {}: looking for its environment and build, else making them", torch));
+    versions.push_back({torch, installation_of_version(torch, installation, say)});
+  }
+  return versions;
+}
+
+bool has_runtime(const std::vector<WorkerSpec>& specs, const std::string& name) {
+  return std::any_of(specs.begin(), specs.end(),
+                     [&](const WorkerSpec& s) { return s.runtime == name; });
+}
+
+/// The name that a user may give to a runtime of any version.
+std::string base_of(const std::string& runtime) { return runtime.substr(0, runtime.find('@')); }
+
+/// torchpace's own runtimes that take part, of every version.
+std::vector<WorkerSpec> chosen_of_ours(const CompareOptions& options, const Preset& preset,
+                                       const std::vector<Version>& versions) {
+  auto patterns = options.runtimes.empty() ? preset.runtimes : options.runtimes;
+  if (patterns.empty()) patterns.emplace_back("all");
+  std::vector<WorkerSpec> chosen;
+  for (size_t i = 0; i < versions.size(); ++i) {
+    std::vector<std::string> problems;
+    const auto known = discover_runtimes(versions[i].installation, problems);
+    auto of_version = choose_runtimes(known, patterns, problems);
+    const auto reference = base_of(options.reference);
+    if (!has_runtime(of_version, reference) && has_runtime(known, reference)) {
+      const auto more = choose_runtimes(known, {reference}, problems);
+      of_version.insert(of_version.begin(), more.begin(), more.end());
+    }
+    if (options.runtimes.empty()) {
+      for (const auto& problem : problems) fmt::print(stderr, "torchpace: {}\n", problem);
+    }
+    for (auto& spec : of_version) {
+      if (!versions[i].torch.empty()) spec.runtime += "@" + versions[i].torch;
+      spec.exporter = i;
+      chosen.push_back(std::move(spec));
+    }
+  }
+  return chosen;
+}
+
+/// The runtimes that take part, the user's own among them.
+std::vector<WorkerSpec> chosen_runtimes(const CompareOptions& options, const Preset& preset,
+                                        const std::vector<Version>& versions) {
+  std::vector<WorkerSpec> own;
+  for (const auto& text : options.workers) own.push_back(own_worker(text));
+  std::vector<WorkerSpec> chosen;
+  if (own.empty() || !options.runtimes.empty()) chosen = chosen_of_ours(options, preset, versions);
+  for (auto& spec : own) {
+    require(!has_runtime(chosen, spec.runtime), "--worker", "a name that no other runtime has",
+            spec.runtime);
+    chosen.push_back(std::move(spec));
+  }
+  return chosen;
+}
+
+/// With several versions a name without one means the first version's.
+std::string chosen_reference(const std::string& option, const std::vector<WorkerSpec>& runtimes) {
+  const auto wanted = option.empty() ? "py-eager" : option;
+  std::vector<std::string> names;
+  for (const auto& spec : runtimes) {
+    if (spec.runtime == wanted || base_of(spec.runtime) == wanted) return spec.runtime;
+    names.push_back(spec.runtime);
+  }
+  if (!option.empty()) {
+    throw Error(fmt::format("--reference: '{}' is not among the runtimes{}", option,
+                            did_you_mean(option, names)));
+  }
+  return names.back();  // of `--worker new=... --worker old=...` the old one
+}
+
+/// What the user's own workers say that they can load.
+std::vector<std::string> offered_cases(const std::vector<WorkerSpec>& runtimes, double patience_s) {
+  std::vector<std::string> offered;
+  for (const auto& spec : runtimes) {
+    try {
+      WorkerClient worker(spec, patience_s);
+      worker.await_greeting();
+      for (const auto& name : worker.cases()) {
+        if (std::find(offered.begin(), offered.end(), name) == offered.end())
+          offered.push_back(name);
+      }
+      worker.quit();
+    } catch (const WorkerFailure& failure) {
+      fmt::print(stderr, "torchpace: {}: {}\n", spec.runtime, failure.what());
+    }
+  }
+  if (offered.empty()) throw Error("--worker: no worker offers a case (docs/worker.md, greeting)");
+  return offered;
+}
+
+std::vector<Case> chosen_cases(const CompareOptions& options, const Catalogue& catalogue,
+                               const Preset& preset, const std::vector<WorkerSpec>& runtimes,
+                               const Settings& common) {
+  const bool only_own = std::all_of(runtimes.begin(), runtimes.end(),
+                                    [](const WorkerSpec& spec) { return spec.own; });
+  if (only_own) {
+    const auto offered = offered_cases(runtimes, options.patience_s);
+    if (std::find(offered.begin(), offered.end(), "*") == offered.end()) {
+      require(options.set.empty(), "--set", "cases of torchpace", "only workers of your own");
+      return own_cases(offered, options.cases, common);
+    }
+  }
+  auto trained = common;
+  for (const auto& [key, value] :
+       {std::pair{"optimizer", "adam"}, {"lr", "2e-4"}, {"eps", "1e-8"}}) {
+    trained.set(key, value);
+  }
+  return catalogue.expand(options.cases, preset.size, parse_axes(options.set), trained);
+}
+
+PlanRecord plan_record(const CompareOptions& options, const Preset& preset,
+                       const std::vector<WorkerSpec>& runtimes, const Json& host) {
+  PlanRecord plan;
+  plan.arguments = options.arguments;
+  plan.preset = preset.name;
+  plan.reference = chosen_reference(options.reference, runtimes);
+  for (const auto& spec : runtimes) plan.runtimes.push_back(spec.runtime);
+  plan.generations = options.generations.value_or(preset.generations);
+  plan.generations_asked = plan.generations;
+  plan.rounds = options.rounds.value_or(0);
+  const auto further = static_cast<double>(std::max<size_t>(2, runtimes.size()) - 2);
+  plan.max_seconds =
+      options.max_seconds.value_or(preset.max_seconds + further * preset.seconds_per_runtime);
+  plan.compile_limit = options.compile_limit.value_or(preset.compile_limit);
+  plan.threads = options.threads.value_or(usable_cores(host));
+  plan.dtype = options.dtype;
+  plan.allocator = options.allocator;
+  plan.seed = options.seed;
+  plan.delta = options.delta;
+  plan.text = options.text.empty() ? "" : fs::absolute(options.text).string();
+  return plan;
+}
+
+}  // namespace
+
+void check_values(const CompareOptions& o) {
+  require(is_device(o.device), "--device", "auto, cpu, cuda or cuda:N", o.device);
+  require_word("--dtype", o.dtype, {"float32", "bfloat16", "float16", "float64"});
+  require_word("--allocator", o.allocator, {"system", "tuned", "jemalloc"});
+  const auto at_least_1 = [](const char* option, const std::optional<int>& value) {
+    if (value) require(*value >= 1, option, "at least 1", std::to_string(*value));
+  };
+  at_least_1("--threads", o.threads);
+  at_least_1("--rounds", o.rounds);
+  at_least_1("--generations", o.generations);
+  if (o.max_seconds) {
+    require(*o.max_seconds > 0 && std::isfinite(*o.max_seconds), "--max-seconds",
+            "a number above 0", fmt::format("{}", *o.max_seconds));
+  }
+  if (o.compile_limit) {
+    require(*o.compile_limit > 0 && std::isfinite(*o.compile_limit), "--compile-limit",
+            "a number above 0", fmt::format("{}", *o.compile_limit));
+  }
+  require(o.inputs.empty() || !o.models.empty(), "--input", "a --model beside it", "none");
+  require(o.models.empty() || o.workers.empty(), "--model", "no --worker beside it",
+          "both: a worker of your own brings its own cases");
+  check_versions(o.torch);
+  require(o.delta > 0 && o.delta < 1, "--delta", "a number between 0 and 1",
+          fmt::format("{}", o.delta));
+  require(o.seed >= 0, "--seed", "at least 0", std::to_string(o.seed));
+  require(o.patience_s > 0 && std::isfinite(o.patience_s), "--patience", "a number above 0",
+          fmt::format("{}", o.patience_s));
+  if (!o.text.empty()) {
+    require(std::ifstream(o.text).good(), "--text", "a file that can be read", o.text);
+  }
+}
+
+ExperimentOptions planned(const CompareOptions& options, const Installation& current,
+                          const Json& host) {
+  Catalogue catalogue(kCasesJson);
+  const auto preset = catalogue.preset(options.preset);
+  if (!options.models.empty()) {
+    catalogue.import_models(options.models, fs::current_path(), options.inputs);
+  }
+  ExperimentOptions experiment;
+  const auto versions = chosen_versions(options, current);
+  const auto& installation = versions.front().installation;
+  experiment.runtimes = chosen_runtimes(options, preset, versions);
+  experiment.adapts_generations = !options.generations && !options.rounds;
+  experiment.plan = plan_record(options, preset, experiment.runtimes, host);
+  auto& plan = experiment.plan;
+  plan.device = chosen_device(options.device, installation);
+  for (auto& spec : experiment.runtimes) {
+    spec.command.environment.merge(
+        common_environment({.threads = plan.threads,
+                            .allocator = plan.allocator,
+                            .binds_threads = !plan.device.starts_with("cuda")},
+                           installation));
+  }
+  const Settings common{{"dtype", plan.dtype},
+                        {"threads", std::to_string(plan.threads)},
+                        {"seed", std::to_string(plan.seed)}};
+  experiment.cases = chosen_cases(options, catalogue, preset, experiment.runtimes, common);
+  experiment.output = options.output;
+  prepare_output(experiment.output);
+  for (auto& item : experiment.cases) item.settings.set("device", plan.device);
+  experiment.curves = preset.curves;
+  experiment.patience_s = options.patience_s;
+  std::vector<std::string> words{"--cache", cache_folder(options.cache)};
+  if (!plan.text.empty()) words.insert(words.end(), {"--text", plan.text});
+  for (const auto& version : versions) {
+    experiment.exporters.push_back(python_command(version.installation, "torchpace.export", words));
+  }
+  return experiment;
+}
+
+fs::path cache_folder(const std::string& option) {
+  if (!option.empty()) return fs::absolute(option);
+  if (const auto named = variable("TORCHPACE_CACHE"); !named.empty()) return fs::absolute(named);
+  if (const auto base = variable("XDG_CACHE_HOME"); !base.empty())
+    return fs::path(base) / "torchpace";
+  const auto home = variable("HOME");
+  return fs::path(home.empty() ? "/tmp" : home) / ".cache" / "torchpace";
+}
+
+}  // namespace torchpace::cli
