@@ -111,6 +111,20 @@ void derive_counts(RuntimeResult& row) {
   row.involuntary_switches_per_step = steps > 0 ? switches / steps : kUnknown;
 }
 
+/// FLOP/s of the matrix products that the reference's workers were asked for.
+double matmul_rate(const CaseResult& result) {
+  std::vector<double> rates;
+  if (const auto* reference = result.find(result.reference)) {
+    for (const auto& generation : reference->generations) {
+      if (!generation.matmul) continue;
+      for (const double ns : generation.matmul->ns) {
+        rates.push_back(generation.matmul->flops() / ns * 1e9);
+      }
+    }
+  }
+  return rates.empty() ? kUnknown : median(rates);
+}
+
 void derive_verdict(CaseResult& result, RuntimeResult& row, double delta) {
   if (row.runtime == result.reference) {
     row.speedup.verdict = "REFERENCE";
@@ -180,10 +194,14 @@ void derive_beside(const RuntimeResult& reference, RuntimeResult& row) {
 void derive_case(CaseResult& result, double delta) {
   const auto* reference = result.find(result.reference);
   result.noise_floor = {};
+  result.matmul_flops_per_s = matmul_rate(result);
   for (auto& row : result.runtimes) {
     row.step_ns = step_time(row);
     derive_percentiles(row);
     derive_counts(row);
+    row.matmul_share = result.flops > 0
+                           ? result.flops / row.step_ns.median * 1e9 / result.matmul_flops_per_s
+                           : kUnknown;
     row.cold_total_s = seconds(row, "start", kUnknown) + seconds(row, "load", kUnknown) +
                        seconds(row, "compile", 0) + seconds(row, "first_step", kUnknown);
     const bool usable = row.status == Status::ok && reference != nullptr && &row != reference;

@@ -125,6 +125,10 @@ std::string show_amount(double value, const std::string& unit) {
   return fmt::format("{} {}{}", show_number(value / scale, 3), name, unit);
 }
 
+std::string show_share(double share) {
+  return std::isnan(share) ? "n/a" : show_number(100 * share) + " %";
+}
+
 std::string show_bytes(double bytes) {
   if (std::isnan(bytes)) return "n/a";
   const auto& [scale, name] = unit_of(bytes, kSizes);

@@ -31,6 +31,9 @@ std::string show_number(double value, int digits = 2);
 /// An amount with a prefix, three digits: `2.60 GFLOP`.
 std::string show_amount(double value, const std::string& unit);
 
+/// A share of 1, two digits: `62 %`.
+std::string show_share(double share);
+
 /// Bytes, three digits: `412 MiB`.
 std::string show_bytes(double bytes);
 

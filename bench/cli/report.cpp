@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <iterator>
 #include <string_view>
 
 #include "error.hpp"
@@ -71,15 +72,21 @@ std::string wrapped(const std::string& first, const std::string& text, size_t in
 
 /// What stands in the columns of a row that was measured.
 struct Cells {
-  std::string step, speedup, verdict, items, parity, faults;
+  std::string step, speedup, verdict, items, matmul, parity, faults;
 };
 
-constexpr std::array<std::string Cells::*, 6> kColumns = {
-    &Cells::step, &Cells::speedup, &Cells::verdict, &Cells::items, &Cells::parity, &Cells::faults};
+constexpr std::array<std::string Cells::*, 7> kColumns = {
+    &Cells::step,   &Cells::speedup, &Cells::verdict, &Cells::items,
+    &Cells::matmul, &Cells::parity,  &Cells::faults};
 
 Cells heading(const CaseResult& result) {
-  return {"step",  "speedup", "verdict", (result.item.empty() ? "items" : result.item) + "/s",
-          "error", "faults"};
+  return {"step",
+          "speedup",
+          "verdict",
+          (result.item.empty() ? "items" : result.item) + "/s",
+          std::isnan(result.matmul_flops_per_s) ? "" : "matmul",
+          "error",
+          "faults"};
 }
 
 Cells cells(const CaseResult& result, const RuntimeResult& row) {
@@ -90,6 +97,7 @@ Cells cells(const CaseResult& result, const RuntimeResult& row) {
                      : is_reference ? "reference"
                                     : verdict_text(row),
           .items = show_rate(result.items, row.step_ns).median,
+          .matmul = show_share(row.matmul_share),
           .parity = row.parity ? show_error(row.parity->max_abs_error) : "n/a",
           .faults = show_number(row.page_faults_per_step)};
 }
@@ -99,7 +107,11 @@ class CaseTable {
   CaseTable(const CaseResult& result, const std::vector<Folded>& folded, std::ostream& out,
             Style style)
       : result_(result), folded_(folded), out_(out), style_(style) {
-    measure(heading(result));
+    const auto head = heading(result);
+    std::copy_if(kColumns.begin(), kColumns.end(), std::back_inserter(shown_),
+                 [&](auto column) { return !(head.*column).empty(); });
+    widths_.resize(shown_.size());
+    measure(head);
     for (const auto& row : result.runtimes) {
       if (row.status == Status::ok) measure(cells(result, row));
     }
@@ -116,6 +128,9 @@ class CaseTable {
     out_ << style_.bold(result_.name) << "\n";
     std::string about = "noise (A/A) " + show_ratio(result_.noise_floor).both();
     if (result_.flops > 0) about += "; " + show_amount(result_.flops, "FLOP") + " a step";
+    if (result_.matmul_flops_per_s > 0) {
+      about += "; matmul " + show_amount(result_.matmul_flops_per_s, "FLOP/s");
+    }
     if (result_.items > 0) {
       about += fmt::format("; {:g} {} a step", result_.items, result_.item);
     }
@@ -130,18 +145,18 @@ class CaseTable {
 
  private:
   void measure(const Cells& row) {
-    for (size_t i = 0; i < kColumns.size(); ++i) {
-      widths_[i] = std::max(widths_[i], columns(row.*kColumns[i]));
+    for (size_t i = 0; i < shown_.size(); ++i) {
+      widths_[i] = std::max(widths_[i], columns(row.*shown_[i]));
     }
   }
 
   /// A line of the table; a verdict is painted after it is padded.
   std::string line(const std::string& name, const Cells& row) const {
     std::string text = "  " + padded(name, name_);
-    for (size_t i = 0; i < kColumns.size(); ++i) {
-      const auto& cell = row.*kColumns[i];
+    for (size_t i = 0; i < shown_.size(); ++i) {
+      const auto& cell = row.*shown_[i];
       const auto cell_text = padded(cell, widths_[i]);
-      const bool is_verdict = kColumns[i] == &Cells::verdict;
+      const bool is_verdict = shown_[i] == &Cells::verdict;
       text += "  " + (is_verdict ? style_.verdict(cell, cell_text) : cell_text);
     }
     text.erase(text.find_last_not_of(' ') + 1);
@@ -193,7 +208,8 @@ class CaseTable {
   std::ostream& out_;
   Style style_;
   size_t name_ = columns("runtime");
-  std::array<size_t, kColumns.size()> widths_{};
+  std::vector<std::string Cells::*> shown_;  // those with a heading
+  std::vector<size_t> widths_;
 };
 
 /// A name that would push the other cells beyond the width has a line of its own.

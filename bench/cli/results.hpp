@@ -68,12 +68,21 @@ struct Probes {
   std::map<std::string, std::string> unanswered;  // command -> why
 };
 
+/// Products of two matrices with `size` rows and columns, alone in a worker of the reference.
+struct Matmul {
+  int size = 0;
+  std::vector<double> ns;
+
+  double flops() const { return 2.0 * size * size * size; }
+};
+
 /// What one process measured on one case.
 struct Generation {
   int generation = 0;
   Json environment = Json::object();  // what differs from the runtime's environment
   std::vector<Round> rounds;
   std::optional<Probes> probes;
+  std::optional<Matmul> matmul;  // of the reference, where the FLOPs of a step are known
 };
 
 struct Speedup {
@@ -117,6 +126,7 @@ struct RuntimeResult {
   std::map<std::string, double> percentiles_ns;  // p50, p90, p99: those that the samples support
   int samples = 0;
   Speedup speedup;
+  double matmul_share = kUnknown;  // FLOP/s over those of a matrix product of this run
   double page_faults_per_step = kUnknown;
   double involuntary_switches_per_step = kUnknown;
   double cold_total_s = kUnknown;      // until the end of the first step
@@ -181,7 +191,9 @@ struct CaseResult {
   std::vector<RuntimeResult> runtimes;                // in the order of the plan, the A/A copy last
   std::optional<Explanation> explanation;             // where `explain` asked for it
 
-  Interval noise_floor;  // derived: speedup of the A/A copy over the reference
+  // Derived by derive().
+  Interval noise_floor;                  // speedup of the A/A copy over the reference
+  double matmul_flops_per_s = kUnknown;  // median of the products of this run
 
   const RuntimeResult* find(const std::string& runtime) const;
   RuntimeResult* find(const std::string& runtime);

@@ -71,11 +71,17 @@ void describe(auto& io, Is<Probes> auto& probes) {
   io.unless_empty("unanswered", probes.unanswered);
 }
 
+void describe(auto& io, Is<Matmul> auto& matmul) {
+  io.required("size", matmul.size);
+  io.required("ns", matmul.ns);
+}
+
 void describe(auto& io, Is<Generation> auto& generation) {
   io.required("generation", generation.generation);
   io.optional("environment", generation.environment);
   io.required("rounds", generation.rounds);
   io.unless_empty("probes", generation.probes);
+  io.unless_empty("matmul", generation.matmul);
 }
 
 void describe(auto& io, Is<Parity> auto& parity) {
@@ -114,6 +120,7 @@ void describe(auto& io, Is<RuntimeResult> auto& row) {
   io.optional("compile_cached", row.compile_cached);
   io.derived("break_even_steps", Steps{row.break_even_steps});
   io.optional("peak_bytes", row.peak_bytes);
+  io.derived("matmul_share", row.matmul_share);
   io.derived("page_faults_per_step", row.page_faults_per_step);
   io.derived("involuntary_switches_per_step", row.involuntary_switches_per_step);
   io.optional("environment", row.environment);
@@ -172,6 +179,7 @@ void describe(auto& io, Is<CaseResult> auto& result) {
   io.optional("minimum_bytes", result.minimum_bytes);
   io.optional("memory_bytes", result.memory_bytes);
   io.derived("noise_floor", result.noise_floor);
+  io.derived("matmul_flops_per_s", result.matmul_flops_per_s);
   io.optional("curves", result.curves);
   io.required("runtimes", result.runtimes);
   io.unless_empty("explanation", result.explanation);

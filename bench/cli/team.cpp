@@ -22,6 +22,8 @@ constexpr double kProbe_s = 0.15;            // steps of one probe
 constexpr int kFewestProbed = 5;
 constexpr int kMostProbed = 50;
 constexpr int kDispatchSamples = 30;
+constexpr int kMatmulSamples = 5;
+constexpr int kMatmulSize = 1024, kMatmulSizeOnDevice = 8192;  // large enough for the full rate
 
 /// Lets a stopped worker run for a scope.
 class Awake {
@@ -234,6 +236,19 @@ void Team::probe(Player& player) {
   probes_s_ += seconds_since(begin);
 }
 
+/// What a matrix product of the same dtype, device and threads reaches in this process. A worker of
+/// the user's own need not answer: then no share of it is known.
+void Team::multiply(Player& player, bool on_device) {
+  try {
+    auto& client = *player.member->client;
+    const Awake awake(client);
+    player.generation.matmul =
+        client.matmul(on_device ? kMatmulSizeOnDevice : kMatmulSize, kMatmulSamples);
+  } catch (const WorkerFailure& failure) {
+    if (!failure.alive) fail(*player.member, *player.row, failure, player.generation.generation);
+  }
+}
+
 double Team::measure(CaseResult& result, const Exported& files, int generation,
                      const RoundRule& rule, std::mt19937_64& random,
                      const std::function<void(int)>& after_round) {
@@ -276,9 +291,12 @@ double Team::measure(CaseResult& result, const Exported& files, int generation,
     throw;
   }
   const double rounds_s = seconds_since(rounds_begin);
+  const auto device = result.settings.find("device");
+  const bool on_device = device != result.settings.end() && device->second.starts_with("cuda");
   for (auto& player : players) {
-    if (player.row->status == Status::ok && rule.probed.contains(player.row->runtime))
-      probe(player);
+    if (player.row->status != Status::ok) continue;
+    if (player.row->runtime == result.reference && result.flops > 0) multiply(player, on_device);
+    if (rule.probed.contains(player.row->runtime)) probe(player);
   }
   keep();
   return rounds_s;

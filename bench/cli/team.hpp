@@ -81,6 +81,7 @@ class Team {
   void play_round(std::vector<Player>& players, const std::vector<size_t>& order,
                   const BlockSize& block, int number);
   void probe(Player& player);
+  void multiply(Player& player, bool on_device);
   bool plays(const std::vector<Player>& players, const std::string& runtime) const;
 
   TeamLimits limits_;

@@ -289,6 +289,11 @@ DispatchCost WorkerClient::dispatch(int samples) {
           .profiled_self_ns = answer.times("profiled_self_ns")};
 }
 
+Matmul WorkerClient::matmul(int size, int samples) {
+  const auto json = ask(fmt::format("matmul {} {}", size, samples), kStartFactor * patience_s_);
+  return {.size = size, .ns = Answer(json, "matmul").times("matmul_ns")};
+}
+
 void WorkerClient::ask_to_quit() {
   try {
     process_->write_line("quit", in_seconds(1));

@@ -71,6 +71,9 @@ class WorkerClient {
   Profile operators(int steps, double step_s);
   DispatchCost dispatch(int samples);
 
+  /// Products of two matrices with `size` rows and columns, each timed alone.
+  Matmul matmul(int size, int samples);
+
   /// Ends the worker: quit, and the kill of its group when it does not obey in 5 s.
   void quit();
   /// The first half of quit(): several workers can end at once.

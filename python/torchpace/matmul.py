@@ -6,6 +6,7 @@ Why and how much: docs/training.md, "Where the time goes".
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,8 @@ from typing import Any
 import torch
 
 SOURCE = Path(__file__).with_name("matmul.h")
-MOST_THREADS = (
-    8  # each packs its operands for itself: measured with few, expected to lose with many
-)
+# Each thread packs its operands for itself: measured with few, expected to lose with many.
+MOST_THREADS = 8
 
 _GLUE = """
 namespace {
@@ -53,7 +53,7 @@ inline AOTITorchError aoti_torch_cpu_torchpace_mm_out(
 @contextlib.contextmanager
 def own_products() -> Iterator[None]:
     """In the block, Inductor compiles float32 mm and addmm of static shapes on the CPU to matmul.h,
-    if the processor has AVX-512 or AVX2.
+    if the processor has AVX-512 or AVX2 and is not Intel's.
     """
     from torch._inductor import lowering
 
@@ -97,7 +97,7 @@ def _product(bias: Any, a: Any, b: Any) -> Any:
     """The node of Inductor's, or None where matmul.h cannot do it."""
     from torch._inductor import cpu_vec_isa, ir
 
-    if _threads() > MOST_THREADS:
+    if _threads() > MOST_THREADS or _is_intel():
         return None
     tensors = [x for x in (bias, a, b) if x is not None]
     isa = cpu_vec_isa.pick_vec_isa()
@@ -142,6 +142,15 @@ def _node(layout: Any, inputs: list[Any]) -> Any:
 def _source() -> str:
     threads = f"#define TORCHPACE_MATMUL_THREADS {_threads()}\n"
     return f"#include <omp.h>\n{threads}{SOURCE.read_text()}{_GLUE}"
+
+
+@functools.cache
+def _is_intel() -> bool:
+    """There at::mm is MKL's own AVX-512 kernel, which this has not been measured against."""
+    try:
+        return "GenuineIntel" in Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
 
 
 def _threads() -> int:

@@ -114,6 +114,7 @@ TEST_F(Compare, FindsTheFasterOne) {
   EXPECT_EQ(c.runtimes[2].copy_of, "old");
   EXPECT_EQ(c.find("new")->speedup.verdict, "FASTER");
   EXPECT_NEAR(c.find("new")->speedup.ratio.median, 1.25, 0.02);
+  EXPECT_NEAR(c.find("new")->matmul_share, 1e9 / 1.6e-3 / 2e12, 0.01);
   EXPECT_TRUE(c.find("new")->parity->passed);
   EXPECT_GT(c.find("new")->cold_s.at("start"), 0);
   EXPECT_EQ(c.find("new")->peak_bytes.at("resident"), 10 << 20);

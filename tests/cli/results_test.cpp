@@ -141,6 +141,21 @@ TEST(Derive, PairsCancelDrift) {
   EXPECT_EQ(faster.percentiles_ns.count("p99"), 0u);  // needs 368
 }
 
+TEST(Derive, ShareOfTheMatmulRate) {
+  auto results = example();
+  EXPECT_TRUE(std::isnan(results.cases[0].find("new")->matmul_share));
+  auto& reference = *results.cases[0].find("old");
+  reference.generations[0].matmul = Matmul{.size = 100, .ns = {1e4, 2e4}};
+  reference.generations[1].matmul = Matmul{.size = 100, .ns = {4e4}};
+  results.cases[0].flops = 5e4;
+  derive(results);
+  const auto again = reread(results);
+  EXPECT_EQ(again.cases[0].find("old")->generations[1].matmul->ns, std::vector<double>{4e4});
+  EXPECT_DOUBLE_EQ(results.cases[0].matmul_flops_per_s, 2 * 1e6 / 2e4 * 1e9);
+  const double step_ns = results.cases[0].find("new")->step_ns.median;
+  EXPECT_DOUBLE_EQ(results.cases[0].find("new")->matmul_share, 5e4 / step_ns / 100);
+}
+
 TEST(Derive, OnlyRoundsThatBothMeasuredArePaired) {
   auto results = example();
   auto& rounds = results.cases[0].find("new")->generations[0].rounds;

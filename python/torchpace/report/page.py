@@ -152,6 +152,7 @@ def tables(results):
             "case": case["case"],
             "noise": words.ratio(case["noise_floor"]),
             "flops": flop(case["flops"]) if case["flops"] else "",
+            "matmul": flop(case["matmul_flops_per_s"]) if case.get("matmul_flops_per_s") else "",
             "rows": [table_row(case, row) for row in case["runtimes"]],
             "item": case["item"] or "items",
         }
@@ -183,6 +184,7 @@ def table_row(case, row):
         "speedup": "1" if is_reference else findings.speedup(row),
         "items": words.rate(case["items"], row["step_ns"], ""),
         "flops": words.rate(case["flops"], row["step_ns"], "FLOP/s"),
+        "share": words.share(row.get("matmul_share")),
         "parity": parity_text(parity),
         "parity_note": parity.get("note") or "",
         "faults": words.plain(row["page_faults_per_step"]),

@@ -74,6 +74,11 @@ def rate(amount, interval, unit):
     return with_interval(per_second, [(scale, space + prefix + unit) for scale, prefix in RATES])
 
 
+def share(value):
+    """A share of 1, two digits: `62 %`."""
+    return NOT_KNOWN if value is None else f"{plain(100 * value)} %"
+
+
 def side_of_one(value, place):
     """A ratio at `place`, with more digits where rounding would put it on 1 and it is not there."""
     text = bound(value, place)
