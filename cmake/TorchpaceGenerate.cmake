@@ -17,7 +17,7 @@ endfunction()
 # torchpace/torchpace.hpp: what a program that measures needs. What serves runtimes and workers, or defines main, or needs
 # more than LibTorch, is included one by one: it would double what this header adds to the compile time of <torch/torch.h>.
 function(torchpace_generate_umbrella headers)
-  list(FILTER headers EXCLUDE REGEX "^torchpace/(axes|google_benchmark|profile|torchpace|worker|workload|(data|io|runtimes)/.*)\\.hpp$")
+  list(FILTER headers EXCLUDE REGEX "^torchpace/(axes|commands|google_benchmark|profile|torchpace|worker|workload|(data|io|runtimes)/.*)\\.hpp$")
   set(content "// What a program that measures needs. Generated from the folder include/torchpace.\n#pragma once\n\n")
   foreach(header IN LISTS headers)
     string(APPEND content "#include <${header}>\n")

@@ -41,7 +41,7 @@ int next_round(const RuntimeResult& reference, int generation) {
 
 /// Memory that torch can have on the device; infinite where it cannot be asked.
 double device_bytes(const std::string& device) {
-  if (!device.starts_with("cuda")) return INFINITY;
+  if (!is_cuda(device)) return INFINITY;
   const auto colon = device.find(':');
   const auto index = colon == std::string::npos ? "0" : device.substr(colon + 1);
   try {

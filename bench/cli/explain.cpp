@@ -129,7 +129,7 @@ void plan_explanation(const ExplainOptions& options, ExperimentOptions& experime
   experiment.runtimes = two;
   experiment.explanation = Explanation(two[0].runtime, two[1].runtime);
   experiment.probed = {two[0].runtime, two[1].runtime};
-  if (plan.device.starts_with("cuda")) {
+  if (is_cuda(plan.device)) {
     say_left_out(experiment, "no variants: on a GPU the host's allocator and threads wait for it");
   } else {
     add_allocators(experiment, two);

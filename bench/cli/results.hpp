@@ -17,6 +17,9 @@ namespace torchpace::cli {
 using Json = nlohmann::ordered_json;
 inline constexpr double kUnknown = std::numeric_limits<double>::quiet_NaN();
 
+/// Of the name of a device: cpu, cuda:0.
+inline bool is_cuda(const std::string& device) { return device.starts_with("cuda"); }
+
 struct Warning {
   std::string code;                  // stable word, e.g. page-faults-differ
   std::string severity = "warning";  // info, warning, error

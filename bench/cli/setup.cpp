@@ -254,7 +254,7 @@ ExperimentOptions planned(const CompareOptions& options, const Installation& cur
     spec.command.environment.merge(
         common_environment({.threads = plan.threads,
                             .allocator = plan.allocator,
-                            .binds_threads = !plan.device.starts_with("cuda")},
+                            .binds_threads = !is_cuda(plan.device)},
                            installation));
   }
   const Settings common{{"dtype", plan.dtype},

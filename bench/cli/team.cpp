@@ -292,7 +292,7 @@ double Team::measure(CaseResult& result, const Exported& files, int generation,
   }
   const double rounds_s = seconds_since(rounds_begin);
   const auto device = result.settings.find("device");
-  const bool on_device = device != result.settings.end() && device->second.starts_with("cuda");
+  const bool on_device = device != result.settings.end() && is_cuda(device->second);
   for (auto& player : players) {
     if (player.row->status != Status::ok) continue;
     if (player.row->runtime == result.reference && result.flops > 0) multiply(player, on_device);

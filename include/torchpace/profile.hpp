@@ -334,20 +334,19 @@ inline std::string json_of(const PartTimes& times) {
 }
 
 inline std::string json_of(const OperatorProfile& profile) {
-  std::string list;
+  std::vector<std::string> operators;
   for (const auto& each : profile.operators) {
-    if (!list.empty()) list += ", ";
-    list += JsonObject()
-                .add("name", each.name)
-                .add("part", each.part)
-                .add("calls", each.calls)
-                .add("outer_calls", each.outer_calls)
-                .add("self_ns", each.self_ns)
-                .add("device_ns", each.device_ns)
-                .str();
+    operators.push_back(JsonObject()
+                            .add("name", each.name)
+                            .add("part", each.part)
+                            .add("calls", each.calls)
+                            .add("outer_calls", each.outer_calls)
+                            .add("self_ns", each.self_ns)
+                            .add("device_ns", each.device_ns)
+                            .str());
   }
   return JsonObject()
-      .raw("operators", '[' + list + ']')
+      .raw("operators", json_array(operators))
       .add("step_ns", std::span<const double>(profile.step_ns))
       .add("synchronizations", profile.synchronizations)
       .add("compiled", profile.compiled_kernels)

@@ -1,6 +1,6 @@
 """What a worker answers to each command.
 
-Protocol: docs/worker.md. Twin: include/torchpace/worker.hpp.
+Protocol: docs/worker.md. Twin: include/torchpace/commands.hpp.
 """
 
 from __future__ import annotations
