@@ -105,11 +105,10 @@ Installation installation_of_version(const std::string& version, const Installat
         "another version, found none; run the torchpace of a source tree",
         version));
   }
-  for (int attempt = 0; attempt < 2; ++attempt) {
-    for (const auto& suffix : {"-" + version, std::string()}) {
-      if (const auto found = below(tree, suffix); is_whole(found, version)) return found;
-    }
-    if (attempt == 0) set_up(tree, version, say);
+  // Also where both are there: it makes a build up to date that is older than the sources.
+  set_up(tree, version, say);
+  for (const auto& suffix : {"-" + version, std::string()}) {
+    if (const auto found = below(tree, suffix); is_whole(found, version)) return found;
   }
   throw Error(
       fmt::format("--torch {}: expected {} and its worker after scripts/setup.sh, found "
