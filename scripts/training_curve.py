@@ -32,11 +32,13 @@ def train(options: argparse.Namespace) -> None:
     from torchpace.data import text
     from torchpace.models import gptlite
     from torchpace.runtimes import aot
+    from torchpace.tensors import parse_spec
 
     torch.set_num_threads(int(aot.read_metadata(options.package)["torchpace.threads"]))
     package = CompiledTraining(options.package)
     start = {name: tensor.clone() for name, tensor in package.parameters().items()}
-    (batch, context), recipe = package._inputs[0][0], package.recipe
+    (batch, context), _ = parse_spec(package.contents.inputs[0])
+    recipe = package.recipe
     assert recipe.kind == "adamw", recipe
     vocabulary, width = start["token_embedding.weight"].shape
     layers = sum(name.endswith("norm1.weight") for name in start)
