@@ -30,7 +30,7 @@ def multiply(request, tmp_path_factory):
     if f" {request.param} " not in Path("/proc/cpuinfo").read_text():
         pytest.skip(f"the processor has no {request.param}")
     library = tmp_path_factory.mktemp("matmul") / "matmul.so"
-    flags = ["-O1", "-mfma", f"-m{request.param}", "-fopenmp", "-std=c++17", "-Wall", "-Werror"]
+    flags = ["-O0", "-mfma", f"-m{request.param}", "-fopenmp", "-std=c++17", "-Wall", "-Werror"]
     command = [os.environ.get("CXX", "g++"), *flags, "-shared", "-fPIC", "-x", "c++", "-"]
     program = PROGRAM.format(source=matmul.SOURCE).encode()
     subprocess.run([*command, "-o", str(library)], input=program, check=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import re
 import shutil
 import zipfile
 from pathlib import Path
@@ -61,6 +62,20 @@ class Words(nn.Module):
 
     def forward(self, x):
         return self.head(self.dropout(self.embedding(x))).flatten(0, 1)
+
+
+class Repeated(nn.Module):
+    """Layers that are the same, and tensors that are neither parameters nor buffers."""
+
+    def __init__(self, layers: int):
+        super().__init__()
+        self.layers = nn.Sequential(
+            *(nn.Sequential(nn.Linear(16, 16), nn.ReLU()) for _ in range(layers))
+        )
+        self.scale = torch.linspace(0.5, 1.5, 16)
+
+    def forward(self, x):
+        return self.layers(x) * self.scale + torch.tensor([1.0, 2.0]).sum()
 
 
 def eager_optimizer(recipe: Recipe, module: nn.Module) -> torch.optim.Optimizer:
@@ -257,6 +272,28 @@ def test_a_package_trains_like_eager_torch(convolutions, tmp_path):
     assert torch.equal(shared.head.weight, saved["head.weight"])
     training.restart()
     assert [training.step(*batches[i], rate(i)).item() for i in range(3)] == losses[:3]
+
+
+def test_identical_layers_are_compiled_once_and_write_into_the_gradient(tmp_path):
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    layers, module = 24, Repeated(24)
+    batches = [(torch.randn(8, 16), torch.randint(16, (8,))) for _ in range(5)]
+    path = tmp_path / "step.pt2"
+    export_training(module, F.cross_entropy, *batches[0], path=path)
+    with zipfile.ZipFile(path) as package:
+        host, kernels = (
+            next(package.read(n) for n in package.namelist() if n.endswith(f".{kind}.cpp")).decode()
+            for kind in ("wrapper", "kernel")
+        )
+    assert 0 < kernels.count('extern "C"') < layers / 2
+    views = set(re.findall(r"auto (buf\d+) = \w+\(reinterpret_tensor_wrapper\(", host))
+    products = re.findall(r"aoti_torch_cpu_torchpace_mm_out\((buf\d+),", host)
+    assert sum(out in views for out in products) == layers
+
+    training = CompiledTraining(path)
+    losses = [training.step(x, y, rate(i)).item() for i, (x, y) in enumerate(batches)]
+    assert losses == pytest.approx(eager_losses(module, Recipe("adam"), batches, rate), rel=1e-5)
 
 
 def test_autocast_is_that_of_eager_torch(tmp_path):

@@ -13,20 +13,27 @@
 namespace {
 namespace torchpace_matmul {
 
+// Around this AOTInductor's code is compiled without optimisation, which inlines nothing else.
+#define TORCHPACE_INLINE inline __attribute__((always_inline))
+
 #if defined(__AVX512F__)
 using Vector = __m512;
 constexpr int64_t kLanes = 16, kRows = 8;
-inline Vector load(const float* x) { return _mm512_loadu_ps(x); }
-inline void store(float* x, Vector v) { _mm512_storeu_ps(x, v); }
-inline Vector fill(float x) { return _mm512_set1_ps(x); }
-inline Vector multiply_add(Vector a, Vector b, Vector c) { return _mm512_fmadd_ps(a, b, c); }
+TORCHPACE_INLINE Vector load(const float* x) { return _mm512_loadu_ps(x); }
+TORCHPACE_INLINE void store(float* x, Vector v) { _mm512_storeu_ps(x, v); }
+TORCHPACE_INLINE Vector fill(float x) { return _mm512_set1_ps(x); }
+TORCHPACE_INLINE Vector multiply_add(Vector a, Vector b, Vector c) {
+  return _mm512_fmadd_ps(a, b, c);
+}
 #else
 using Vector = __m256;
 constexpr int64_t kLanes = 8, kRows = 6;
-inline Vector load(const float* x) { return _mm256_loadu_ps(x); }
-inline void store(float* x, Vector v) { _mm256_storeu_ps(x, v); }
-inline Vector fill(float x) { return _mm256_set1_ps(x); }
-inline Vector multiply_add(Vector a, Vector b, Vector c) { return _mm256_fmadd_ps(a, b, c); }
+TORCHPACE_INLINE Vector load(const float* x) { return _mm256_loadu_ps(x); }
+TORCHPACE_INLINE void store(float* x, Vector v) { _mm256_storeu_ps(x, v); }
+TORCHPACE_INLINE Vector fill(float x) { return _mm256_set1_ps(x); }
+TORCHPACE_INLINE Vector multiply_add(Vector a, Vector b, Vector c) {
+  return _mm256_fmadd_ps(a, b, c);
+}
 #endif
 
 constexpr int64_t kColumns = 2 * kLanes;  // of a tile: kRows x 2 accumulators

@@ -34,13 +34,18 @@ from torchpace import inductor, models, optimizers
 from torchpace.artifacts import refused
 from torchpace.axes import AUTOCAST
 from torchpace.errors import InputError, Skipped
+from torchpace.joined import joined_in_place
 from torchpace.matmul import own_products
 from torchpace.protocol import die_with_parent, one_line
 from torchpace.settings import Settings, expand_case, read_cases
+from torchpace.tensors import parse_spec, spec_of
 from torchpace.training_package import INITIAL, Recipe
 from torchpace.training_step import TrainingStep, deterministic_algorithms
 
 COMPILE_LIMIT_S = 600.0
+# Operations. The code that calls the kernels is one function, on which g++ at O1 spends time as the
+# square of its length: of longer ones at O0, which costs a net of small layers 9 % of its step.
+LONG_PROGRAM = 5000
 
 
 def export_training(
@@ -94,9 +99,11 @@ def export_training(
         with deterministic_algorithms(deterministic):
             step = TrainingStep(module, loss, batch, target, recipe, _autocast_name(autocast))
             program = step.trace()
+            arguments = tuple(map(spec_of, step.arguments()))
         say(f"traced: {len(program.graph.nodes)} operations, {step.elements} trained numbers")
         metadata = step.contents(deterministic).metadata() | _conditions(step.device)
-        job = Job(program, metadata, deterministic, inductor_configs or {})
+        device = str(step.device)
+        job = Job(program, arguments, device, metadata, deterministic, inductor_configs or {})
         temporary = path.with_name(f".{path.stem}.{os.getpid()}.part.pt2")
         try:
             (compiler.run if compiler else compile_package)(job, temporary)
@@ -117,7 +124,9 @@ def export_training(
 class Job:
     """What the compiler needs."""
 
-    program: torch.export.ExportedProgram
+    program: torch.fx.GraphModule
+    arguments: tuple[str, ...]  # shapes and dtypes
+    device: str
     metadata: dict[str, str]
     deterministic: bool
     configs: dict[str, Any]
@@ -125,12 +134,25 @@ class Job:
 
 def compile_package(job: Job, path: Path) -> None:
     """Compiles in this process. Raises InputError in one line."""
-    configs = {**job.configs, "aot_inductor.metadata": job.metadata}
+    from torch._inductor.package import package_aoti
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    long = len(job.program.graph.nodes) > LONG_PROGRAM
+    configs = {"aot_inductor.compile_wrapper_opt_level": "O0" if long else "O1", **job.configs}
+    configs |= {"aot_inductor.package": True, "aot_inductor.metadata": job.metadata}
     try:
-        with deterministic_algorithms(job.deterministic), torch.no_grad(), own_products():
-            torch._inductor.aoti_compile_and_package(
-                job.program, package_path=str(path), inductor_configs=configs
-            )
+        with contextlib.ExitStack() as scope:
+            scope.enter_context(deterministic_algorithms(job.deterministic))
+            scope.enter_context(torch.no_grad())
+            scope.enter_context(own_products())
+            scope.enter_context(joined_in_place())
+            with FakeTensorMode(allow_non_fake_inputs=True):
+                arguments = tuple(
+                    torch.empty(shape, dtype=dtype, device=job.device)
+                    for shape, dtype in map(parse_spec, job.arguments)
+                )
+            files = torch._inductor.aot_compile(job.program, arguments, options=configs)
+            package_aoti(str(path), files)
     except Exception as error:
         raise refused("AOTInductor: expected a step that it can compile", error) from None
 
@@ -155,12 +177,12 @@ class _Compiler:
 
     def run(self, job: Job, path: Path) -> None:
         """Raises InputError where it fails, or is not done in time."""
-        program = Path(self.folder.name) / "program.pt2"
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # torch's own, of itself
-            torch.export.save(job.program, program)
+        program = Path(self.folder.name) / "program"
+        program.write_bytes(_bytes_of(job.program))
         question = {
             "program": str(program),
+            "arguments": job.arguments,
+            "device": job.device,
             "out": str(path.absolute()),
             "metadata": job.metadata,
             "deterministic": job.deterministic,
@@ -205,14 +227,30 @@ def _compile_as_asked() -> int:
     try:
         torch.set_num_threads(question["threads"])
         torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = question["tf32"]
-        program = torch.export.load(question["program"])
-        job = Job(program, question["metadata"], question["deterministic"], question["configs"])
+        program = _program_of(Path(question["program"]).read_bytes())
+        others = ("arguments", "device", "metadata", "deterministic", "configs")
+        job = Job(program, *(question[name] for name in others))
         compile_package(job, Path(question["out"]))
         answer = {}
     except Exception as error:
         answer = {"error": one_line(error)}
     print(json.dumps(answer), file=answers, flush=True)
     return 0
+
+
+def _bytes_of(program: torch.fx.GraphModule) -> bytes:
+    """Its nodes, of any operator, without what tracing notes of each: the compiler finds that."""
+    from torch.fx._graph_pickler import GraphPickler, Options
+
+    nodes_alone = Options(ops_filter=None, node_metadata_key_filter=lambda _: False)
+    return GraphPickler.dumps(program, nodes_alone)
+
+
+def _program_of(content: bytes) -> torch.fx.GraphModule:
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.fx._graph_pickler import GraphPickler
+
+    return GraphPickler.loads(content, FakeTensorMode())
 
 
 class _Progress:

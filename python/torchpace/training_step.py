@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -85,22 +84,30 @@ class TrainingStep:
                 parts += value.reshape(-1).view(torch.uint8).numpy().tobytes()
         return bytes(parts)
 
-    def trace(self) -> torch.export.ExportedProgram:
-        """Below autograd first: torch.export itself takes no backward."""
+    def trace(self) -> torch.fx.GraphModule:
+        """Below autograd, and not by torch.export, which takes no backward and adds to what is
+        below nothing but a second trace. Computes and changes nothing.
+        """
         from torch.fx.experimental.proxy_tensor import make_fx
 
-        rate = torch.zeros((), dtype=torch.float32, device=self.device)
-        state = [self.initial[tensor.name].clone() for tensor in self.layout.state]
-        arguments = (*state, rate, *self.inputs, self.target)
+        trace = make_fx(
+            lambda *arguments: (self(*arguments),),
+            tracing_mode="fake",
+            _allow_non_fake_inputs=True,  # what the module holds beside parameters and buffers
+        )
         try:
-            with self._as_trained(), torch.no_grad(), warnings.catch_warnings():
-                warnings.simplefilter("ignore", FutureWarning)  # torch's own, of itself
-                graph = make_fx(self, tracing_mode="real")(*arguments)
-                return torch.export.export(graph, arguments, strict=False)
+            with self._as_trained(), torch.no_grad():
+                return trace(*self.arguments())
         except InputError:
             raise
         except Exception as error:
             raise refused("export: expected a step that torch can trace", error) from None
+
+    def arguments(self) -> list[Tensor]:
+        """Those of a first call: state, learning rate, inputs and target."""
+        state = [self.initial[tensor.name] for tensor in self.layout.state]
+        rate = torch.zeros((), dtype=torch.float32, device=self.device)
+        return [*state, rate, *(x.contiguous() for x in (*self.inputs, self.target))]
 
     def __call__(self, *arguments: Tensor) -> Tensor:
         state = dict(zip((t.name for t in self.layout.state), arguments, strict=False))
