@@ -10,7 +10,7 @@
 namespace torchpace::testing {
 
 inline void append(std::string& to, uint64_t value, std::size_t bytes) {
-  for (std::size_t i = 0; i < bytes; ++i) to += static_cast<char>(value >> (8 * i) & 255);
+  for (std::size_t i = 0; i < bytes; ++i, value >>= 8) to += static_cast<char>(value & 255);
 }
 
 struct Written {
