@@ -6,6 +6,7 @@ import copy
 import math
 import re
 import shutil
+import tempfile
 import zipfile
 from pathlib import Path
 
@@ -17,7 +18,6 @@ from torch.nn import functional as F
 from torchpace import tensors
 from torchpace.compiled_training import CompiledTraining
 from torchpace.errors import InputError
-from torchpace.runtimes import aot
 from torchpace.training import export_training
 from torchpace.training_package import Contents, Recipe
 from torchpace.training_step import TrainingStep
@@ -421,7 +421,10 @@ def test_the_first_gradients_come_from_the_moments(words):
 
 def test_nothing_is_left_in_the_temporary_folder(words, tmp_path, monkeypatch):
     monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", None)
     copy = shutil.copy(words[0], tmp_path / "step.pt2")
-    CompiledTraining(copy)
-    assert aot.unpacked_folder() is None
+    training = CompiledTraining(copy)
+    maps = Path("/proc/self/maps").read_text()
+    loaded = re.findall(r"(/\S+)/[^/\s]+/data/aotinductor/model/\S+\.so", maps)
+    assert training and loaded and not any(Path(folder).exists() for folder in loaded)
     assert [p.name for p in tmp_path.iterdir()] == ["step.pt2"]

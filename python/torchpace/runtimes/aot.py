@@ -5,13 +5,16 @@ Twin: include/torchpace/runtimes/aot_inductor.hpp, which loads the same packages
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import re
 import shutil
 import struct
+import tempfile
 import zipfile
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -155,10 +158,11 @@ class Loader:
         index = device.index if device.index is not None else -1
         # Without the locks that several runners need.
         alone = runners == 1
-        self.loader = torch._C._aoti.AOTIModelPackageLoader(
-            str(path), "model", alone, runners, index
-        )
-        self.unpacked = unpacked_folder()
+        with _temporary_folder() as folder:
+            self.loader = torch._C._aoti.AOTIModelPackageLoader(
+                str(path), "model", alone, runners, index
+            )
+            self.unpacked = _unpacked_folder(folder)
         if device.type == "cpu":
             self.remove_unpacked()
 
@@ -203,14 +207,34 @@ class AotInference(Inference):
         return self.loader.run(list(inputs))[0]
 
 
-def unpacked_folder() -> Path | None:
-    """The folder that the loader has made, found by the library that it has loaded from there."""
+@contextlib.contextmanager
+def _temporary_folder() -> Iterator[Path]:
+    """TMPDIR in the block, for a loader that leaves its folder behind where it throws."""
+    folder, usual = Path(tempfile.mkdtemp(prefix="torchpace-")), os.environ.get("TMPDIR")
+    os.environ["TMPDIR"] = str(folder)
+    try:
+        yield folder
+    except RuntimeError:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    finally:
+        if usual is None:
+            del os.environ["TMPDIR"]
+        else:
+            os.environ["TMPDIR"] = usual
+
+
+def _unpacked_folder(temporary: Path) -> Path:
+    """What goes when the loader's folder goes. torch 2.15 makes it in `temporary`; 2.11 in /tmp,
+    where it is found by the library that was loaded from there.
+    """
+    if any(temporary.iterdir()):
+        return temporary
     maps = Path("/proc/self/maps").read_text()
-    found = re.findall(r"\s(/\S+)/data/aotinductor/model/\S+\.so$", maps, re.MULTILINE)
-    if not found:
-        return None
-    root = Path(found[-1])  # 2.15: aotinductor_XXXXXX/NAME, named as the package is inside
-    return root.parent if root.parent.name.startswith("aotinductor_") else root
+    library = r"\s(/tmp/[^/\s]+)/(?:\S+/)?data/aotinductor/model/\S+\.so$"
+    found = re.findall(library, maps, re.MULTILINE)
+    temporary.rmdir()
+    return Path(found[-1]) if found else temporary
 
 
 def read_metadata(path: Path) -> dict[str, str]:
