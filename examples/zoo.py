@@ -1,6 +1,6 @@
 """Models from packages, with random weights, as `torchpace compare --model zoo:NAME` takes them.
 
-    pip install torchvision transformers    # the torchvision that belongs to your torch
+    .venv/bin/pip install torchvision==0.26 transformers    # the torchvision of torch 2.11
     cd examples && torchpace compare --model zoo:resnet18 --runtimes all
 
 What a factory may return: docs/your-own-model.md.

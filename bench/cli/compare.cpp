@@ -15,6 +15,7 @@
 #include "interrupt.hpp"
 #include "machine.hpp"
 #include "report.hpp"
+#include "terminal.hpp"
 #include "verdict.hpp"
 
 namespace torchpace::cli {
@@ -60,19 +61,17 @@ void report(const Results& results, const CompareOptions& options,
   print_report(results, std::cout, isatty(STDOUT_FILENO) == 1);
   std::cout.flush();
   write_markdown(results, folder / "report.md");
-  fmt::print(stderr, "torchpace: wrote {} and report.md\n", (folder / "results.json").string());
+  say(fmt::format("wrote {} and report.md", (folder / "results.json").string()));
   if (options.no_html) return;
   const auto page = make_html(installation, folder / "results.json", folder);
-  fmt::print(stderr, "torchpace: {}\n", page.message);
+  say(page.message);
 }
 
 int verdict_of(const Results& results, const std::optional<FailOn>& fail_on) {
   if (fail_on) {
     const auto regressions = find_regressions(results, *fail_on);
-    for (const auto& line : regressions.found) {
-      fmt::print(stderr, "torchpace: regression: {}\n", line);
-    }
-    for (const auto& line : regressions.not_judged) fmt::print(stderr, "torchpace: {}\n", line);
+    for (const auto& line : regressions.found) say("regression: " + line);
+    for (const auto& line : regressions.not_judged) say(line);
   }
   return exit_code(results, fail_on);
 }

@@ -34,9 +34,10 @@ void print_text(const Catalogue& catalogue, const std::vector<WorkerSpec>& runti
   }
   fmt::print("\nPresets\n");
   for (const auto& [name, entry] : json.at("presets").items()) {
-    fmt::print("  {:<8} size {}, {} generations, at most {} s\n", name,
-               entry.at("size").get<std::string>(), entry.at("generations").get<int>(),
-               entry.at("max_seconds").get<double>());
+    fmt::print(
+        "  {:<8} size {}, {} generations, two runtimes in at most {} s, {} s with each more\n",
+        name, entry.at("size").get<std::string>(), entry.at("generations").get<int>(),
+        entry.at("max_seconds").get<double>(), entry.at("seconds_per_runtime").get<double>());
   }
   fmt::print("\nRuntimes\n");
   size_t width = 0;

@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <iostream>
 
 #include "compare.hpp"
@@ -16,6 +17,7 @@
 #include "list.hpp"
 #include "report.hpp"
 #include "run.hpp"
+#include "terminal.hpp"
 #include "verdict.hpp"
 #include "words.hpp"
 
@@ -79,7 +81,7 @@ void add_measuring(CLI::App& app, CompareOptions& o) {
   app.add_option("--output", o.output, "folder of results.json and the report (torchpace-report)");
   app.add_option("--cache", o.cache,
                  "folder of weights and inputs (TORCHPACE_CACHE, ~/.cache/torchpace)");
-  app.add_option("--text", o.text, "train on this file instead of the plays");
+  app.add_option("--text", o.text, "train on this file instead of Shakespeare's plays");
   app.add_option("--python", o.python, "interpreter (TORCHPACE_PYTHON, .venv, python3)");
   app.add_option("--patience", o.patience_s,
                  "seconds until a silent worker counts as hung, at least (30)");
@@ -184,7 +186,7 @@ int report_files(const std::vector<std::string>& paths, const std::string& outpu
     print_report(file.results, std::cout, colour);
     if (fail_on) {
       for (const auto& line : find_regressions(file.results, *fail_on).found) {
-        fmt::print(stderr, "torchpace: regression: {}\n", line);
+        say("regression: " + line);
         worst = kRegression;
       }
     }
@@ -198,10 +200,16 @@ int report_files(const std::vector<std::string>& paths, const std::string& outpu
                                  ? std::filesystem::path(paths[0]) / "results.json"
                                  : std::filesystem::path(paths[0]);
     write_markdown(files[0].results, std::filesystem::path(output) / "report.md");
-    fmt::print(stderr, "torchpace: {}\n",
-               make_html(find_installation(python), page_source, output).message);
+    say(make_html(find_installation(python), page_source, output).message);
   }
   return worst;
+}
+
+void expect_command(const CLI::App& app, const std::string& word) {
+  std::vector<std::string> commands;
+  for (const auto* command : app.get_subcommands(nullptr)) commands.push_back(command->get_name());
+  if (word.starts_with('-') || std::ranges::find(commands, word) != commands.end()) return;
+  throw Error(fmt::format("expected a command, found '{}'{}", word, did_you_mean(word, commands)));
 }
 
 int run(int argc, char** argv) {
@@ -251,12 +259,15 @@ int run(int argc, char** argv) {
   doctor_command->add_option("--python", python, "interpreter to look into");
   doctor_command->add_option("--cache", cache, "folder of weights and inputs");
 
+  expect_command(app, argc > 1 ? argv[1] : "--help");
   try {
     app.parse(argc, argv);
   } catch (const CLI::Success& wanted) {  // --help, --version
     return app.exit(wanted);
   } catch (const CLI::ParseError& error) {
-    fmt::print(stderr, "torchpace: {} (torchpace --help)\n", error.what());
+    const auto command = app.get_subcommands();
+    const auto of_command = command.empty() ? "" : command[0]->get_name() + ' ';
+    say(fmt::format("{} (torchpace {}--help)", error.what(), of_command));
     return kBadInput;
   }
   if (*compare_command) return compare(options);
@@ -278,15 +289,17 @@ int main(int argc, char** argv) {
   open_standard_streams();
   handle_interrupts();
   try {
-    return run(argc, argv);
+    const int code = run(argc, argv);
+    expect_written();
+    return code;
   } catch (const Error& error) {
-    fmt::print(stderr, "torchpace: {}\n", error.what());
+    say(error.what());
     return error.exit_code();
   } catch (const Interrupted&) {
-    fmt::print(stderr, "torchpace: interrupted\n");
+    say("interrupted");
     return kInterrupted;
   } catch (const std::exception& error) {
-    fmt::print(stderr, "torchpace: {}\n", error.what());
+    say(error.what());
     return kBadInput;
   }
 }

@@ -5,7 +5,8 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <cstdio>
+
+#include "terminal.hpp"
 
 namespace torchpace::cli {
 namespace {
@@ -25,19 +26,18 @@ size_t terminal_width() {
 Progress::Progress() : terminal_(isatty(STDERR_FILENO) == 1) {}
 
 void Progress::clear() {
-  if (std::exchange(shown_, false)) fmt::print(stderr, "\r\x1b[K");
+  if (std::exchange(shown_, false)) show_on_error("\r\x1b[K");
 }
 
 void Progress::show(const std::string& text, double left_s) {
   auto line = left_s < 0 ? text : fmt::format("{}, {} left", text, clock_time(left_s));
   last_ = Clock::now();
   if (!terminal_) {
-    fmt::print(stderr, "torchpace: {}\n", line);
+    cli::say(line);
     return;
   }
   line.resize(std::min(line.size(), terminal_width() - 1));  // a wrapped line cannot be rewritten
-  fmt::print(stderr, "\r\x1b[K{}", line);
-  std::fflush(stderr);
+  show_on_error("\r\x1b[K" + line);
   shown_ = true;
 }
 
@@ -49,7 +49,7 @@ void Progress::update(const std::string& text, double left_s) {
 
 void Progress::say(const std::string& text) {
   clear();
-  fmt::print(stderr, "torchpace: {}\n", text);
+  cli::say(text);
 }
 
 }  // namespace torchpace::cli

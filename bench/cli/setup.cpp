@@ -10,6 +10,7 @@
 #include "error.hpp"
 #include "host.hpp"
 #include "machine.hpp"
+#include "terminal.hpp"
 #include "versions.hpp"
 #include "words.hpp"
 
@@ -97,7 +98,7 @@ std::vector<WorkerSpec> chosen_of_ours(const CompareOptions& options, const Pres
       of_version.insert(of_version.begin(), more.begin(), more.end());
     }
     if (options.runtimes.empty()) {
-      for (const auto& problem : problems) fmt::print(stderr, "torchpace: {}\n", problem);
+      for (const auto& problem : problems) say(problem);
     }
     for (auto& spec : of_version) {
       if (!versions[i].torch.empty()) spec.runtime += "@" + versions[i].torch;
@@ -151,7 +152,7 @@ std::vector<std::string> offered_cases(const std::vector<WorkerSpec>& runtimes, 
       }
       worker.quit();
     } catch (const WorkerFailure& failure) {
-      fmt::print(stderr, "torchpace: {}: {}\n", spec.runtime, failure.what());
+      say(fmt::format("{}: {}", spec.runtime, failure.what()));
     }
   }
   if (offered.empty()) throw Error("--worker: no worker offers a case (docs/worker.md, greeting)");
@@ -251,11 +252,10 @@ ExperimentOptions planned(const CompareOptions& options, const Installation& cur
   auto& plan = experiment.plan;
   plan.device = chosen_device(options.device, installation);
   for (auto& spec : experiment.runtimes) {
-    spec.command.environment.merge(
-        common_environment({.threads = plan.threads,
-                            .allocator = plan.allocator,
-                            .binds_threads = !is_cuda(plan.device)},
-                           installation));
+    spec.command.environment.merge(common_environment({.threads = plan.threads,
+                                                       .allocator = plan.allocator,
+                                                       .binds_threads = !is_cuda(plan.device)},
+                                                      installation));
   }
   const Settings common{{"dtype", plan.dtype},
                         {"threads", std::to_string(plan.threads)},

@@ -303,6 +303,23 @@ TEST_F(Compare, CtrlCKeepsWhatWasMeasuredAndResumeCompletes) {
   EXPECT_NE(other.err.find("seed 0, now it is 3"), std::string::npos) << other.err;
 }
 
+TEST_F(Compare, ACommandThatThereIsNot) {
+  const auto outcome = run("comapre");
+  EXPECT_EQ(outcome.code, kBadInput);
+  EXPECT_NE(outcome.err.find("expected a command, found 'comapre'; did you mean compare"),
+            std::string::npos)
+      << outcome.err;
+}
+
+TEST_F(Compare, StreamsThatTakeNothing) {
+  const auto err = folder / "stderr";
+  const auto code = [](const std::string& line) { return WEXITSTATUS(std::system(line.c_str())); };
+  const auto report = "'" + program() + "' report " TORCHPACE_FIXTURES "/results.json";
+  EXPECT_EQ(code(report + " >/dev/full 2>'" + err.string() + "'"), kCaseFailed);
+  EXPECT_NE(text_of(err).find("standard output: expected"), std::string::npos) << text_of(err);
+  EXPECT_EQ(code("'" + program() + "' report /nowhere 2>/dev/full"), kBadInput);
+}
+
 TEST_F(Compare, TheTimeIsKept) {
   const auto begin = Clock::now();
   EXPECT_EQ(run("compare --no-html --cases toy_train --generations 3 --max-seconds 3 --output '" +
@@ -388,7 +405,7 @@ TEST_F(Compare, ExplainRefusesWhatIsNotOneCaseAndTwoRuntimes) {
   fails("'toy_*' old new", kBadInput,
         "expected one case, found 2 for 'toy_*': toy_train, toy_inference");
   fails("'resnet*' old new", kNothingMatched, "matches nothing");
-  fails("toy_train old", kBadInput, "B is required");
+  fails("toy_train old", kBadInput, "B is required (torchpace explain --help)");
 }
 
 TEST_F(Compare, BadInputIsOneLineAndExitCode2) {

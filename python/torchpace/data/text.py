@@ -168,7 +168,7 @@ def find(folder: Path, file: Path | None, vocabulary: int) -> Text:
             f"settings: vocabulary: expected at least {len(VOCABULARY)} for a text, "
             f"got {vocabulary}"
         )
-    reason = "the text is not in the cache; run python -m torchpace.data.text --cache DIR"
+    reason = "the text is not in the cache; run scripts/setup.sh"
     return random_tokens(folder, vocabulary, reason)
 
 
