@@ -181,12 +181,8 @@ class _Compiler:
         program.write_bytes(_bytes_of(job.program))
         question = {
             "program": str(program),
-            "arguments": job.arguments,
-            "device": job.device,
+            "job": {name: value for name, value in vars(job).items() if name != "program"},
             "out": str(path.absolute()),
-            "metadata": job.metadata,
-            "deterministic": job.deterministic,
-            "configs": job.configs,
             "threads": torch.get_num_threads(),
             "tf32": [torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32],
         }
@@ -228,9 +224,7 @@ def _compile_as_asked() -> int:
         torch.set_num_threads(question["threads"])
         torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = question["tf32"]
         program = _program_of(Path(question["program"]).read_bytes())
-        others = ("arguments", "device", "metadata", "deterministic", "configs")
-        job = Job(program, *(question[name] for name in others))
-        compile_package(job, Path(question["out"]))
+        compile_package(Job(program, **question["job"]), Path(question["out"]))
         answer = {}
     except Exception as error:
         answer = {"error": one_line(error)}

@@ -214,7 +214,7 @@ def _temporary_folder() -> Iterator[Path]:
     os.environ["TMPDIR"] = str(folder)
     try:
         yield folder
-    except RuntimeError:
+    except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
     finally:
