@@ -32,23 +32,30 @@ using Tensors = std::vector<torch::Tensor>;
 
 constexpr int kOk = 0, kFailed = 1, kBadInput = 2, kParityFailed = 3, kSkipped = 77;
 
+/// A number that must be above 0.
+template <class T>
+T positive(const Settings& settings, const std::string& key, T fallback) {
+  const T value = settings.get(key, fallback);
+  if (value > 0) return value;
+  throw SettingsError("--" + key + ": expected a number above 0, got '" + settings.get(key, "") +
+                      "'");
+}
+
 struct Options {
   explicit Options(const Settings& s)
       : file(s.require<std::string>("file")),
         other(s.get("compare", "")),
         inputs(parse_tensor_specs(s.get("input", ""))),
-        below(s.get<int64_t>("below", 2)),
+        below(positive<int64_t>(s, "below", 2)),
         device(choose_device(s.get("device", "cpu"))),
-        threads(s.get("threads", 0)),
-        streams(s.get<int64_t>("streams", 1)),
-        seconds(s.get("seconds", 5.0)),
+        threads(s.has("threads") ? positive(s, "threads", 1) : 0),
+        streams(positive<int64_t>(s, "streams", 1)),
+        seconds(positive(s, "seconds", 5.0)),
         torchscript(s.get("torchscript", "freeze")),
         json(s.get("json", false)) {
     std::istringstream list(s.get("dynamic", ""));
     for (std::string size; std::getline(list, size, ',');)
       sizes.push_back(Settings{{"dynamic", size}}.require<int64_t>("dynamic"));
-    if (below < 1 || streams < 1 || !(seconds > 0) || threads < 0)
-      throw SettingsError("run: expected --below, --streams and --seconds above 0");
   }
 
   std::string file, other;

@@ -85,9 +85,11 @@ TEST(Measure, RefusesARuleThatCannotBeMet) {
 
 TEST(Device, UnknownAndMissingAreToldApart) {
   EXPECT_EQ(choose_device("cpu"), torch::Device(torch::kCPU));
-  EXPECT_THROW(choose_device("warp"), c10::Error);
-  EXPECT_NE(testing::error_of([] { choose_device("mps"); }).find("expected auto, cpu or cuda:N"),
-            std::string::npos);
+  for (const std::string name : {"warp", "mps", "cuda:x", ""}) {
+    EXPECT_THROW(choose_device(name), SettingsError);
+    EXPECT_EQ(testing::error_of([&] { choose_device(name); }),
+              "device: expected auto, cpu, cuda or cuda:N, got '" + name + "'");
+  }
   EXPECT_THROW(choose_device("cuda:99"), DeviceUnavailable);
 }
 

@@ -14,6 +14,7 @@
 #include <stdexcept>
 #include <string>
 #include <string_view>
+#include <torchpace/settings.hpp>
 
 namespace torchpace {
 
@@ -22,15 +23,28 @@ struct DeviceUnavailable : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
-/// "auto" (CUDA when there is one), "cpu", "cuda", "cuda:1". Throws c10::Error when the text is no
-/// such device, and DeviceUnavailable when it is not here.
+namespace detail {
+
+/// Throws SettingsError where the text is not a CPU or a CUDA device.
+inline torch::Device parse_device(const std::string& text) {
+  try {
+    const torch::Device device(text);
+    if (device.is_cpu() || device.is_cuda()) return device;
+  } catch (const c10::Error&) {  // lists all devices that torch has ever had
+  }
+  throw SettingsError("device: expected auto, cpu, cuda or cuda:N, got '" + text + "'");
+}
+
+}  // namespace detail
+
+/// "auto" (CUDA when there is one), "cpu", "cuda", "cuda:1". Throws SettingsError when the text is
+/// no such device, and DeviceUnavailable when it is not here.
 inline torch::Device choose_device(const std::string& text) {
   if (text == "auto")
     return torch::cuda::is_available() ? torch::Device(torch::kCUDA, 0)
                                        : torch::Device(torch::kCPU);
-  torch::Device device(text);
+  const auto device = detail::parse_device(text);
   if (device.is_cpu()) return torch::Device(torch::kCPU);
-  TORCH_CHECK(device.is_cuda(), "device: expected auto, cpu or cuda:N, got '", text, "'");
   const int count = torch::cuda::is_available() ? static_cast<int>(torch::cuda::device_count()) : 0;
   const int index = device.has_index() ? device.index() : 0;
   if (index >= count) {

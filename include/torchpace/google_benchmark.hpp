@@ -206,9 +206,6 @@ inline int benchmark_main(int argc, char** argv) {
   } catch (const DeviceUnavailable& e) {
     std::cerr << program_name << ": skipped: " << e.what() << '\n';
     return 77;
-  } catch (const c10::Error& e) {
-    std::cerr << program_name << ": " << e.what_without_backtrace() << '\n';
-    return 2;
   } catch (const SettingsError& e) {
     std::cerr << program_name << ": " << e.what() << '\n';
     return 2;

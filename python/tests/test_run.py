@@ -289,6 +289,20 @@ def test_other_outputs_are_no_comparison(files, tmp_path):
     assert "INVALID" in done.stdout
 
 
+@pytest.mark.parametrize(
+    ("option", "value", "reason"),
+    [
+        ("--device", "banana", "device: expected auto, cpu, cuda or cuda:N, got 'banana'"),
+        ("--below", "x", "below: expected an integer, got 'x'"),
+        ("--streams", "0", "--streams: expected a number above 0, got '0'"),
+        ("--threads", "0", "--threads: expected a number above 0, got '0'"),
+        ("--seconds", "-1", "--seconds: expected a number above 0, got '-1'"),
+    ],
+)
+def test_wrong_options_are_one_line(files, tmp_path, option, value, reason):
+    assert reason in refused(tmp_path, files / "net.pt", "--input", "4x8", option, value)
+
+
 def test_a_missing_device_is_a_skip(files, tmp_path):
     if torch.cuda.is_available():
         pytest.skip("there is a CUDA device")
