@@ -37,7 +37,7 @@ inline double available_bytes(const Json& host) {
 }
 
 inline bool has_nvidia_device() {
-  return access("/dev/nvidia0", F_OK) == 0 || access("/dev/dxg", F_OK) == 0;  // dxg: in WSL
+  return access("/dev/nvidiactl", F_OK) == 0 || access("/dev/dxg", F_OK) == 0;  // dxg: in WSL
 }
 
 }  // namespace torchpace::cli

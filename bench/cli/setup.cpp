@@ -38,18 +38,36 @@ bool is_device(const std::string& word) {
                      [](unsigned char c) { return std::isdigit(c) != 0; });
 }
 
+/// CUDA devices that the interpreter's torch can use; nullopt where it cannot be asked.
+std::optional<int> cuda_devices(const Installation& installation) {
+  const std::string code =
+      "import torch; print(torch.cuda.device_count() if torch.cuda.is_available() else 0)";
+  try {
+    return std::stoi(run_to_end({{installation.python, "-c", code}, {}}, 300));
+  } catch (const std::exception&) {
+    return std::nullopt;
+  }
+}
+
 /// `auto` is CUDA where there is a device that torch can use.
 std::string chosen_device(const std::string& option, const Installation& installation) {
   if (option == "cuda") return "cuda:0";
   if (option != "auto") return option;
-  if (!has_nvidia_device()) return "cpu";
-  const std::string code = "import torch; print(torch.cuda.is_available())";
-  try {
-    const auto answer = run_to_end({{installation.python, "-c", code}, {}}, 300);
-    return answer.find("True") != std::string::npos ? "cuda:0" : "cpu";
-  } catch (const ProcessError&) {
-    return "cpu";
-  }
+  return has_nvidia_device() && cuda_devices(installation).value_or(0) > 0 ? "cuda:0" : "cpu";
+}
+
+/// Throws Error, to skip, where torchpace's own runtimes would all find out that the device is not
+/// here.
+void check_device(const std::string& device, const Installation& installation) {
+  if (!is_cuda(device)) return;
+  const auto count = cuda_devices(installation);
+  const int index = std::stoi(device.substr(device.find(':') + 1));
+  if (!count || index < *count) return;
+  throw Error(
+      fmt::format("--device {}: this machine and the torch of {} offer {} CUDA devices; use "
+                  "--device cpu, or a CUDA build of torch on a machine with a GPU",
+                  device, installation.python, *count),
+      kSkipped);
 }
 
 /// Where torch is: the installation itself, or one for each version of --torch.
@@ -77,6 +95,10 @@ std::vector<Version> chosen_versions(const CompareOptions& options,
 bool has_runtime(const std::vector<WorkerSpec>& specs, const std::string& name) {
   return std::any_of(specs.begin(), specs.end(),
                      [&](const WorkerSpec& s) { return s.runtime == name; });
+}
+
+bool only_own(const std::vector<WorkerSpec>& specs) {
+  return std::all_of(specs.begin(), specs.end(), [](const WorkerSpec& s) { return s.own; });
 }
 
 /// The name that a user may give to a runtime of any version.
@@ -162,9 +184,7 @@ std::vector<std::string> offered_cases(const std::vector<WorkerSpec>& runtimes, 
 std::vector<Case> chosen_cases(const CompareOptions& options, const Catalogue& catalogue,
                                const Preset& preset, const std::vector<WorkerSpec>& runtimes,
                                const Settings& common) {
-  const bool only_own = std::all_of(runtimes.begin(), runtimes.end(),
-                                    [](const WorkerSpec& spec) { return spec.own; });
-  if (only_own) {
+  if (only_own(runtimes)) {
     const auto offered = offered_cases(runtimes, options.patience_s);
     if (std::find(offered.begin(), offered.end(), "*") == offered.end()) {
       require(options.set.empty(), "--set", "cases of torchpace", "only workers of your own");
@@ -251,6 +271,7 @@ ExperimentOptions planned(const CompareOptions& options, const Installation& cur
   experiment.plan = plan_record(options, preset, experiment.runtimes, host);
   auto& plan = experiment.plan;
   plan.device = chosen_device(options.device, installation);
+  if (!only_own(experiment.runtimes)) check_device(plan.device, installation);
   for (auto& spec : experiment.runtimes) {
     spec.command.environment.merge(common_environment({.threads = plan.threads,
                                                        .allocator = plan.allocator,

@@ -445,6 +445,22 @@ TEST_F(Compare, BadInputIsOneLineAndExitCode2) {
   fails("report /no/such/file", kBadInput, "cannot be read");
 }
 
+TEST_F(Compare, ADeviceThatIsNotHereIsOneLineBeforeAnythingStarts) {
+  std::ofstream(folder / "torch.py") << "class cuda:\n"
+                                        "    is_available = staticmethod(lambda: True)\n"
+                                        "    device_count = staticmethod(lambda: 1)\n";
+  const auto outcome =
+      run_package("--runtimes py-eager --device cuda:1", "PYTHONPATH='" + folder.string() + "' ");
+  EXPECT_EQ(outcome.code, kSkipped) << outcome.err;
+  EXPECT_NE(outcome.err.find("--device cuda:1: this machine and the torch of python3 offer 1 CUDA"),
+            std::string::npos)
+      << outcome.err;
+  EXPECT_EQ(std::count(outcome.err.begin(), outcome.err.end(), '\n'), 1) << outcome.err;
+  EXPECT_TRUE(outcome.out.empty()) << outcome.out;
+  EXPECT_TRUE(logged("export", "").empty());
+  EXPECT_FALSE(fs::exists(report()));
+}
+
 TEST_F(Compare, ArtifactsAreMadeOncePerKind) {
   const auto outcome = run_package(
       "--runtimes py-eager,py-one,py-two,py-broken --cases dnn_deep_inference "
