@@ -47,8 +47,13 @@ void add_list(CLI::App& app, const std::string& name, std::vector<std::string>& 
       ->allow_extra_args(false);
 }
 
+/// Said in the help of what two commands have defaults of their own for.
+struct Defaults {
+  std::string generations, max_seconds;
+};
+
 /// What says how to measure.
-void add_measuring(CLI::App& app, CompareOptions& o) {
+void add_measuring(CLI::App& app, CompareOptions& o, const Defaults& defaults) {
   app.option_defaults()->take_last();  // a script's options can be overridden by what follows
   app.add_option("--preset", o.preset, "smoke, quick or paper: size, generations and time (quick)");
   app.add_option("--model", o.models,
@@ -68,12 +73,14 @@ void add_measuring(CLI::App& app, CompareOptions& o) {
   app.add_option("--dtype", o.dtype, "float32, bfloat16, float16 or float64 (float32)");
   app.add_option("--threads", o.threads, "of every worker (physical cores that are ours)");
   app.add_option("--allocator", o.allocator, "of every worker: tuned, system or jemalloc (tuned)");
-  app.add_option("--generations", o.generations, "fresh processes per runtime (of the preset)");
+  app.add_option("--generations", o.generations,
+                 fmt::format("fresh processes per runtime ({})", defaults.generations));
   app.add_option("--rounds", o.rounds,
                  "turns per case and generation (as many as the time allows)");
   app.add_option("--max-seconds", o.max_seconds,
-                 "time of measuring; making weights, truth and artifacts is not counted (of the "
-                 "preset, and more for each further runtime)");
+                 fmt::format("time of measuring; making weights, truth and artifacts is not "
+                             "counted ({})",
+                             defaults.max_seconds));
   app.add_option("--compile-limit", o.compile_limit,
                  "seconds that compiling one artifact may take (of the preset)");
   app.add_option("--delta", o.delta, "SAME means within 1 +- this (0.02)");
@@ -90,7 +97,9 @@ void add_measuring(CLI::App& app, CompareOptions& o) {
 }
 
 void add_compare(CLI::App& app, CompareOptions& o) {
-  add_measuring(app, o);
+  add_measuring(app, o,
+                {.generations = "of the preset",
+                 .max_seconds = "of the preset, and more for each further runtime"});
   add_list(app, "--cases", o.cases, "names or patterns: gptlite_train,dnn_*/size:smoke (all)");
   app.add_option("--set", o.set, "axes: layers=64,batch=1:64*2; lists and ranges multiply out")
       ->take_all()
@@ -104,7 +113,8 @@ void add_compare(CLI::App& app, CompareOptions& o) {
 }
 
 void add_explain(CLI::App& app, ExplainOptions& o) {
-  add_measuring(app, o.how);
+  add_measuring(app, o.how,
+                {.generations = "of the preset, at most 6", .max_seconds = "half of the preset"});
   app.add_option("case", o.case_name, "gptlite_train/size:quick")->required();
   app.add_option("A", o.from, "runtime that the waterfall begins with")->required();
   app.add_option("B", o.to, "runtime that it ends with")->required();
@@ -133,6 +143,27 @@ void add_run(CLI::App& app, RunOptions& o) {
                  "interpreter whose torch is loaded, if not the one of the build");
 }
 
+/// Refuses what is no T for which `holds`. What it says of itself is for its error: in the help the
+/// words of the option say it.
+template <class T>
+CLI::Validator expecting(const std::string& what, bool (*holds)(T)) {
+  const auto refuse = [what, holds](const std::string& text) -> std::string {
+    T value{};
+    if (CLI::detail::lexical_cast(text, value) && holds(value)) return "";
+    return fmt::format("expected {}, found '{}'", what, text);
+  };
+  return CLI::Validator(refuse, "");
+}
+
+template <class T>
+bool is_positive(T value) {
+  return value > 0;
+}
+
+CLI::Validator one_of(const std::vector<std::string>& words) {
+  return CLI::IsMember(words).description("");
+}
+
 /// What is not given is not passed on: the defaults are those of python -m torchpace.training.
 void add_export_training(CLI::App& app, ExportTrainingOptions& o) {
   app.add_option("target", o.target, "a family of cases (torchpace list), or module:factory")
@@ -155,19 +186,21 @@ void add_export_training(CLI::App& app, ExportTrainingOptions& o) {
   pass_on("--input", "of a factory: 8x3x32x32:float32, several joined by ';'");
   pass_on("--path", "folder to import the factory from (this one)");
   pass_on("--device", "cpu, cuda or cuda:N (cpu)");
-  pass_on("--threads", "compiled in (torch's own choice)")->check(CLI::PositiveNumber);
-  pass_on("--seed", "of the initial weights (0)")->check(CLI::TypeValidator<int64_t>());
-  pass_on("--optimizer", "adam, adamw or sgd (adam)")
-      ->check(CLI::IsMember({"adam", "adamw", "sgd"}));
-  pass_on("--weight-decay", "(0.01 for adamw, else 0)")->check(CLI::Number);
-  pass_on("--clip-norm", "gradients are scaled down to this norm (no clipping)")
-      ->check(CLI::Number);
-  pass_on("--accumulate", "batches to one update (1)")->check(CLI::TypeValidator<int64_t>());
-  pass_on("--autocast", "none or bfloat16 (none)")->check(CLI::IsMember({"none", "bfloat16"}));
+  const auto count = expecting<int>("an integer above 0", is_positive<int>);
+  const auto number = expecting<double>("a number above 0", is_positive<double>);
+  pass_on("--threads", "compiled in (torch's own choice)")->check(count);
+  pass_on("--seed", "of the initial weights (0)")
+      ->check(expecting<int64_t>("an integer", [](int64_t) { return true; }));
+  pass_on("--optimizer", "adam, adamw or sgd (adam)")->check(one_of({"adam", "adamw", "sgd"}));
+  pass_on("--weight-decay", "(0.01 for adamw, else 0)")
+      ->check(expecting<double>("a number", [](double) { return true; }));
+  pass_on("--clip-norm", "gradients are scaled down to this norm (no clipping)")->check(number);
+  pass_on("--accumulate", "batches to one update (1)")->check(count);
+  pass_on("--autocast", "none or bfloat16 (none)")->check(one_of({"none", "bfloat16"}));
   app.add_flag_callback(
       "--deterministic", [&o] { o.words.emplace_back("--deterministic"); },
       "runs repeat bit for bit");
-  pass_on("--compile-limit", "seconds that compiling may take (600)")->check(CLI::PositiveNumber);
+  pass_on("--compile-limit", "seconds that compiling may take (600)")->check(number);
   app.add_option("--python", o.python, "interpreter (TORCHPACE_PYTHON, .venv, python3)");
 }
 

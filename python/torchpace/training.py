@@ -78,9 +78,9 @@ def export_training(
     """
     path = Path(path)
     if path.suffix != ".pt2":
-        raise InputError(f"path: expected a file *.pt2, got {path}")
+        raise InputError(f"expected a file *.pt2 to write, got {path}")
     if not path.absolute().parent.is_dir():
-        raise InputError(f"path: expected a folder {path.absolute().parent}, found none")
+        raise InputError(f"{path}: expected a folder {path.absolute().parent}, found none")
     if weight_decay is None:
         weight_decay = optimizers.WEIGHT_DECAY if optimizer == "adamw" else 0.0
     recipe = Recipe(
@@ -110,7 +110,7 @@ def export_training(
             _append(temporary, INITIAL, step.initial_bytes())
             os.replace(temporary, path)
         except OSError as error:
-            raise InputError(f"path: cannot write {path}: {error.strerror}") from None
+            raise InputError(f"cannot write {path}: {error.strerror}") from None
         finally:
             temporary.unlink(missing_ok=True)
     finally:
@@ -350,8 +350,7 @@ def _case(
         known = read_cases()["families"]
         if options.model not in known:
             raise InputError(
-                f"model: expected one of {', '.join(known)} or module:factory, got "
-                f"'{options.model}'"
+                f"expected one of {', '.join(known)} or module:factory, got '{options.model}'"
             )
         settings = expand_case(f"{options.model}_train/size:{options.size}", **more)
     set_threads(settings)

@@ -100,7 +100,8 @@ TEST_F(ExportTraining, SaysInOneLineWhatIsMissing) {
   expect_error(command("gptlite"), kBadInput, "--out is required");
   expect_error(command("--out out.pt2"), kBadInput, "target is required");
   expect_error(command("gptlite --out out.pt2 --optimizer lion"), kBadInput, "lion");
-  expect_error(command("gptlite --out out.pt2 --accumulate 1.5"), kBadInput, "1.5");
+  expect_error(command("gptlite --out out.pt2 --accumulate 1.5"), kBadInput,
+               "--accumulate: expected an integer above 0, found '1.5'");
   fs::remove(folder_ / "package/torchpace/worker.py");
   expect_error(command("gptlite --out out.pt2"), kBadInput, "TORCHPACE_PYTHON_PATH");
 }
