@@ -91,7 +91,7 @@ def run(tmp_path: Path, *arguments: str, threads: str = "1") -> subprocess.Compl
     scratch.mkdir(exist_ok=True)
     environment = os.environ | {"TMPDIR": str(scratch), "OMP_NUM_THREADS": threads}
     done = subprocess.run(
-        [str(program()), "run", *arguments, "--seconds", "0.2"],
+        [str(program()), "run", "--seconds", "0.2", *arguments],
         capture_output=True,
         text=True,
         env=environment,

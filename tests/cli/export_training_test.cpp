@@ -22,8 +22,8 @@ constexpr auto kTraining = R"(
 import pathlib, sys, time
 print("progress " + " ".join(sys.argv[1:]), file=sys.stderr, flush=True)
 half = pathlib.Path("half")
-half.write_text("x")
 try:
+    half.write_text("x")
     if "wait" in sys.argv: time.sleep(60)
 finally:
     half.unlink()
