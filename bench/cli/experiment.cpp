@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <cmath>
 #include <cstring>
 #include <set>
 
@@ -23,7 +24,7 @@ namespace fs = std::filesystem;
 
 constexpr double kMemoryShare = 0.8;       // of what is available, for all workers together
 constexpr double kValuesAtOnce = 1 << 30;  // bytes of values that wait for all runtimes' checks
-constexpr double kRoundsShare = 0.25;      // of the time, at least, where generations are chosen
+constexpr double kRoundsShare = 0.35;      // of the time, at least, where generations are chosen
 constexpr int kFewestGenerations = 6;      // whose intervals are order statistics
 
 const Generation* find_generation(const RuntimeResult* row, int number) {
@@ -63,6 +64,22 @@ int affordable_generations(int asked, double budget_s, double generation_s) {
     if (count <= asked && count * generation_s <= budget_s) return count;
   }
   return kFewestGenerations;
+}
+
+double rounds_budget_s(const std::vector<CaseTurns>& cases, size_t index, double time_s) {
+  const bool known = std::all_of(cases.begin(), cases.end(), [](const CaseTurns& turns) {
+    return turns.left == 0 || turns.round_s.has_value();
+  });
+  const auto weight = [&](const CaseTurns& turns) {
+    return known ? std::sqrt(turns.round_s.value_or(0)) : 1;
+  };
+  double weights = 0;
+  for (const auto& turns : cases) {
+    const auto left = static_cast<double>(turns.left);
+    weights += left * weight(turns);
+    time_s -= left * turns.fixed_s;
+  }
+  return weights > 0 ? time_s * weight(cases[index]) / weights : 0;
 }
 
 CaseResult empty_result(const Case& item, const std::string& reference) {
@@ -135,7 +152,9 @@ double Experiment::left_s() const {
   if (options_.plan.rounds == 0) return std::max(0.0, budget_left_s());
   if (turns_done_ == 0) return -1;
   const double spent_s = std::chrono::duration<double>(Clock::now() - turns_begin_).count();
-  return spent_s / static_cast<double>(turns_done_) * static_cast<double>(turns_left_);
+  size_t left = 0;
+  for (const auto& turns : turns_) left += turns.left;
+  return spent_s / static_cast<double>(turns_done_) * static_cast<double>(left);
 }
 
 void Experiment::save() {
@@ -342,7 +361,7 @@ double Experiment::generation_s() const {
         if (stage == "start") {
           start_s[row.runtime] = seconds;
         } else if (stage != "tenth_step") {
-          load_s += seconds;
+          load_s += std::fmax(0, seconds);  // a worker of the user's own need not tell
         }
       }
     }
@@ -452,14 +471,17 @@ void Experiment::run_generations() {
   const auto visits = missing_visits();
   if (!visits.empty()) plan_generations(visits.front().generation - 1);
   turns_begin_ = Clock::now();
+  const auto count = static_cast<double>(results_.cases.size() * groups().size());
+  turns_.assign(results_.cases.size(),
+                {.left = 0, .fixed_s = generation_s() / count, .round_s = {}});
   for (size_t i = 0; i < visits.size(); ++i) {
     const auto& visit = visits[i];
     if (visit.generation > results_.plan.generations) break;
     double later_visits = -1;
-    turns_left_ = 0;
+    for (auto& turns : turns_) turns.left = 0;
     for (size_t j = i; j < visits.size(); ++j) {
       if (visits[j].generation > results_.plan.generations) break;
-      turns_left_ += visits[j].cases.size();
+      for (const size_t index : visits[j].cases) ++turns_[index].left;
       ++later_visits;
     }
     run_visit(visit, later_visits);
@@ -493,17 +515,20 @@ void Experiment::run_visit(const Visit& visit, double later_visits) {
     progress_.note(text, left_s());
     const RoundRule rule{
         .rounds = options_.plan.rounds,
-        .budget_s = (budget_left_s() - later_visits * start_s_) / static_cast<double>(turns_left_) -
-                    probes_s_,
+        .budget_s = rounds_budget_s(turns_, index, budget_left_s() - later_visits * start_s_),
         .first_round = next_round(*reference, visit.generation),
         .probed = options_.probed};
-    rounds_s += team.measure(
+    const auto turn_begin = Clock::now();
+    const auto time = team.measure(
         result, files_[index], visit.generation, rule, random_,
         [&](int rounds) { progress_.update(fmt::format("{}, round {}", text, rounds), left_s()); });
+    const double turn_s = std::chrono::duration<double>(Clock::now() - turn_begin).count();
+    turns_[index].fixed_s = turn_s - time.rounds_s;
+    turns_[index].round_s = time.rounds_s / std::max(1, time.rounds);
+    rounds_s += time.rounds_s;
     ++turns_done_;
-    --turns_left_;
+    --turns_[index].left;
   }
-  probes_s_ = team.probes_s();
   fixed_s_ = std::chrono::duration<double>(Clock::now() - begin).count() - rounds_s;
 }
 

@@ -5,6 +5,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <optional>
 #include <random>
 #include <set>
 #include <string>
@@ -36,6 +37,19 @@ struct ExperimentOptions {
 /// The number of generations, at most `asked`, whose fixed costs fit into the time: of those whose
 /// intervals are no wider for their number (12, 9, 6), and 6 or `asked` where none fits.
 int affordable_generations(int asked, double budget_s, double generation_s);
+
+/// The turns of a case that are still to come; one is the case in one generation.
+struct CaseTurns {
+  size_t left = 0;
+  double fixed_s = 0;             // of one: loading and probes
+  std::optional<double> round_s;  // as its last turn showed
+};
+
+/// Seconds for the rounds of a case's next turn, where all turns that are left have `time_s`. The
+/// variance of a turn's median falls with its rounds, so that of all turns together is least where
+/// each case has time by the square root of what a round of it takes; shares alike would leave
+/// cases with long steps a few rounds only. They are alike until every case has shown its rounds.
+double rounds_budget_s(const std::vector<CaseTurns>& cases, size_t index, double time_s);
 
 /// A case with nothing measured.
 CaseResult empty_result(const Case& item, const std::string& reference);
@@ -99,13 +113,13 @@ class Experiment {
   std::vector<Exported> files_;  // of each case
   std::mt19937_64 random_;
   Clock::time_point begin_ = Clock::now();
-  double earlier_s_ = 0;  // measured by an earlier run
-  double start_s_ = 0;    // what starting the workers took the last time
-  double fixed_s_ = 0;    // what the last visit took besides its rounds
-  double probes_s_ = 0;   // of that, what its probes took
-  // Where the number of rounds is given, the time left is told from the cases done.
+  double earlier_s_ = 0;          // measured by an earlier run
+  double start_s_ = 0;            // what starting the workers took the last time
+  double fixed_s_ = 0;            // what the last visit took besides its rounds
+  std::vector<CaseTurns> turns_;  // of each case
+  // Where the number of rounds is given, the time left is told from the turns done.
   Clock::time_point turns_begin_{};
-  size_t turns_done_ = 0, turns_left_ = 0;  // a turn: one case in one visit
+  size_t turns_done_ = 0;
 };
 
 }  // namespace torchpace::cli

@@ -181,7 +181,7 @@ Finding virtual_machine(const Json& host, const Probe& probe) {
                   stolen(probe.steal_share), stolen(probe.steal_share_since_start));
   if (steal > kStealWarned) {
     return {"virtual machine", "warn", found + ": steps are interrupted from outside",
-            "choose dedicated cores or another hour; --generations 12"};
+            "choose dedicated cores or another hour, take more --generations"};
   }
   if (!name.empty() || steal > kStealNoted) {
     return {"virtual machine", "note", found,

@@ -211,7 +211,6 @@ void Team::play_round(std::vector<Player>& players, const std::vector<size_t>& o
 
 /// What it does not answer costs its row nothing: the samples are there.
 void Team::probe(Player& player) {
-  const auto begin = Clock::now();
   auto& probes = player.generation.probes.emplace();
   const int steps = std::clamp(static_cast<int>(std::lround(kProbe_s / player.step_s)),
                                kFewestProbed, kMostProbed);
@@ -233,7 +232,6 @@ void Team::probe(Player& player) {
       [&](WorkerClient& client) { probes.dispatch = client.dispatch(kDispatchSamples); });
   ask("operators",
       [&](WorkerClient& client) { probes.profile = client.operators(steps, player.step_s); });
-  probes_s_ += seconds_since(begin);
 }
 
 /// What a matrix product of the same dtype, device and threads reaches in this process. A worker of
@@ -249,12 +247,11 @@ void Team::multiply(Player& player, bool on_device) {
   }
 }
 
-double Team::measure(CaseResult& result, const Exported& files, int generation,
-                     const RoundRule& rule, std::mt19937_64& random,
-                     const std::function<void(int)>& after_round) {
-  const auto begin = Clock::now();
+TurnTime Team::measure(CaseResult& result, const Exported& files, int generation,
+                       const RoundRule& rule, std::mt19937_64& random,
+                       const std::function<void(int)>& after_round) {
   auto players = prepare(result, files, generation);
-  if (!plays(players, result.reference)) return 0;
+  if (!plays(players, result.reference)) return {};
   std::vector<double> step_s;
   for (const auto& player : players) step_s.push_back(player.step_s);
   const auto block = choose_block(step_s);
@@ -279,7 +276,8 @@ double Team::measure(CaseResult& result, const Exported& files, int generation,
     std::vector<std::vector<size_t>> square;
     while (plays(players, result.reference)) {
       const double round_s = done == 0 ? 0 : seconds_since(rounds_begin) / done;
-      const bool in_time = done < kFewestRounds || seconds_since(begin) + round_s < rule.budget_s;
+      const bool in_time =
+          done < kFewestRounds || seconds_since(rounds_begin) + round_s < rule.budget_s;
       if (rule.rounds > 0 ? done == rule.rounds : !in_time) break;
       const auto row = static_cast<size_t>(done) % players.size();
       if (row == 0) square = latin_square(players.size(), random);
@@ -290,7 +288,7 @@ double Team::measure(CaseResult& result, const Exported& files, int generation,
     keep();
     throw;
   }
-  const double rounds_s = seconds_since(rounds_begin);
+  const TurnTime time{done, seconds_since(rounds_begin)};
   const auto device = result.settings.find("device");
   const bool on_device = device != result.settings.end() && is_cuda(device->second);
   for (auto& player : players) {
@@ -299,7 +297,7 @@ double Team::measure(CaseResult& result, const Exported& files, int generation,
     if (rule.probed.contains(player.row->runtime)) probe(player);
   }
   keep();
-  return rounds_s;
+  return time;
 }
 
 }  // namespace torchpace::cli

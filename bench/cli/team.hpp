@@ -27,11 +27,17 @@ BlockSize choose_block(const std::vector<double>& step_s);
 /// When the rounds of a case end.
 struct RoundRule {
   int rounds = 0;       // exactly so many; 0: until `budget_s` is spent, at least kFewestRounds
-  double budget_s = 0;  // for loading and all rounds
+  double budget_s = 0;  // for all rounds
   int first_round = 0;  // number of the first
   std::set<std::string> probed;  // runtimes that are asked for probes after the last
 };
 inline constexpr int kFewestRounds = 3;
+
+/// What the rounds of one turn came to.
+struct TurnTime {
+  int rounds = 0;
+  double rounds_s = 0;
+};
 
 struct TeamLimits {
   double patience_s = 30;
@@ -52,13 +58,9 @@ class Team {
 
   /// Loads the case in all workers whose row is ok and takes turns. Adds a generation to each row
   /// that measured; a worker that fails makes its row failed. Calls `after_round` with the number
-  /// of rounds done. Returns the seconds of the rounds. On Ctrl-C keeps the rounds that are whole
-  /// and throws Interrupted.
-  double measure(CaseResult& result, const Exported& files, int generation, const RoundRule& rule,
-                 std::mt19937_64& random, const std::function<void(int)>& after_round);
-
-  /// Seconds that all probes took.
-  double probes_s() const { return probes_s_; }
+  /// of rounds done. On Ctrl-C keeps the rounds that are whole and throws Interrupted.
+  TurnTime measure(CaseResult& result, const Exported& files, int generation, const RoundRule& rule,
+                   std::mt19937_64& random, const std::function<void(int)>& after_round);
 
  private:
   struct Member {
@@ -86,7 +88,6 @@ class Team {
 
   TeamLimits limits_;
   std::vector<Member> members_;
-  double probes_s_ = 0;
 };
 
 }  // namespace torchpace::cli

@@ -100,10 +100,11 @@ inline std::string advice(const Interval& speedup, const Interval& noise, double
     return "needs at least 4 generations (--generations 6)";
   if (noise.high - noise.low > 2 * delta) {
     return "this machine's noise (A/A) is wider than 1 +- delta: quiet it (torchpace doctor) or "
-           "--generations 12";
+           "take more --generations";
   }
-  if (speedup.low > 1 || speedup.high < 1) return "lies inside the A/A noise: --generations 12";
-  return "interval reaches past 1 +- delta: --generations 12 or a longer --max-seconds";
+  if (speedup.low > 1 || speedup.high < 1)
+    return "lies inside the A/A noise: take more --generations";
+  return "interval reaches past 1 +- delta: take more --generations or a longer --max-seconds";
 }
 
 /// Result of a comparison of two workloads: the runtime's speedup, the noise floor, and whether the

@@ -202,6 +202,23 @@ TEST(Plan, FewerGenerationsWhereStartingTakesTheTime) {
   EXPECT_EQ(affordable_generations(4, 1, 10), 4);  // asked for
 }
 
+TEST(Plan, TimeGoesWithTheRootOfARound) {
+  // 100 s less 2 + 3 turns' fixed 2 s; a round of the second takes four times as long.
+  std::vector<CaseTurns> cases = {{2, 2, 0.1}, {3, 2, 0.4}, {0, 9, std::nullopt}};
+  EXPECT_DOUBLE_EQ(rounds_budget_s(cases, 0, 100), 90.0 / (2 + 2 * 3));
+  EXPECT_DOUBLE_EQ(rounds_budget_s(cases, 1, 100), 2 * 90.0 / (2 + 2 * 3));
+  double all_s = 0;
+  for (size_t i = 0; i < cases.size(); ++i)
+    all_s +=
+        static_cast<double>(cases[i].left) * (cases[i].fixed_s + rounds_budget_s(cases, i, 100));
+  EXPECT_DOUBLE_EQ(all_s, 100);
+  cases[1].round_s = std::nullopt;  // not yet measured: shares alike
+  EXPECT_DOUBLE_EQ(rounds_budget_s(cases, 0, 100), 18);
+  EXPECT_DOUBLE_EQ(rounds_budget_s(cases, 1, 100), 18);
+  EXPECT_LE(rounds_budget_s(cases, 0, 5), 0);          // late: the fewest rounds
+  EXPECT_EQ(rounds_budget_s({{1, 0, 0.0}}, 0, 5), 0);  // a case that has failed
+}
+
 TEST(Plan, LatencyIsOfOne) {
   const auto cases = expand({"gptlite_latency"}, {"batch=4,8"});
   ASSERT_EQ(cases.size(), 1u);
