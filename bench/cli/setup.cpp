@@ -271,7 +271,8 @@ ExperimentOptions planned(const CompareOptions& options, const Installation& cur
   experiment.plan = plan_record(options, preset, experiment.runtimes, host);
   auto& plan = experiment.plan;
   plan.device = chosen_device(options.device, installation);
-  if (!only_own(experiment.runtimes)) check_device(plan.device, installation);
+  if (options.device != "auto" && !only_own(experiment.runtimes))
+    check_device(plan.device, installation);
   for (auto& spec : experiment.runtimes) {
     spec.command.environment.merge(common_environment({.threads = plan.threads,
                                                        .allocator = plan.allocator,
