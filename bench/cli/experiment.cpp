@@ -144,14 +144,12 @@ Experiment::Experiment(ExperimentOptions options, Results& results, Progress& pr
       random_(static_cast<uint64_t>(options_.plan.seed)),
       earlier_s_(results.elapsed_s) {}
 
-double Experiment::elapsed_s() const {
-  return earlier_s_ + std::chrono::duration<double>(Clock::now() - begin_).count();
-}
+double Experiment::elapsed_s() const { return earlier_s_ + seconds_since(begin_); }
 
 double Experiment::left_s() const {
   if (options_.plan.rounds == 0) return std::max(0.0, budget_left_s());
   if (turns_done_ == 0) return -1;
-  const double spent_s = std::chrono::duration<double>(Clock::now() - turns_begin_).count();
+  const double spent_s = seconds_since(turns_begin_);
   size_t left = 0;
   for (const auto& turns : turns_) left += turns.left;
   return spent_s / static_cast<double>(turns_done_) * static_cast<double>(left);
@@ -507,7 +505,7 @@ void Experiment::run_visit(const Visit& visit, double later_visits) {
   Team team(specs, {.patience_s = options_.patience_s,
                     .compile_s = options_.plan.compile_limit,
                     .loads = parallel_loads()});
-  start_s_ = std::chrono::duration<double>(Clock::now() - begin).count();
+  start_s_ = seconds_since(begin);
   for (const size_t index : visit.cases) {
     auto& result = results_.cases[index];
     const auto* reference = result.find(result.reference);
@@ -522,14 +520,14 @@ void Experiment::run_visit(const Visit& visit, double later_visits) {
     const auto time = team.measure(
         result, files_[index], visit.generation, rule, random_,
         [&](int rounds) { progress_.update(fmt::format("{}, round {}", text, rounds), left_s()); });
-    const double turn_s = std::chrono::duration<double>(Clock::now() - turn_begin).count();
+    const double turn_s = seconds_since(turn_begin);
     turns_[index].fixed_s = turn_s - time.rounds_s;
     turns_[index].round_s = time.rounds_s / std::max(1, time.rounds);
     rounds_s += time.rounds_s;
     ++turns_done_;
     --turns_[index].left;
   }
-  fixed_s_ = std::chrono::duration<double>(Clock::now() - begin).count() - rounds_s;
+  fixed_s_ = seconds_since(begin) - rounds_s;
 }
 
 }  // namespace torchpace::cli

@@ -95,6 +95,10 @@ Clock::time_point in_seconds(double seconds) {
                             std::chrono::duration<double>(std::min(seconds, 1e8)));
 }
 
+double seconds_since(Clock::time_point start) {
+  return std::chrono::duration<double>(Clock::now() - start).count();
+}
+
 std::string describe_status(int status) {
   if (WIFSIGNALED(status)) {
     const int signal = WTERMSIG(status);

@@ -99,4 +99,6 @@ std::string describe_status(int wait_status);
 
 Clock::time_point in_seconds(double seconds);
 
+double seconds_since(Clock::time_point start);
+
 }  // namespace torchpace::cli

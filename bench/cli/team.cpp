@@ -62,10 +62,6 @@ double first_step_s(const RuntimeResult& row) {
   return found == row.cold_s.end() ? 1 : found->second;
 }
 
-double seconds_since(Clock::time_point start) {
-  return std::chrono::duration<double>(Clock::now() - start).count();
-}
-
 }  // namespace
 
 BlockSize choose_block(const std::vector<double>& step_s) {

@@ -20,7 +20,7 @@ struct BlockSize {
   int steps_per_sample = 1;
 };
 
-/// One size for all workers, so that all do the same steps from the same state: about 45 ms of the
+/// One size for all workers, so that all do the same steps from the same state: about 15 ms of the
 /// runtimes' middle step time.
 BlockSize choose_block(const std::vector<double>& step_s);
 

@@ -12,10 +12,6 @@ constexpr double kStartFactor = 4;   // starting and loading, in units of the pa
 constexpr double kLateFactor = 20;   // an answer may take so many times what was expected
 constexpr double kParitySteps = 10;  // of Adam, behind `write` and `check`
 
-double seconds_since(Clock::time_point start) {
-  return std::chrono::duration<double>(Clock::now() - start).count();
-}
-
 std::string shortened(std::string text) {
   std::replace_if(
       text.begin(), text.end(), [](unsigned char c) { return c < ' '; }, ' ');
