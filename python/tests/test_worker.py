@@ -309,7 +309,21 @@ def test_artifacts_and_preparation_of_a_runtime(monkeypatch, tmp_path):
     worker = Worker("py-eager")
     monkeypatch.setattr(worker.runtime, "prepare", lambda: prepared.append(1), raising=False)
     worker.prepare("load phase=inference")
-    assert prepared == [1] and worker.prepared_s > 0
+    worker.prepare("load phase=inference")
+    assert prepared == [1] and worker.imports_s["runtime"] > 0
+    assert "optimizer" not in worker.imports_s
+    worker.prepare("load phase=train")
+    assert worker.imports_s["optimizer"] > 0
+
+
+def test_every_load_counts_the_imports_that_a_fresh_process_would_pay(exported):
+    from torchpace.commands import Worker
+
+    worker = Worker("py-eager")
+    worker.imports_s = {"runtime": 1000.0, "optimizer": 2000.0}
+    for phase, least in [("inference", 1000), ("train", 3000)] * 2:
+        settings, _ = exported(f"dnn_deep_{phase}/size:smoke")
+        assert least <= worker.answer("load " + settings.line())["load_s"] < least + 900
 
 
 def test_a_workload_compiles_at_load_and_settles_before_it_is_timed(exported, monkeypatch):
