@@ -40,6 +40,17 @@ int next_round(const RuntimeResult& reference, int generation) {
   return found == nullptr || found->rounds.empty() ? 0 : found->rounds.back().round + 1;
 }
 
+/// The widest interval of a case's speedups, relative; NaN where there is none yet.
+double width_of(const CaseResult& result) {
+  double width = kUnknown;
+  for (const auto& row : result.runtimes) {
+    if (row.status != Status::ok || row.is_copy() || row.runtime == result.reference) continue;
+    const auto& speedup = row.speedup.ratio;
+    width = std::fmax(width, (speedup.high - speedup.low) / speedup.median);
+  }
+  return width;
+}
+
 /// Memory that torch can have on the device; infinite where it cannot be asked.
 double device_bytes(const std::string& device) {
   if (!is_cuda(device)) return INFINITY;
@@ -66,20 +77,19 @@ int affordable_generations(int asked, double budget_s, double generation_s) {
   return kFewestGenerations;
 }
 
-double rounds_budget_s(const std::vector<CaseTurns>& cases, size_t index, double time_s) {
-  const bool known = std::all_of(cases.begin(), cases.end(), [](const CaseTurns& turns) {
-    return turns.left == 0 || turns.round_s.has_value();
-  });
-  const auto weight = [&](const CaseTurns& turns) {
-    return known ? std::sqrt(turns.round_s.value_or(0)) : 1;
-  };
-  double weights = 0;
-  for (const auto& turns : cases) {
-    const auto left = static_cast<double>(turns.left);
-    weights += left * weight(turns);
-    time_s -= left * turns.fixed_s;
+std::optional<size_t> next_load(const std::vector<double>& widths, const std::vector<int>& loads) {
+  const bool known =
+      std::none_of(widths.begin(), widths.end(), [](double width) { return std::isnan(width); });
+  std::optional<size_t> best;
+  double most = 0;
+  for (size_t i = 0; i < widths.size(); ++i) {
+    if (widths[i] < 0) continue;
+    const double need = (known ? widths[i] : 1) / std::sqrt(loads[i]);
+    if (best && need <= most) continue;
+    best = i;
+    most = need;
   }
-  return weights > 0 ? time_s * weight(cases[index]) / weights : 0;
+  return best;
 }
 
 CaseResult empty_result(const Case& item, const std::string& reference) {
@@ -148,11 +158,9 @@ double Experiment::elapsed_s() const { return earlier_s_ + seconds_since(begin_)
 
 double Experiment::left_s() const {
   if (options_.plan.rounds == 0) return std::max(0.0, budget_left_s());
-  if (turns_done_ == 0) return -1;
-  const double spent_s = seconds_since(turns_begin_);
-  size_t left = 0;
-  for (const auto& turns : turns_) left += turns.left;
-  return spent_s / static_cast<double>(turns_done_) * static_cast<double>(left);
+  if (loads_done_ == 0) return -1;
+  const double spent_s = seconds_since(loads_begin_);
+  return spent_s / static_cast<double>(loads_done_) * static_cast<double>(loads_left_);
 }
 
 void Experiment::save() {
@@ -468,27 +476,26 @@ void Experiment::run_generations() {
   }
   const auto visits = missing_visits();
   if (!visits.empty()) plan_generations(visits.front().generation - 1);
-  turns_begin_ = Clock::now();
-  const auto count = static_cast<double>(results_.cases.size() * groups().size());
-  turns_.assign(results_.cases.size(),
-                {.left = 0, .fixed_s = generation_s() / count, .round_s = {}});
+  loads_begin_ = Clock::now();
   for (size_t i = 0; i < visits.size(); ++i) {
     const auto& visit = visits[i];
     if (visit.generation > results_.plan.generations) break;
-    double later_visits = -1;
-    for (auto& turns : turns_) turns.left = 0;
+    double left = 0;
+    loads_left_ = 0;
     for (size_t j = i; j < visits.size(); ++j) {
       if (visits[j].generation > results_.plan.generations) break;
-      for (const size_t index : visits[j].cases) ++turns_[index].left;
-      ++later_visits;
+      loads_left_ += visits[j].cases.size();
+      ++left;
     }
-    run_visit(visit, later_visits);
+    run_visit(visit, budget_left_s() / left);
     save();
     plan_generations(visit.generation);  // the first ones show what they cost
   }
 }
 
-void Experiment::run_visit(const Visit& visit, double later_visits) {
+/// All cases once, and then the one whose interval is widest for as long as there is time.
+void Experiment::run_visit(const Visit& visit, double share_s) {
+  const auto begin = Clock::now();
   std::vector<WorkerSpec> specs;
   for (const auto& row : visit.rows) {
     // A runtime that failed everywhere would only take memory.
@@ -498,36 +505,51 @@ void Experiment::run_visit(const Visit& visit, double later_visits) {
     });
     if (needed) specs.push_back(spec_of(row));
   }
-  const auto of_all = fmt::format("generation {}/{}", visit.generation, results_.plan.generations);
-  progress_.note(fmt::format("{}: starting {} workers", of_all, specs.size()), left_s());
-  const auto begin = Clock::now();
-  double rounds_s = 0;
+  progress_.note(fmt::format("generation {}/{}: starting {} workers", visit.generation,
+                             results_.plan.generations, specs.size()),
+                 left_s());
   Team team(specs, {.patience_s = options_.patience_s,
                     .compile_s = options_.plan.compile_limit,
                     .loads = parallel_loads()});
-  start_s_ = seconds_since(begin);
-  for (const size_t index : visit.cases) {
-    auto& result = results_.cases[index];
-    const auto* reference = result.find(result.reference);
-    const auto text = fmt::format("{}: {}", of_all, result.name);
-    progress_.note(text, left_s());
-    const RoundRule rule{
-        .rounds = options_.plan.rounds,
-        .budget_s = rounds_budget_s(turns_, index, budget_left_s() - later_visits * start_s_),
-        .first_round = next_round(*reference, visit.generation),
-        .probed = options_.probed};
-    const auto turn_begin = Clock::now();
-    const auto time = team.measure(
-        result, files_[index], visit.generation, rule, random_,
-        [&](int rounds) { progress_.update(fmt::format("{}, round {}", text, rounds), left_s()); });
-    const double turn_s = seconds_since(turn_begin);
-    turns_[index].fixed_s = turn_s - time.rounds_s;
-    turns_[index].round_s = time.rounds_s / std::max(1, time.rounds);
-    rounds_s += time.rounds_s;
-    ++turns_done_;
-    --turns_[index].left;
+  std::vector<int> loads(visit.cases.size(), 1);
+  std::vector<double> widths, load_s;
+  fixed_s_ = seconds_since(begin);
+  for (size_t i = 0; i < visit.cases.size(); ++i) {
+    const double left_s = share_s - seconds_since(begin);
+    const auto time = play(team, visit, visit.cases[i], true,
+                           left_s / static_cast<double>(visit.cases.size() - i));
+    widths.push_back(time.rounds_s > 0 ? width_of(results_.cases[visit.cases[i]]) : -1);
+    load_s.push_back(time.fixed_s + time.rounds_s);
+    fixed_s_ += time.fixed_s;
+    --loads_left_;
   }
-  fixed_s_ = seconds_since(begin) - rounds_s;
+  while (options_.plan.rounds == 0) {
+    const auto next = next_load(widths, loads);
+    const double left_s = share_s - seconds_since(begin);
+    if (!next || load_s[*next] > left_s) break;
+    const auto time = play(team, visit, visit.cases[*next], false, left_s);
+    if (time.rounds_s == 0) widths[*next] = -1;
+    ++loads[*next];
+  }
+}
+
+/// One load of a case with its rounds, which take as long as the load did, as far as the time goes.
+LoadTime Experiment::play(Team& team, const Visit& visit, size_t index, bool first,
+                          double budget_s) {
+  auto& result = results_.cases[index];
+  const auto text =
+      fmt::format("generation {}/{}: {}", visit.generation, results_.plan.generations, result.name);
+  progress_.note(text, left_s());
+  const RoundRule rule{.rounds = options_.plan.rounds,
+                       .budget_s = budget_s,
+                       .first_round = next_round(*result.find(result.reference), visit.generation),
+                       .probed = first ? options_.probed : std::set<std::string>{},
+                       .multiplies = first};
+  const auto time = team.measure(
+      result, files_[index], visit.generation, rule, random_,
+      [&](int rounds) { progress_.update(fmt::format("{}, round {}", text, rounds), left_s()); });
+  ++loads_done_;
+  return time;
 }
 
 }  // namespace torchpace::cli

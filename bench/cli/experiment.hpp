@@ -16,6 +16,7 @@
 #include "plan.hpp"
 #include "progress.hpp"
 #include "results.hpp"
+#include "team.hpp"
 #include "worker_client.hpp"
 
 namespace torchpace::cli {
@@ -38,18 +39,11 @@ struct ExperimentOptions {
 /// intervals are no wider for their number (12, 9, 6), and 6 or `asked` where none fits.
 int affordable_generations(int asked, double budget_s, double generation_s);
 
-/// The turns of a case that are still to come; one is the case in one generation.
-struct CaseTurns {
-  size_t left = 0;
-  double fixed_s = 0;             // of one: loading and probes
-  std::optional<double> round_s;  // as its last turn showed
-};
-
-/// Seconds for the rounds of a case's next turn, where all turns that are left have `time_s`. The
-/// variance of a turn's median falls with its rounds, so that of all turns together is least where
-/// each case has time by the square root of what a round of it takes; shares alike would leave
-/// cases with long steps a few rounds only. They are alike until every case has shown its rounds.
-double rounds_budget_s(const std::vector<CaseTurns>& cases, size_t index, double time_s);
+/// The case that a further load helps most, of some with the width of each one's interval and its
+/// loads in this generation: where its tensors lie and how the machine is are drawn with each load,
+/// so the width falls with their root. Alike where widths are not yet known (NaN); a width below 0
+/// is of a case that cannot play. Returns an index, nothing where none can.
+std::optional<size_t> next_load(const std::vector<double>& widths, const std::vector<int>& loads);
 
 /// A case with nothing measured.
 CaseResult empty_result(const Case& item, const std::string& reference);
@@ -93,7 +87,8 @@ class Experiment {
   double generation_s() const;
   size_t parallel_loads() const;
   void run_generations();
-  void run_visit(const Visit& visit, double later_visits);
+  void run_visit(const Visit& visit, double share_s);
+  LoadTime play(Team& team, const Visit& visit, size_t index, bool first, double budget_s);
   std::vector<Visit> missing_visits();  // of all generations that were asked for
   std::vector<std::vector<std::string>> groups() const;
   bool is_done(const CaseResult& result, const std::vector<std::string>& rows,
@@ -113,13 +108,11 @@ class Experiment {
   std::vector<Exported> files_;  // of each case
   std::mt19937_64 random_;
   Clock::time_point begin_ = Clock::now();
-  double earlier_s_ = 0;          // measured by an earlier run
-  double start_s_ = 0;            // what starting the workers took the last time
-  double fixed_s_ = 0;            // what the last visit took besides its rounds
-  std::vector<CaseTurns> turns_;  // of each case
-  // Where the number of rounds is given, the time left is told from the turns done.
-  Clock::time_point turns_begin_{};
-  size_t turns_done_ = 0;
+  double earlier_s_ = 0;  // measured by an earlier run
+  double fixed_s_ = 0;    // what the last visit took besides rounds and further loads
+  // Where the number of rounds is given, the time left is told from the loads done.
+  Clock::time_point loads_begin_{};
+  size_t loads_done_ = 0, loads_left_ = 0;
 };
 
 }  // namespace torchpace::cli

@@ -13,6 +13,7 @@
 #include "numbers.hpp"
 #include "report.hpp"
 #include "tables.hpp"
+#include "words.hpp"
 
 namespace torchpace::cli {
 namespace {
@@ -154,11 +155,11 @@ std::string markdown_report(const Results& results) {
         "was not. `--resume` continues it.\n\n";
   }
   text += fmt::format(
-      "{}; {}, {}, {} threads, {} allocator; {} generations; reference {}. Medians, in brackets "
-      "their "
-      "intervals; speedup = reference time / runtime time.\n\n",
-      results.created, plan.device, plan.dtype, plan.threads, plan.allocator, plan.generations,
-      cell(plan.reference));
+      "{}; {}, {}, {}, {} allocator; {}; reference {}. Medians, in brackets their intervals; "
+      "speedup "
+      "= reference time / runtime time.\n\n",
+      results.created, plan.device, plan.dtype, counted(plan.threads, "thread"), plan.allocator,
+      counted(plan.generations, "generation"), cell(plan.reference));
   const auto folded = folded_rows(results);
   for (const auto& result : results.cases) text += case_table(result, folded);
   for (const auto& each : folded) {

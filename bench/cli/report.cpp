@@ -13,6 +13,7 @@
 #include "numbers.hpp"
 #include "process.hpp"
 #include "tables.hpp"
+#include "words.hpp"
 
 namespace torchpace::cli {
 namespace {
@@ -256,19 +257,14 @@ std::string text_of(const Json& environment, const char* key) {
   return found != environment.end() && found->is_string() ? found->get<std::string>() : "";
 }
 
-/// `1 case`, `2 cases`.
-std::string counted(size_t count, const std::string& noun) {
-  return fmt::format("{} {}{}", count, noun, count == 1 ? "" : "s");
-}
-
 void print_heading(const Results& results, std::ostream& out, const Style& style) {
   const auto& plan = results.plan;
   std::vector<std::string> parts;
   if (const auto cpu = text_of(results.environment, "cpu"); !cpu.empty()) parts.push_back(cpu);
   parts.push_back(fmt::format("{}, {}", plan.device, plan.dtype));
-  parts.push_back(counted(static_cast<size_t>(plan.threads), "thread"));
+  parts.push_back(counted(plan.threads, "thread"));
   parts.push_back(plan.allocator + " allocator");
-  parts.push_back(counted(static_cast<size_t>(plan.generations), "generation"));
+  parts.push_back(counted(plan.generations, "generation"));
   parts.push_back("reference " + plan.reference);
   out << style.bold("torchpace " + results.torchpace) << ", " << results.created << "\n"
       << wrapped("", fmt::format("{}", fmt::join(parts, "; ")), 2);
@@ -383,7 +379,7 @@ void print_fastest(const Results& results, std::ostream& out, const Style& style
 
 void print_summary(const Results& results, std::ostream& out, const Style& style) {
   out << style.bold("summary") << "\n"
-      << wrapped("  ", fmt::format("{}: {}", counted(results.cases.size(), "case"), tally(results)),
+      << wrapped("  ", fmt::format("{}: {}", counted(std::ssize(results.cases), "case"), tally(results)),
                  4);
   if (results.cases.size() < 2) return;
   const auto folded = folded_rows(results);
@@ -497,7 +493,7 @@ void print_side_by_side(const std::vector<NamedResults>& files, std::ostream& ou
         fmt::format("  {}  ", letter(i)),
         fmt::format("{}: {}; {}, {}, {}; reference {}", files[i].name,
                     text_of(files[i].results.environment, "cpu"), plan.device, plan.dtype,
-                    counted(static_cast<size_t>(plan.threads), "thread"), plan.reference),
+                    counted(plan.threads, "thread"), plan.reference),
         5);
   }
   const auto rows = union_of_rows(files);

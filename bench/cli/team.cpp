@@ -12,7 +12,8 @@ namespace torchpace::cli {
 namespace {
 
 constexpr double kBlock_s =
-    0.015;  // short: what a neighbour does to the caches must meet all sides of a round
+    0.025;  // short: what a neighbour does to the caches must meet all sides of a round
+constexpr double kPairedStep_s = 0.05;  // two samples of steps up to here: a turn has its own cost
 constexpr double kShortestSample_s = 50e-6;  // below, one step is too close to the clock's own cost
 constexpr int kMostSamples = 250;            // of a block: bounds the size of results.json
 constexpr double kWarmupShare = 0.15;        // of a block's steps
@@ -37,8 +38,26 @@ class Awake {
   WorkerClient& client_;
 };
 
-/// The fastest of a few steps: what others do on this machine must not make all blocks too short.
-double pilot_step_s(WorkerClient& client, double first_step_s) {
+double fastest_step_s(const RuntimeResult& row) {
+  double fastest_ns = INFINITY;
+  for (const auto& generation : row.generations) {
+    for (const auto& round : generation.rounds) {
+      for (const double ns : round.step_ns) fastest_ns = std::min(fastest_ns, ns);
+    }
+  }
+  return fastest_ns * 1e-9;
+}
+
+/// The first steps after a load. Returns the fastest that is known: what others do on this machine
+/// must not make all blocks too short.
+double pilot_step_s(WorkerClient& client, const RuntimeResult& row) {
+  if (!row.generations.empty()) {
+    const double known_s = fastest_step_s(row);
+    client.run(1, known_s > kSlowStep_s ? 0 : 1, 1, known_s);
+    return known_s;
+  }
+  const auto cold = row.cold_s.find("first_step");
+  const double first_step_s = cold == row.cold_s.end() ? 1 : cold->second;
   const auto step_s = [&](int samples, int warmup, double expected_s) {
     const auto step_ns = client.run(samples, warmup, 1, expected_s).step_ns;
     return *std::min_element(step_ns.begin(), step_ns.end()) * 1e-9;
@@ -57,9 +76,11 @@ Json differences(const Json& before, const Json& now) {
   return result;
 }
 
-double first_step_s(const RuntimeResult& row) {
-  const auto found = row.cold_s.find("first_step");
-  return found == row.cold_s.end() ? 1 : found->second;
+/// A further load of the case, or a further pair of the reference, in the same generation.
+void add_load(Generation& all, const Generation& load) {
+  all.rounds.insert(all.rounds.end(), load.rounds.begin(), load.rounds.end());
+  if (load.matmul) all.matmul = load.matmul;
+  if (load.probes) all.probes = load.probes;
 }
 
 }  // namespace
@@ -71,8 +92,9 @@ BlockSize choose_block(const std::vector<double>& step_s) {
   const double fastest_s = *std::min_element(step_s.begin(), step_s.end());
   BlockSize block;
   block.steps_per_sample = static_cast<int>(std::ceil(kShortestSample_s / fastest_s));
-  block.samples = std::clamp(
-      static_cast<int>(std::round(kBlock_s / middle_s / block.steps_per_sample)), 1, kMostSamples);
+  block.samples =
+      std::clamp(static_cast<int>(std::round(kBlock_s / middle_s / block.steps_per_sample)),
+                 middle_s > kPairedStep_s ? 1 : 2, kMostSamples);
   const double steps = 1.0 * block.samples * block.steps_per_sample;
   block.warmup = std::max(1, static_cast<int>(std::round(kWarmupShare * steps)));
   return block;
@@ -175,7 +197,7 @@ std::vector<Team::Player> Team::prepare(CaseResult& result, const Exported& file
   for (auto& player : players) {
     attempt(player, [&](WorkerClient& client) {
       const Awake awake(client);
-      player.step_s = pilot_step_s(client, first_step_s(*player.row));
+      player.step_s = pilot_step_s(client, *player.row);
     });
   }
   std::erase_if(players, [](const Player& p) { return p.row->status != Status::ok; });
@@ -243,9 +265,10 @@ void Team::multiply(Player& player, bool on_device) {
   }
 }
 
-TurnTime Team::measure(CaseResult& result, const Exported& files, int generation,
+LoadTime Team::measure(CaseResult& result, const Exported& files, int generation,
                        const RoundRule& rule, std::mt19937_64& random,
                        const std::function<void(int)>& after_round) {
+  const auto begin = Clock::now();
   auto players = prepare(result, files, generation);
   if (!plays(players, result.reference)) return {};
   std::vector<double> step_s;
@@ -256,24 +279,22 @@ TurnTime Team::measure(CaseResult& result, const Exported& files, int generation
   const auto keep = [&] {
     for (auto& player : players) {
       if (done < kFewestRounds && rule.rounds == 0) continue;
-      // Pairs add to what the reference measured in this generation before.
       auto& all = player.row->generations;
       if (!all.empty() && all.back().generation == generation) {
-        auto& rounds = all.back().rounds;
-        rounds.insert(rounds.end(), player.generation.rounds.begin(),
-                      player.generation.rounds.end());
+        add_load(all.back(), player.generation);
       } else if (!player.generation.rounds.empty()) {
         all.push_back(player.generation);
       }
     }
   };
   const auto rounds_begin = Clock::now();
+  const double before_s = seconds_since(begin);
+  const double budget_s = std::min(before_s, rule.budget_s - before_s);
   try {
     std::vector<std::vector<size_t>> square;
     while (plays(players, result.reference)) {
       const double round_s = done == 0 ? 0 : seconds_since(rounds_begin) / done;
-      const bool in_time =
-          done < kFewestRounds || seconds_since(rounds_begin) + round_s < rule.budget_s;
+      const bool in_time = done < kFewestRounds || seconds_since(rounds_begin) + round_s < budget_s;
       if (rule.rounds > 0 ? done == rule.rounds : !in_time) break;
       const auto row = static_cast<size_t>(done) % players.size();
       if (row == 0) square = latin_square(players.size(), random);
@@ -284,16 +305,18 @@ TurnTime Team::measure(CaseResult& result, const Exported& files, int generation
     keep();
     throw;
   }
-  const TurnTime time{done, seconds_since(rounds_begin)};
+  const double rounds_s = seconds_since(rounds_begin);
   const auto device = result.settings.find("device");
   const bool on_device = device != result.settings.end() && is_cuda(device->second);
   for (auto& player : players) {
     if (player.row->status != Status::ok) continue;
-    if (player.row->runtime == result.reference && result.flops > 0) multiply(player, on_device);
+    if (rule.multiplies && player.row->runtime == result.reference && result.flops > 0) {
+      multiply(player, on_device);
+    }
     if (rule.probed.contains(player.row->runtime)) probe(player);
   }
   keep();
-  return time;
+  return {rounds_s, seconds_since(begin) - rounds_s};
 }
 
 }  // namespace torchpace::cli

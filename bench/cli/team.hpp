@@ -20,23 +20,27 @@ struct BlockSize {
   int steps_per_sample = 1;
 };
 
-/// One size for all workers, so that all do the same steps from the same state: about 15 ms of the
+/// One size for all workers, so that all do the same steps from the same state: about 25 ms of the
 /// runtimes' middle step time.
 BlockSize choose_block(const std::vector<double>& step_s);
 
 /// When the rounds of a case end.
 struct RoundRule {
-  int rounds = 0;       // exactly so many; 0: until `budget_s` is spent, at least kFewestRounds
-  double budget_s = 0;  // for all rounds
+  // Exactly so many; 0: until they have taken as long as what went before them, loading above all,
+  // or all has taken `budget_s`; at least kFewestRounds.
+  int rounds = 0;
+  double budget_s = 0;
   int first_round = 0;  // number of the first
-  std::set<std::string> probed;  // runtimes that are asked for probes after the last
+  // After the last:
+  std::set<std::string> probed;  // runtimes that are asked for probes
+  bool multiplies = true;        // the reference shows the rate of its matrix products
 };
 inline constexpr int kFewestRounds = 3;
 
-/// What the rounds of one turn came to.
-struct TurnTime {
-  int rounds = 0;
+/// What one load of a case took; nothing where the reference cannot play.
+struct LoadTime {
   double rounds_s = 0;
+  double fixed_s = 0;  // loading and, after the rounds, probes
 };
 
 struct TeamLimits {
@@ -56,10 +60,11 @@ class Team {
   Team(const Team&) = delete;
   Team& operator=(const Team&) = delete;
 
-  /// Loads the case in all workers whose row is ok and takes turns. Adds a generation to each row
-  /// that measured; a worker that fails makes its row failed. Calls `after_round` with the number
-  /// of rounds done. On Ctrl-C keeps the rounds that are whole and throws Interrupted.
-  TurnTime measure(CaseResult& result, const Exported& files, int generation, const RoundRule& rule,
+  /// Loads the case in all workers whose row is ok and takes turns. Adds a generation, or rounds to
+  /// one that is there, to each row that measured; a worker that fails makes its row failed. Calls
+  /// `after_round` with the number of rounds done. On Ctrl-C keeps the rounds that are whole and
+  /// throws Interrupted.
+  LoadTime measure(CaseResult& result, const Exported& files, int generation, const RoundRule& rule,
                    std::mt19937_64& random, const std::function<void(int)>& after_round);
 
  private:

@@ -73,6 +73,10 @@ size_t edit_distance(const std::string& a, const std::string& b) {
 
 }  // namespace
 
+std::string counted(long long count, const std::string& noun) {
+  return fmt::format("{} {}{}", count, noun, count == 1 ? "" : "s");
+}
+
 std::vector<std::string> closest(const std::string& word, const std::vector<std::string>& names) {
   std::vector<std::pair<size_t, std::string>> ranked;
   for (const auto& name : names) {

@@ -18,6 +18,9 @@ std::vector<std::string> split_list(std::string_view text, char separator = ',')
 bool is_pattern(std::string_view text);
 bool matches(const std::string& pattern, const std::string& text);
 
+/// `1 case`, `2 cases`.
+std::string counted(long long count, const std::string& noun);
+
 /// Those of `names` that are nearest in edit distance, at most three, nearest first.
 std::vector<std::string> closest(const std::string& word, const std::vector<std::string>& names);
 

@@ -202,21 +202,17 @@ TEST(Plan, FewerGenerationsWhereStartingTakesTheTime) {
   EXPECT_EQ(affordable_generations(4, 1, 10), 4);  // asked for
 }
 
-TEST(Plan, TimeGoesWithTheRootOfARound) {
-  // 100 s less 2 + 3 turns' fixed 2 s; a round of the second takes four times as long.
-  std::vector<CaseTurns> cases = {{2, 2, 0.1}, {3, 2, 0.4}, {0, 9, std::nullopt}};
-  EXPECT_DOUBLE_EQ(rounds_budget_s(cases, 0, 100), 90.0 / (2 + 2 * 3));
-  EXPECT_DOUBLE_EQ(rounds_budget_s(cases, 1, 100), 2 * 90.0 / (2 + 2 * 3));
-  double all_s = 0;
-  for (size_t i = 0; i < cases.size(); ++i)
-    all_s +=
-        static_cast<double>(cases[i].left) * (cases[i].fixed_s + rounds_budget_s(cases, i, 100));
-  EXPECT_DOUBLE_EQ(all_s, 100);
-  cases[1].round_s = std::nullopt;  // not yet measured: shares alike
-  EXPECT_DOUBLE_EQ(rounds_budget_s(cases, 0, 100), 18);
-  EXPECT_DOUBLE_EQ(rounds_budget_s(cases, 1, 100), 18);
-  EXPECT_LE(rounds_budget_s(cases, 0, 5), 0);          // late: the fewest rounds
-  EXPECT_EQ(rounds_budget_s({{1, 0, 0.0}}, 0, 5), 0);  // a case that has failed
+TEST(Plan, TheNextLoadIsOfTheWidestInterval) {
+  EXPECT_EQ(next_load({0.01, 0.05, 0.02}, {1, 1, 1}), 1u);
+  EXPECT_EQ(next_load({0.01, 0.05, 0.03}, {1, 3, 1}), 2u);  // 0.05 / sqrt(3) < 0.03
+  EXPECT_EQ(next_load({NAN, 0.05, 0.02}, {2, 2, 1}), 2u);   // alike until all are known
+  EXPECT_EQ(next_load({NAN, NAN}, {1, 1}), 0u);
+  EXPECT_EQ(next_load({-1, NAN}, {1, 9}), 1u);
+  EXPECT_EQ(next_load({-1, -1}, {1, 1}), std::nullopt);
+  std::vector<int> loads(3, 1);
+  for (int i = 0; i < 97; ++i) ++loads[next_load({0.01, 0.02, 0.03}, loads).value()];
+  EXPECT_NEAR(loads[1] / loads[0], 4, 1);  // as the squares of the widths
+  EXPECT_NEAR(loads[2] / loads[0], 9, 2);
 }
 
 TEST(Plan, LatencyIsOfOne) {
