@@ -33,7 +33,7 @@ struct WorkerOptions {
 
 namespace detail {
 
-/// Waits after each step for a fraction of its time, spinning: a runtime that is slower by a known
+/// Waits after each step, or part of one, for a fraction of its time, spinning: a runtime that is slower by a known
 /// amount.
 inline std::function<void()> slowed(std::function<void()> step, torch::Device device,
                                     double fraction) {
@@ -129,7 +129,10 @@ class Worker {
     const double seconds = time_once_s([&] { workload = load_(settings); }, torch::kCPU);
     workload_ = std::move(workload);
     auto& w = *workload_;
-    if (options_.slow > 0) w.step = slowed(w.step, w.device, options_.slow);
+    if (options_.slow > 0) {
+      w.step = slowed(w.step, w.device, options_.slow);
+      for (auto& [name, run] : w.parts) run = slowed(run, w.device, options_.slow);
+    }
     return JsonObject()
         .add("load_s", seconds)
         .add("flops", w.flops)

@@ -278,18 +278,27 @@ def test_a_slowed_step_lasts_longer_by_its_fraction(monkeypatch):
     )
 
     class Step:
-        def step(self, index):
+        def work(self, index):
             now[0] += 1000
             return index
+
+        def step(self, index):
+            return self.work(index)
+
+        def parts(self, index):
+            return [("forward", lambda: self.work(index))]
 
         def synchronize(self):
             pass
 
     workload = Step()
     measure.slow_down(workload, 0.5)
-    started = now[0]
-    assert workload.step(7) == 7
-    assert now[0] - started == pytest.approx(1500, abs=10)
+    ((name, forward),) = workload.parts(7)
+    assert name == "forward"
+    for run in (lambda: workload.step(7), forward):
+        started = now[0]
+        assert run() == 7
+        assert now[0] - started == pytest.approx(1500, abs=10)
 
 
 def test_artifacts_and_preparation_of_a_runtime(monkeypatch, tmp_path):

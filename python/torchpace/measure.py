@@ -9,8 +9,9 @@ import contextlib
 import gc
 import resource
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import torch
 
@@ -167,16 +168,24 @@ def _counted(before: resource.struct_rusage) -> Block:
 
 
 def slow_down(workload: Workload, fraction: float) -> None:
-    """Makes steps last (1 + fraction) of their own time: for tests of the verdicts."""
-    now, original = time.perf_counter_ns, workload.step
+    """Makes steps, and the parts of one, last (1 + fraction) of their own time: for tests of the
+    verdicts and of explanations.
+    """
+    now, parts = time.perf_counter_ns, workload.parts
 
-    def step(index: int) -> torch.Tensor:
-        started = now()
-        result = original(index)
-        workload.synchronize()
-        until = now() + fraction * (now() - started)
-        while now() < until:
-            pass
-        return result
+    def slowed(run: Callable[..., Any]) -> Callable[..., Any]:
+        def slow(*arguments: Any) -> Any:
+            started = now()
+            result = run(*arguments)
+            workload.synchronize()
+            until = now() + fraction * (now() - started)
+            while now() < until:
+                pass
+            return result
 
-    workload.step = step  # type: ignore[method-assign]
+        return slow
+
+    workload.step = slowed(workload.step)  # type: ignore[method-assign]
+    workload.parts = lambda index: [  # type: ignore[method-assign]
+        (name, slowed(run)) for name, run in parts(index)
+    ]
