@@ -21,7 +21,7 @@ constexpr double kSlowStep_s = 2;            // steps so slow are their own pilo
 constexpr double kFastStep_s = 1e-3;         // three steps so fast tell little
 constexpr double kProbe_s = 0.5;             // steps of one probe
 constexpr int kFewestProbed = 5;
-constexpr int kMostProbed = 100;
+constexpr int kMostProbed = 30;
 constexpr int kDispatchSamples = 30;
 constexpr int kMatmulSamples = 5;
 constexpr int kMatmulSize = 1024, kMatmulSizeOnDevice = 8192;  // large enough for the full rate

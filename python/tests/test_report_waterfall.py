@@ -55,6 +55,15 @@ def test_notes_are_below_and_a_bar_without_a_number_is_no_row(tmp_path, results)
         assert "did not answer" in text and "<b>" in text
 
 
+def test_a_run_of_few_generations_has_bars_without_intervals(tmp_path, results):
+    changed = copy.deepcopy(results)
+    bars = changed["cases"][0]["explanation"]["bars"]
+    for bar in bars:
+        bar["ns"] |= {"low": None, "high": None}
+    for drawing in picture(page_of(tmp_path, changed), "waterfall"):
+        assert all(bar["name"][:8] in " ".join(drawing) for bar in bars)
+
+
 def test_least_that_the_schema_asks_for_has_no_picture(tmp_path, results):
     changed = copy.deepcopy(results)
     changed["cases"][0]["explanation"] = {"from": "py-eager", "to": "cpp-eager"}

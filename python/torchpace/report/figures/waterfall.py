@@ -95,7 +95,9 @@ def draw_case(pen, figure, explanation, top, step):
             left=ends[0] / scale,
             color=colour,
         )
-        draw_line(pen, axes, [at - bar["ns"][key] for key in ("low", "high")], middle, scale)
+        bounds = [bar["ns"][key] for key in ("low", "high")]
+        if None not in bounds:  # too few generations for an interval
+            draw_line(pen, axes, [at - bound for bound in bounds], middle, scale)
         write(pen, figure, bar["name"], change(bar), top + y, top + middle)
         at -= bar["ns"]["median"]
     draw_total(pen, figure, axes, explanation, "to", top, step, step * (len(bars) + 1))
@@ -126,8 +128,7 @@ def write(pen, figure, name, number, y, middle):
 
 def draw_line(pen, axes, ends, y, scale):
     """The interval of a bar's end."""
-    if None not in ends:
-        axes.plot([x / scale for x in ends], (y, y), color=pen.ink, linewidth=1.5)
+    axes.plot([x / scale for x in ends], (y, y), color=pen.ink, linewidth=1.5)
 
 
 def bar_colour(pen, bar):
