@@ -95,9 +95,9 @@ def draw_case(pen, figure, explanation, top, step):
             left=ends[0] / scale,
             color=colour,
         )
-        bounds = [bar["ns"][key] for key in ("low", "high")]
-        if None not in bounds:  # too few generations for an interval
-            draw_line(pen, axes, [at - bound for bound in bounds], middle, scale)
+        interval = [bar["ns"][key] for key in ("low", "high")]
+        if None not in interval:  # too few generations have none
+            draw_line(pen, axes, [at - end for end in interval], middle, scale)
         write(pen, figure, bar["name"], change(bar), top + y, top + middle)
         at -= bar["ns"]["median"]
     draw_total(pen, figure, axes, explanation, "to", top, step, step * (len(bars) + 1))
