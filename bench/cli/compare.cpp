@@ -80,7 +80,9 @@ int verdict_of(const Results& results, const std::optional<FailOn>& fail_on) {
 void warn_of_machine(Results& results) {
   const std::set<std::string> topics = {"threads", "governor",     "load", "memory",
                                         "swap",    "BLAS, OpenMP", "GPU"};
-  for (const auto& finding : examine(results.environment, {})) {
+  Probe probe;
+  watch_processors(probe);
+  for (const auto& finding : examine(results.environment, probe)) {
     if (finding.level != "warn" || !topics.contains(finding.topic)) continue;
     const auto advice = finding.advice.empty() ? "" : "; " + finding.advice;
     results.warn({"machine", "warning",

@@ -17,7 +17,7 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr auto kStealWatch = std::chrono::milliseconds(300);
+constexpr auto kWatch = std::chrono::milliseconds(300);
 constexpr double kPythonLimitSeconds = 60;
 constexpr size_t kTextColumns = 78;
 
@@ -36,15 +36,6 @@ void probe_clock(Probe& probe) {
   }
   probe.clock_cost_ns = ns(last - start).count() / kReads;
   if (std::isfinite(smallest)) probe.clock_resolution_ns = smallest;
-}
-
-void probe_steal(Probe& probe, const fs::path& root) {
-  const auto before = processor_times(root);
-  std::this_thread::sleep_for(kStealWatch);
-  const auto after = processor_times(root);
-  const double passed = after.total - before.total;
-  if (passed > 0) probe.steal_share = (after.steal - before.steal) / passed;
-  if (after.total > 0) probe.steal_share_since_start = after.steal / after.total;
 }
 
 /// Free bytes of the disk that holds the folder, or will hold it.
@@ -103,11 +94,23 @@ void print(const Finding& finding, std::ostream& out, bool colour) {
 
 }  // namespace
 
+void watch_processors(Probe& probe, const fs::path& root) {
+  const auto before = processor_times(root);
+  std::this_thread::sleep_for(kWatch);
+  const auto after = processor_times(root);
+  const double passed = after.total - before.total;
+  if (passed > 0) {
+    probe.steal_share = (after.steal - before.steal) / passed;
+    probe.busy_share = 1 - (after.idle - before.idle) / passed - probe.steal_share;
+  }
+  if (after.total > 0) probe.steal_share_since_start = after.steal / after.total;
+}
+
 int run_doctor(const DoctorOptions& options, std::ostream& out) {
   const auto host = host_environment(options.sources);
   Probe probe;
   probe_clock(probe);
-  probe_steal(probe, options.sources.root);
+  watch_processors(probe, options.sources.root);
   if (!options.cache.empty()) probe_disk(probe, options.cache);
   probe_python(probe, options.python);
   const auto findings = examine(host, probe);

@@ -23,7 +23,8 @@ struct Finding {
 struct Probe {
   double clock_cost_ns = kUnknown;        // of one read of the steady clock
   double clock_resolution_ns = kUnknown;  // smallest step of it that was seen
-  double steal_share = kUnknown;          // of processor time, while the doctor watched
+  double busy_share = kUnknown;           // of processor time, by other programs, while it watched
+  double steal_share = kUnknown;          // by other guests
   double steal_share_since_start = kUnknown;
   std::filesystem::path cache;
   double cache_free_bytes = kUnknown;
@@ -34,6 +35,9 @@ struct Probe {
 
 /// Judges the facts. Free of side effects.
 std::vector<Finding> examine(const Json& host, const Probe& probe);
+
+/// Watches for 0.3 s who uses the processors, while this program uses none.
+void watch_processors(Probe& probe, const std::filesystem::path& root = "/");
 
 struct DoctorOptions {
   bool json = false;

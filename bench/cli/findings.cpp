@@ -13,8 +13,8 @@
 namespace torchpace::cli {
 namespace {
 
-constexpr double kLoadNoted = 0.15;  // of the cores, over the last minute
-constexpr double kLoadWarned = 0.5;
+constexpr double kLoadNoted = 0.05;  // of the cores
+constexpr double kLoadWarned = 0.3;
 constexpr double kStealNoted = 0.001;  // of processor time
 constexpr double kStealWarned = 0.01;
 constexpr double kDiskWarned = 2e9;  // bytes; the large cases' weights and truths take that much
@@ -98,17 +98,23 @@ Finding turbo(const Json& host) {
   return {"turbo", "note", "not known: the kernel does not say whether the clock may rise", ""};
 }
 
-Finding load(const Json& host) {
+/// What others do now; the load average, which also remembers what is over, where that is not
+/// known.
+Finding load(const Json& host, const Probe& probe) {
   const auto loads = host.value("load_average", Json::array());
   const double cores = number(host, "logical_cpus");
-  if (loads.empty() || !loads[0].is_number())
+  const bool known = !loads.empty() && loads[0].is_number();
+  const double last = known ? loads[0].get<double>() : kUnknown;
+  if (!known && std::isnan(probe.busy_share)) {
     return {"load", "note", "load average is not known", ""};
-  const double last = loads[0].get<double>();
-  const double share = last / (std::isnan(cores) ? 1 : cores);
-  const auto found = fmt::format("{:.2f} over the last minute on {} CPUs", last, count(cores));
+  }
+  const bool watched = !std::isnan(probe.busy_share);
+  const double share = watched ? probe.busy_share : last / (std::isnan(cores) ? 1 : cores);
+  auto found =
+      watched ? fmt::format("other programs use {:.0f} % of {} CPUs now", 100 * share, count(cores))
+              : fmt::format("{:.2f} over the last minute on {} CPUs", last, count(cores));
   if (share < kLoadNoted) return {"load", "ok", found, ""};
-  return {"load", share < kLoadWarned ? "note" : "warn",
-          found + ": other programs take turns with yours",
+  return {"load", share < kLoadWarned ? "note" : "warn", found + ": they take turns with yours",
           "end them (top shows them), or wait until they are done"};
 }
 
@@ -330,7 +336,7 @@ Finding python(const Probe& probe) {
 std::vector<Finding> examine(const Json& host, const Probe& probe) {
   std::vector<Finding> findings = {
       processor(host),      threads(host),   governor(host),       turbo(host),
-      load(host),           memory(host),    swap(host),           huge_pages(host),
+      load(host, probe),    memory(host),    swap(host),           huge_pages(host),
       address_layout(host), allocator(host), math_libraries(host), virtual_machine(host, probe),
       timer(host, probe),   disk(probe),     python(probe)};
   const auto gpus = host.value("gpus", Json::array());

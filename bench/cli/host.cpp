@@ -370,6 +370,7 @@ ProcessorTimes processor_times(const fs::path& root) {
   double ticks = 0;
   for (int i = 0; i < 8 && words >> ticks; ++i) {
     times.total += ticks;
+    if (i == 3 || i == 4) times.idle += ticks;
     if (i == 7) times.steal = ticks;
   }
   return times;

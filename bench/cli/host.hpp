@@ -38,6 +38,7 @@ inline constexpr const char* kGpuFields =
 /// Shares of processor time since the machine started, from /proc/stat.
 struct ProcessorTimes {
   double steal = 0;  // taken by the hypervisor for others, in ticks
+  double idle = 0;   // nothing to do, or waiting for a disk
   double total = 0;
 };
 ProcessorTimes processor_times(const std::filesystem::path& root = "/");

@@ -194,6 +194,18 @@ TEST_F(Doctor, GradesTheLoad) {
   EXPECT_EQ(on("load", host()).level, "note");
   write("proc/loadavg", "6.0 1 1 1/2 3\n");
   EXPECT_EQ(on("load", host()).level, "warn");
+
+  // The average remembers what is over, the user's own build above all.
+  auto probe = good_probe();
+  probe.busy_share = 0.01;
+  EXPECT_EQ(on("load", host(), probe).level, "ok");
+  probe.busy_share = 0.12;  // one of eight
+  EXPECT_EQ(on("load", host(), probe).level, "note");
+  write("proc/loadavg", "0.0 1 1 1/2 3\n");
+  probe.busy_share = 0.5;
+  EXPECT_EQ(on("load", host(), probe).level, "warn");
+  EXPECT_EQ(on("load", host(), probe).text,
+            "other programs use 50 % of 8 CPUs now: they take turns with yours");
 }
 
 TEST_F(Doctor, WarnsOfSwapInUse) {
@@ -230,6 +242,7 @@ TEST_F(Doctor, SeesAVirtualMachineAndStolenTime) {
 TEST_F(Doctor, ReadsStolenTimeFromProcStat) {
   write("proc/stat", "cpu  100 10 50 800 20 5 5 10 7 3\ncpu0 1 1 1 1\n");
   EXPECT_EQ(processor_times(root_).steal, 10);
+  EXPECT_EQ(processor_times(root_).idle, 820);
   EXPECT_EQ(processor_times(root_).total, 1000);
 }
 
