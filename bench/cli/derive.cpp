@@ -12,6 +12,7 @@ namespace torchpace::cli {
 namespace {
 
 constexpr double kFaultRatio = 10;        // page faults per step that differ more than this
+constexpr double kRareBlocks = 0.01;      // that met the cores elsewhere, of all: not worth a word
 constexpr double kFewFaultsPerStep = 10;  // and are more than this are pointed at
 
 /// Keys of a worker's environment that differ between languages by nature.
@@ -21,11 +22,13 @@ const std::set<std::string> kMayDiffer = {"language", "compiler", "build_type", 
 const std::set<std::string> kMustAgree = {"dtype",         "autocast", "tf32",
                                           "memory_format", "threads",  "optimizer"};
 
-/// Median step time of each round by its number.
-std::map<int, double> block_medians(const Generation& generation) {
+/// Median step time of each round by its number, of those that count or of those set aside.
+std::map<int, double> block_medians(const Generation& generation, bool set_aside) {
   std::map<int, double> medians;
   for (const auto& round : generation.rounds) {
-    if (!round.step_ns.empty()) medians[round.round] = median(round.step_ns);
+    if (round.set_aside == set_aside && !round.step_ns.empty()) {
+      medians[round.round] = median(round.step_ns);
+    }
   }
   return medians;
 }
@@ -38,10 +41,11 @@ const Generation* same_generation(const RuntimeResult& row, int number) {
 }
 
 /// The generation's log ratio: the median over the rounds that both measured. Empty if none.
-std::vector<double> paired_ratios(const Generation& reference, const Generation& runtime) {
-  const auto ours = block_medians(runtime);
+std::vector<double> paired_ratios(const Generation& reference, const Generation& runtime,
+                                  bool set_aside) {
+  const auto ours = block_medians(runtime, set_aside);
   std::vector<double> reference_ns, runtime_ns;
-  for (const auto& [round, time_ns] : block_medians(reference)) {
+  for (const auto& [round, time_ns] : block_medians(reference, set_aside)) {
     const auto found = ours.find(round);
     if (found == ours.end()) continue;
     reference_ns.push_back(time_ns);
@@ -50,14 +54,21 @@ std::vector<double> paired_ratios(const Generation& reference, const Generation&
   return round_log_ratios(reference_ns, runtime_ns);
 }
 
-Speedup speedup_over(const RuntimeResult& reference, const RuntimeResult& row) {
+/// Log ratios of the generations, from the rounds that count or from those set aside.
+std::vector<double> generation_ratios(const RuntimeResult& reference, const RuntimeResult& row,
+                                      bool set_aside = false) {
   std::vector<double> logs;
   for (const auto& generation : row.generations) {
     const auto* other = same_generation(reference, generation.generation);
     if (other == nullptr) continue;
-    const auto ratios = paired_ratios(*other, generation);
+    const auto ratios = paired_ratios(*other, generation, set_aside);
     if (!ratios.empty()) logs.push_back(median(ratios));
   }
+  return logs;
+}
+
+Speedup speedup_over(const RuntimeResult& reference, const RuntimeResult& row) {
+  const auto logs = generation_ratios(reference, row);
   Speedup speedup;
   if (logs.empty()) return speedup;
   speedup.ratio = speedup_interval(logs);
@@ -70,7 +81,7 @@ Interval step_time(const RuntimeResult& row) {
   std::vector<double> logs;
   for (const auto& generation : row.generations) {
     std::vector<double> times;
-    for (const auto& round : generation.rounds) {
+    for (const auto& round : rounds_that_count(generation)) {
       times.insert(times.end(), round.step_ns.begin(), round.step_ns.end());
     }
     if (!times.empty()) logs.push_back(std::log(median(times)));
@@ -83,7 +94,7 @@ void derive_percentiles(RuntimeResult& row) {
   std::vector<double> times;
   row.samples = 0;
   for (const auto& generation : row.generations) {
-    for (const auto& round : generation.rounds) {
+    for (const auto& round : rounds_that_count(generation)) {
       row.samples += static_cast<int>(round.step_ns.size());
       if (round.steps_per_sample != 1) continue;
       times.insert(times.end(), round.step_ns.begin(), round.step_ns.end());
@@ -101,7 +112,7 @@ void derive_percentiles(RuntimeResult& row) {
 void derive_counts(RuntimeResult& row) {
   double steps = 0, faults = 0, switches = 0;
   for (const auto& generation : row.generations) {
-    for (const auto& round : generation.rounds) {
+    for (const auto& round : rounds_that_count(generation)) {
       steps += round.steps();
       faults += round.page_faults;
       switches += round.involuntary_switches;
@@ -206,6 +217,7 @@ void derive_case(CaseResult& result, double delta) {
                        seconds(row, "compile", 0) + seconds(row, "first_step", kUnknown);
     const bool usable = row.status == Status::ok && reference != nullptr && &row != reference;
     row.speedup = usable ? speedup_over(*reference, row) : Speedup{};
+    row.elsewhere = usable ? std::exp(median(generation_ratios(*reference, row, true))) : kUnknown;
     if (row.is_copy()) result.noise_floor = row.speedup.ratio;
   }
   for (auto& row : result.runtimes) {
@@ -252,8 +264,31 @@ void warn_of_faults(std::vector<Warning>& warnings, const CaseResult& result,
        .runtime = row.runtime});
 }
 
+/// The host moved the cores: what that did to the numbers.
+void warn_of_cores(std::vector<Warning>& warnings, const Results& results) {
+  const auto& cores = results.cores;
+  if (cores.elsewhere_share < kRareBlocks && results.waited_s == 0) return;
+  const bool any = std::any_of(results.cases.begin(), results.cases.end(),
+                               [](const CaseResult& result) { return result.set_aside_share > 0; });
+  auto text = fmt::format("the host moves the cores: a message between two takes {:.0f} ns",
+                          cores.usual_ns);
+  if (cores.elsewhere_share > 0) {
+    text +=
+        fmt::format(", and took {:.0f} ns in {:.2g} % of the blocks; {}", cores.elsewhere_ns,
+                    100 * cores.elsewhere_share,
+                    any ? "rounds with such blocks are in results.json and left out of the tables"
+                        : "too few rounds are without such blocks, so all count");
+  }
+  if (results.waited_s > 0) {
+    text += fmt::format("; the run waited {:.0f} s for them", results.waited_s);
+  }
+  warnings.push_back(
+      {.code = "cores-moved", .severity = "info", .text = text, .case_name = "", .runtime = ""});
+}
+
 bool is_derived(const Warning& warning) {
-  return warning.code.starts_with("unequal-") || warning.code == "page-faults-differ";
+  return warning.code.starts_with("unequal-") || warning.code == "page-faults-differ" ||
+         warning.code == "cores-moved";
 }
 
 /// One warning where many cases say the same.
@@ -270,7 +305,9 @@ void add_grouped(Results& results, const std::vector<Warning>& warnings) {
 
 void derive(Results& results) {
   std::erase_if(results.warnings, is_derived);
+  derive_cores(results);
   std::vector<Warning> found;
+  warn_of_cores(found, results);
   for (auto& result : results.cases) {
     derive_case(result, results.plan.delta);
     derive_explanation(result);

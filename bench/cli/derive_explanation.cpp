@@ -44,6 +44,7 @@ ByGeneration each_generation(const RuntimeResult* row, const Visit& visit) {
   ByGeneration values;
   if (row == nullptr || row->status != Status::ok) return values;
   for (const auto& generation : row->generations) {
+    if (rounds_that_count(generation).empty()) continue;
     const double value = visit(generation);
     if (!std::isnan(value)) values[generation.generation] = value;
   }
@@ -65,7 +66,7 @@ ByGeneration difference(const ByGeneration& a, const ByGeneration& b) {
 
 double step_of(const Generation& generation) {
   std::vector<double> times;
-  for (const auto& round : generation.rounds) {
+  for (const auto& round : rounds_that_count(generation)) {
     times.insert(times.end(), round.step_ns.begin(), round.step_ns.end());
   }
   return times.empty() ? kUnknown : median(times);
@@ -73,7 +74,7 @@ double step_of(const Generation& generation) {
 
 double device_step_of(const Generation& generation) {
   std::vector<double> times;
-  for (const auto& round : generation.rounds) {
+  for (const auto& round : rounds_that_count(generation)) {
     times.insert(times.end(), round.device_ns.begin(), round.device_ns.end());
   }
   return times.empty() ? kUnknown : median(times);
@@ -81,7 +82,7 @@ double device_step_of(const Generation& generation) {
 
 double faults_of(const Generation& generation) {
   double steps = 0, faults = 0;
-  for (const auto& round : generation.rounds) {
+  for (const auto& round : rounds_that_count(generation)) {
     steps += round.steps();
     faults += round.page_faults;
   }
@@ -171,6 +172,7 @@ using SpentByGeneration = std::map<int, Spent>;
 SpentByGeneration spent_by(const RuntimeResult& row) {
   SpentByGeneration all;
   for (const auto& generation : row.generations) {
+    if (rounds_that_count(generation).empty()) continue;
     if (auto spent = spent_of(generation)) all[generation.generation] = std::move(*spent);
   }
   return all;

@@ -10,6 +10,7 @@
 #include <cstring>
 #include <set>
 
+#include "cores.hpp"
 #include "error.hpp"
 #include "gate.hpp"
 #include "interrupt.hpp"
@@ -26,6 +27,9 @@ constexpr double kMemoryShare = 0.8;       // of what is available, for all work
 constexpr double kValuesAtOnce = 1 << 30;  // bytes of values that wait for all runtimes' checks
 constexpr double kRoundsShare = 0.35;      // of the time, at least, where generations are chosen
 constexpr int kFewestGenerations = 6;      // whose intervals are order statistics
+constexpr double kWaitingShare = 0.25;     // of the time, at most, for the cores to come back
+constexpr double kWaitingStep_s = 0.2;
+constexpr double kLeastOfFixed = 2;  // a visit at least over its fixed costs, until one is measured
 
 const Generation* find_generation(const RuntimeResult* row, int number) {
   if (row == nullptr) return nullptr;
@@ -84,7 +88,7 @@ std::optional<size_t> next_load(const std::vector<double>& widths, const std::ve
   double most = 0;
   for (size_t i = 0; i < widths.size(); ++i) {
     if (widths[i] < 0) continue;
-    const double need = (known ? widths[i] : 1) / std::sqrt(loads[i]);
+    const double need = (known || std::isinf(widths[i]) ? widths[i] : 1) / std::sqrt(loads[i]);
     if (best && need <= most) continue;
     best = i;
     most = need;
@@ -339,6 +343,7 @@ void Experiment::pass_gates(size_t first, size_t end) {
                  [&](const GateCase& gate_case, const std::string& runtime) {
                    progress_.note(fmt::format("gate: {} in {}", gate_case.item.name, runtime),
                                   left_s());
+                   ask_message_ns();
                  },
              .after = [&] { save(); },
              .warn = [&](Warning warning) { results_.warn(std::move(warning)); }});
@@ -487,15 +492,62 @@ void Experiment::run_generations() {
       loads_left_ += visits[j].cases.size();
       ++left;
     }
-    run_visit(visit, budget_left_s() / left);
+    run_visit(visit, left);
     save();
     plan_generations(visit.generation);  // the first ones show what they cost
   }
 }
 
-/// All cases once, and then the one whose interval is widest for as long as there is time.
-void Experiment::run_visit(const Visit& visit, double share_s) {
+double Experiment::ask_message_ns() {
+  if (!options_.message_ns) return kUnknown;
+  const double now_ns = options_.message_ns();
+  if (!std::isnan(now_ns)) seen_message_ns_.push_back(now_ns);
+  return now_ns;
+}
+
+/// Whether a round of this generation met the cores where they mostly are.
+bool Experiment::has_usual_round(const CaseResult& result, int generation) const {
+  const double usual_ns = median(seen_message_ns_);
+  const auto* found = find_generation(result.find(result.reference), generation);
+  return found != nullptr &&
+         std::any_of(found->rounds.begin(), found->rounds.end(), [&](const Round& round) {
+           return std::isnan(round.message_ns) || same_place(round.message_ns, usual_ns);
+         });
+}
+
+/// Waits while the cores are farther apart than usual, as far as `spare_s` goes. False where they
+/// still are.
+bool Experiment::await_cores(double spare_s) {
+  const double usual_ns = median(seen_message_ns_);
+  const auto is_far = [&](double ns) { return ns > usual_ns && !same_place(ns, usual_ns); };
+  if (options_.plan.rounds > 0 || !options_.message_ns) return true;
+  double now_ns = options_.message_ns();
+  if (!is_far(now_ns)) return true;
+  const auto text =
+      fmt::format("waiting for the cores: a message between two takes {:.0f} ns, usually {:.0f}",
+                  now_ns, usual_ns);
+  progress_.note(text, left_s());
   const auto begin = Clock::now();
+  const double most_s =
+      std::min(spare_s, kWaitingShare * results_.plan.max_seconds - results_.waited_s);
+  while (is_far(now_ns) && seconds_since(begin) < most_s) {
+    sleep_s(kWaitingStep_s);
+    progress_.update(text, left_s());
+    now_ns = options_.message_ns();
+  }
+  results_.waited_s += seconds_since(begin);
+  return !is_far(now_ns);
+}
+
+/// All cases once, and then, for as long as there is time, the one whose interval is widest, first
+/// of all those that have met the cores elsewhere only.
+void Experiment::run_visit(const Visit& visit, double visits_left) {
+  const auto begin = Clock::now();
+  const double waited_before_s = results_.waited_s;
+  // Waiting is taken from all visits alike.
+  const auto used_s = [&] { return seconds_since(begin) - (results_.waited_s - waited_before_s); };
+  const auto share_left_s = [&] { return (budget_left_s() + used_s()) / visits_left - used_s(); };
+  const auto count = static_cast<double>(visit.cases.size());
   std::vector<WorkerSpec> specs;
   for (const auto& row : visit.rows) {
     // A runtime that failed everywhere would only take memory.
@@ -510,24 +562,36 @@ void Experiment::run_visit(const Visit& visit, double share_s) {
                  left_s());
   Team team(specs, {.patience_s = options_.patience_s,
                     .compile_s = options_.plan.compile_limit,
-                    .loads = parallel_loads()});
+                    .loads = parallel_loads(),
+                    .message_ns = [this] { return ask_message_ns(); }});
+  const double least_s = least_s_ > 0 ? least_s_ : kLeastOfFixed * generation_s();
+  const auto spare_s = [&](double cases_left) {
+    return budget_left_s() - least_s * (visits_left - 1 + cases_left / count);
+  };
   std::vector<int> loads(visit.cases.size(), 1);
   std::vector<double> widths, load_s;
   fixed_s_ = seconds_since(begin);
   for (size_t i = 0; i < visit.cases.size(); ++i) {
-    const double left_s = share_s - seconds_since(begin);
-    const auto time = play(team, visit, visit.cases[i], true,
-                           left_s / static_cast<double>(visit.cases.size() - i));
+    const auto cases_left = count - static_cast<double>(i);
+    await_cores(spare_s(cases_left));
+    const auto time = play(team, visit, visit.cases[i], true, share_left_s() / cases_left);
     widths.push_back(time.rounds_s > 0 ? width_of(results_.cases[visit.cases[i]]) : -1);
     load_s.push_back(time.fixed_s + time.rounds_s);
     fixed_s_ += time.fixed_s;
     --loads_left_;
   }
+  least_s_ = used_s();
   while (options_.plan.rounds == 0) {
-    const auto next = next_load(widths, loads);
-    const double left_s = share_s - seconds_since(begin);
-    if (!next || load_s[*next] > left_s) break;
-    const auto time = play(team, visit, visit.cases[*next], false, left_s);
+    auto needs = widths;
+    for (size_t i = 0; i < needs.size(); ++i) {
+      const auto& result = results_.cases[visit.cases[i]];
+      if (needs[i] >= 0 && !has_usual_round(result, visit.generation)) needs[i] = INFINITY;
+    }
+    const auto next = next_load(needs, loads);
+    if (!next || load_s[*next] > share_left_s()) break;
+    // Where the cores do not come back, the time serves the visits to come.
+    if (!await_cores(spare_s(0) - load_s[*next])) break;
+    const auto time = play(team, visit, visit.cases[*next], false, share_left_s());
     if (time.rounds_s == 0) widths[*next] = -1;
     ++loads[*next];
   }

@@ -30,6 +30,7 @@ struct ExperimentOptions {
   std::filesystem::path output;    // folder, exists
   double patience_s = 30;
   bool adapts_generations = false;         // fewer where the time does not suffice
+  std::function<double()> message_ns;      // where the cores are (cores.hpp); empty: not asked
   std::set<std::string> probed;            // runtimes that are asked for probes in each generation
   std::optional<Explanation> explanation;  // the names of the two that each case explains
   std::vector<Warning> warnings;           // of the plan
@@ -41,8 +42,9 @@ int affordable_generations(int asked, double budget_s, double generation_s);
 
 /// The case that a further load helps most, of some with the width of each one's interval and its
 /// loads in this generation: where its tensors lie and how the machine is are drawn with each load,
-/// so the width falls with their root. Alike where widths are not yet known (NaN); a width below 0
-/// is of a case that cannot play. Returns an index, nothing where none can.
+/// so the width falls with their root. Alike where widths are not yet known (NaN); first those
+/// whose width is infinite. A width below 0 is of a case that cannot play. Returns an index,
+/// nothing where none can.
 std::optional<size_t> next_load(const std::vector<double>& widths, const std::vector<int>& loads);
 
 /// A case with nothing measured.
@@ -87,7 +89,10 @@ class Experiment {
   double generation_s() const;
   size_t parallel_loads() const;
   void run_generations();
-  void run_visit(const Visit& visit, double share_s);
+  void run_visit(const Visit& visit, double visits_left);
+  double ask_message_ns();
+  bool await_cores(double spare_s);
+  bool has_usual_round(const CaseResult& result, int generation) const;
   LoadTime play(Team& team, const Visit& visit, size_t index, bool first, double budget_s);
   std::vector<Visit> missing_visits();  // of all generations that were asked for
   std::vector<std::vector<std::string>> groups() const;
@@ -110,6 +115,8 @@ class Experiment {
   Clock::time_point begin_ = Clock::now();
   double earlier_s_ = 0;  // measured by an earlier run
   double fixed_s_ = 0;    // what the last visit took besides rounds and further loads
+  double least_s_ = 0;    // what it took without further loads and waiting
+  std::vector<double> seen_message_ns_;  // since the run's begin
   // Where the number of rounds is given, the time left is told from the loads done.
   Clock::time_point loads_begin_{};
   size_t loads_done_ = 0, loads_left_ = 0;

@@ -1,9 +1,11 @@
 #include "interrupt.hpp"
 
 #include <fcntl.h>
+#include <poll.h>
 #include <unistd.h>
 
 #include <cerrno>
+#include <cmath>
 #include <csignal>
 
 namespace torchpace::cli {
@@ -37,6 +39,12 @@ void handle_interrupts() {
 bool interrupted() { return signal_arrived != 0; }
 
 int interrupt_fd() { return pipe_ends[0]; }
+
+void sleep_s(double seconds) {
+  pollfd wait{pipe_ends[0], POLLIN, 0};
+  poll(&wait, 1, static_cast<int>(std::ceil(seconds * 1e3)));
+  if (interrupted()) throw Interrupted();
+}
 
 void clear_interrupt() {
   signal_arrived = 0;

@@ -11,8 +11,8 @@ struct Interrupted : std::runtime_error {
   Interrupted() : std::runtime_error("interrupted") {}
 };
 
-/// Installs the handlers for SIGINT, SIGTERM and SIGHUP. Ignores SIGPIPE and SIGXFSZ: a dead worker or a
-/// file that may not grow is an error of one write, not the end of the program.
+/// Installs the handlers for SIGINT, SIGTERM and SIGHUP. Ignores SIGPIPE and SIGXFSZ: a dead worker
+/// or a file that may not grow is an error of one write, not the end of the program.
 void handle_interrupts();
 
 /// True once one of them has arrived.
@@ -20,6 +20,9 @@ bool interrupted();
 
 /// Readable once interrupted; -1 before handle_interrupts().
 int interrupt_fd();
+
+/// Throws Interrupted as soon as one arrives.
+void sleep_s(double seconds);
 
 /// Forgets the request, so that results can still be written; a second Ctrl-C counts again.
 void clear_interrupt();

@@ -94,6 +94,9 @@ std::string case_table(const CaseResult& result, const std::vector<Folded>& fold
       text += fmt::format("\n- {}: to settle it: {}", cell(row.runtime), cell(row.speedup.advice));
     }
   }
+  if (const auto elsewhere = elsewhere_text(result); !elsewhere.empty()) {
+    text += "\n- " + cell(elsewhere);
+  }
   return text + "\n\n";
 }
 

@@ -142,6 +142,7 @@ class CaseTable {
       if (row.status != Status::skipped && !is_folded(folded_, row.runtime)) print(row);
     }
     print_skipped();
+    if (const auto text = elsewhere_text(result_); !text.empty()) out_ << wrapped("  ", text, 4);
   }
 
  private:
@@ -379,7 +380,8 @@ void print_fastest(const Results& results, std::ostream& out, const Style& style
 
 void print_summary(const Results& results, std::ostream& out, const Style& style) {
   out << style.bold("summary") << "\n"
-      << wrapped("  ", fmt::format("{}: {}", counted(std::ssize(results.cases), "case"), tally(results)),
+      << wrapped("  ",
+                 fmt::format("{}: {}", counted(std::ssize(results.cases), "case"), tally(results)),
                  4);
   if (results.cases.size() < 2) return;
   const auto folded = folded_rows(results);
@@ -489,12 +491,11 @@ void print_side_by_side(const std::vector<NamedResults>& files, std::ostream& ou
   out << "\n" << style.bold("side by side: speedup over the reference of each file") << "\n";
   for (size_t i = 0; i < files.size(); ++i) {
     const auto& plan = files[i].results.plan;
-    out << wrapped(
-        fmt::format("  {}  ", letter(i)),
-        fmt::format("{}: {}; {}, {}, {}; reference {}", files[i].name,
-                    text_of(files[i].results.environment, "cpu"), plan.device, plan.dtype,
-                    counted(plan.threads, "thread"), plan.reference),
-        5);
+    out << wrapped(fmt::format("  {}  ", letter(i)),
+                   fmt::format("{}: {}; {}, {}, {}; reference {}", files[i].name,
+                               text_of(files[i].results.environment, "cpu"), plan.device,
+                               plan.dtype, counted(plan.threads, "thread"), plan.reference),
+                   5);
   }
   const auto rows = union_of_rows(files);
   size_t name_width = columns("runtime");

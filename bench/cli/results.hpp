@@ -7,6 +7,7 @@
 #include <map>
 #include <nlohmann/json.hpp>
 #include <optional>
+#include <ranges>
 #include <string>
 #include <vector>
 
@@ -36,6 +37,8 @@ struct Round {
   std::vector<double> step_ns, device_ns, enqueue_ns;
   double page_faults = 0;           // of the whole block
   double involuntary_switches = 0;  // of the whole block
+  double message_ns = kUnknown;     // between two cores, just before the block (cores.hpp)
+  bool set_aside = false;           // derived: the cores were elsewhere; nothing else is made of it
 
   double steps() const { return static_cast<double>(step_ns.size()) * steps_per_sample; }
 };
@@ -88,6 +91,12 @@ struct Generation {
   std::optional<Matmul> matmul;  // of the reference, where the FLOPs of a step are known
 };
 
+/// Those that are not set aside.
+inline auto rounds_that_count(const Generation& generation) {
+  return generation.rounds |
+         std::views::filter([](const Round& round) { return !round.set_aside; });
+}
+
 struct Speedup {
   Interval ratio;  // reference time / runtime time
   std::string method;
@@ -134,6 +143,7 @@ struct RuntimeResult {
   double involuntary_switches_per_step = kUnknown;
   double cold_total_s = kUnknown;      // until the end of the first step
   double break_even_steps = kUnknown;  // infinite: never
+  double elsewhere = kUnknown;         // median speedup in the rounds that are set aside
   std::vector<std::string> differs;    // keys of the environment; the speedup has a mark
 
   bool is_copy() const { return !copy_of.empty(); }
@@ -197,9 +207,19 @@ struct CaseResult {
   // Derived by derive().
   Interval noise_floor;                  // speedup of the A/A copy over the reference
   double matmul_flops_per_s = kUnknown;  // median of the products of this run
+  double set_aside_share = 0;            // of its rounds
 
   const RuntimeResult* find(const std::string& runtime) const;
   RuntimeResult* find(const std::string& runtime);
+};
+
+/// Where the host kept the cores, told by the time of a message between two of them. Derived from
+/// all rounds of a run.
+struct Cores {
+  double usual_ns = kUnknown;  // the median
+  double elsewhere_ns =
+      kUnknown;                // median of the rounds of another place; NaN where there are none
+  double elsewhere_share = 0;  // of all
 };
 
 struct PlanRecord {
@@ -227,6 +247,8 @@ struct Results {
   std::string created;    // UTC, ISO 8601
   bool complete = false;
   double elapsed_s = 0;
+  double waited_s = 0;  // of that, for the cores to come back
+  Cores cores;
   PlanRecord plan;
   Json environment = Json::object();  // of the machine
   std::vector<Warning> warnings;
@@ -238,6 +260,9 @@ struct Results {
 
 /// Computes every derived number, verdict and derived warning from the raw samples. Idempotent.
 void derive(Results& results);
+
+/// The derived part of `cores`, and which rounds are set aside.
+void derive_cores(Results& results);
 
 /// The derived part of the case's explanation, if it has one; its rows are derived.
 void derive_explanation(CaseResult& result);

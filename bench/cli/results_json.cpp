@@ -23,7 +23,8 @@ template <class T, class Struct>
 concept Is = std::same_as<std::remove_const_t<T>, Struct>;
 
 // The shape of each object, for both directions: `required` and `optional` members are written and
-// read, `derived` ones only written, since derive() gives them. `unless_empty`: absent where empty.
+// read, `derived` ones only written, since derive() gives them. `unless_empty`, `unless_unknown`:
+// absent where empty or NaN; `derived_flag`: absent where false.
 
 void describe(auto& io, Is<Interval> auto& interval) {
   io.derived("median", interval.median);
@@ -40,6 +41,8 @@ void describe(auto& io, Is<Round> auto& round) {
   io.optional("enqueue_ns", round.enqueue_ns);
   io.optional("page_faults", round.page_faults);
   io.optional("involuntary_switches", round.involuntary_switches);
+  io.unless_unknown("message_ns", round.message_ns);
+  io.derived_flag("set_aside", round.set_aside);
 }
 
 void describe(auto& io, Is<OperatorTime> auto& time) {
@@ -119,6 +122,7 @@ void describe(auto& io, Is<RuntimeResult> auto& row) {
   io.optional("compile_s", row.compile_s);
   io.optional("compile_cached", row.compile_cached);
   io.derived("break_even_steps", Steps{row.break_even_steps});
+  io.derived("elsewhere", row.elsewhere);
   io.optional("peak_bytes", row.peak_bytes);
   io.derived("matmul_share", row.matmul_share);
   io.derived("page_faults_per_step", row.page_faults_per_step);
@@ -180,9 +184,16 @@ void describe(auto& io, Is<CaseResult> auto& result) {
   io.optional("memory_bytes", result.memory_bytes);
   io.derived("noise_floor", result.noise_floor);
   io.derived("matmul_flops_per_s", result.matmul_flops_per_s);
+  io.derived("set_aside_share", result.set_aside_share);
   io.optional("curves", result.curves);
   io.required("runtimes", result.runtimes);
   io.unless_empty("explanation", result.explanation);
+}
+
+void describe(auto& io, Is<Cores> auto& cores) {
+  io.derived("usual_ns", cores.usual_ns);
+  io.derived("elsewhere_ns", cores.elsewhere_ns);
+  io.derived("elsewhere_share", cores.elsewhere_share);
 }
 
 void describe(auto& io, Is<PlanRecord> auto& plan) {
@@ -218,6 +229,8 @@ void describe(auto& io, Is<Results> auto& results) {
   io.required("created", results.created);
   io.required("complete", results.complete);
   io.optional("elapsed_s", results.elapsed_s);
+  io.optional("waited_s", results.waited_s);
+  io.derived("cores", results.cores);
   io.required("plan", results.plan);
   io.required("environment", results.environment);
   io.required("warnings", results.warnings);
@@ -240,6 +253,12 @@ class Writer {
   void optional(const char* key, const auto& value) { required(key, value); }
   void derived(const char* key, const auto& value) { required(key, value); }
   void word(const char* key, const std::string& value, Words) { required(key, value); }
+  void derived_flag(const char* key, bool value) {
+    if (value) required(key, value);
+  }
+  void unless_unknown(const char* key, double value) {
+    if (!std::isnan(value)) required(key, value);
+  }
   void unless_empty(const char* key, const std::string& value) {
     if (!value.empty()) required(key, value);
   }
@@ -376,8 +395,10 @@ class Place {
     if (json_->contains(key)) required(key, value);
   }
   void unless_empty(const char* key, auto& value) const { optional(key, value); }
+  void unless_unknown(const char* key, double& value) const { optional(key, value); }
   void word(const char* key, std::string& value, Words words) const { at(key).into(value, words); }
   void derived(const char*, const auto&) const {}
+  void derived_flag(const char*, bool) const {}
 
  private:
   [[noreturn]] void fail(const std::string& expected, const std::string& found) const {

@@ -10,6 +10,8 @@
 namespace torchpace::cli {
 namespace {
 
+constexpr double kShownShare = 0.01;  // of rounds that are set aside
+
 double value_of(const std::map<std::string, double>& values, const char* key) {
   const auto found = values.find(key);
   return found == values.end() ? kUnknown : found->second;
@@ -129,6 +131,17 @@ std::vector<Folded> folded_rows(const Results& results) {
 bool is_folded(const std::vector<Folded>& folded, const std::string& runtime) {
   return std::any_of(folded.begin(), folded.end(),
                      [&](const Folded& each) { return each.runtime == runtime; });
+}
+
+std::string elsewhere_text(const CaseResult& result) {
+  if (result.set_aside_share < kShownShare) return "";
+  std::vector<std::string> ratios;
+  for (const auto& row : result.runtimes) {
+    if (row.is_copy() || std::isnan(row.elsewhere)) continue;
+    ratios.push_back(fmt::format("{} {}x", row.runtime, show_number(row.elsewhere, 3)));
+  }
+  return fmt::format("cores elsewhere in {} of the rounds, left out: there {}",
+                     show_share(result.set_aside_share), fmt::join(ratios, ", "));
 }
 
 std::string verdict_text(const RuntimeResult& row) {

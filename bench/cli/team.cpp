@@ -216,8 +216,10 @@ void Team::play_round(std::vector<Player>& players, const std::vector<size_t>& o
   for (size_t place = 0; place < order.size(); ++place) {
     auto& player = players[order[place]];
     attempt(player, [&](WorkerClient& client) {
+      const double message_ns = limits_.message_ns ? limits_.message_ns() : kUnknown;
       const Awake awake(client);
       auto round = client.run(block.samples, block.warmup, block.steps_per_sample, player.step_s);
+      round.message_ns = message_ns;
       round.round = number;
       round.position = static_cast<int>(place) + 1;
       played.emplace_back(&player, std::move(round));

@@ -220,6 +220,29 @@ def test_rows_without_samples_are_no_lanes(tmp_path, results):
     assert "Step times" in written(tmp_path, changed)
 
 
+def test_rounds_that_are_set_aside_have_a_line_and_no_dots(tmp_path, results):
+    from torchpace.report.figures import step_times
+
+    changed = copy.deepcopy(results)
+    case = changed["cases"][0]
+    rows = [r for r in case["runtimes"] if r["status"] == "ok"]
+    case["set_aside_share"] = 0.27
+    for row in rows:
+        row["elsewhere"] = None if row["runtime"] == case["reference"] else 1.284
+        for turn in row["generations"][1]["rounds"]:
+            turn["set_aside"] = True
+        row["generations"][0]["rounds"][0]["set_aside"] = True
+        all_times = [x for g in row["generations"] for t in g["rounds"] for x in t["step_ns"]]
+        left = step_times.times(row)
+        assert len(left) == len(row["generations"]) - 1
+        assert 0 < sum(map(len, left)) < len(all_times)
+    other = next(r["runtime"] for r in rows if r["elsewhere"])
+    html = written(tmp_path, changed)
+    assert "cores elsewhere in 27 % of the rounds, left out: there " in html
+    assert f"{other} 1.28×" in html
+    assert "cores elsewhere" not in written(tmp_path, results)
+
+
 def test_names_cannot_become_markup(tmp_path, results):
     changed = copy.deepcopy(results)
     name = "<script>alert('$x^2$ & \"y\"')</script>"

@@ -63,8 +63,9 @@ class Compare : public testing::Test {
 
   /// Two workers, the reference `old`, on one case with few turns, unless the options say more.
   std::string pair(const std::string& new_options, const std::string& options = "",
-                   const std::string& old_options = "") const {
-    return "compare --no-html --generations 4 --rounds 3 --cases toy_train --output '" +
+                   const std::string& old_options = "",
+                   const std::string& rounds = "--rounds 3") const {
+    return "compare --no-html --generations 4 " + rounds + " --cases toy_train --output '" +
            report().string() + "' --worker 'new=" + fake() +
            " --runtime new --cases toy_train,toy_inference " + new_options +
            "' --worker 'old=" + fake() + " --runtime old --cases toy_train,toy_inference " +
@@ -576,6 +577,36 @@ TEST_F(Compare, AWorkerThatIgnoresTheTenStepsLeavesThemUnknown) {
   const auto found = results();
   EXPECT_EQ(found.cases[0].find("new")->cold_s.count("tenth_step"), 0u);
   EXPECT_EQ(found.cases[0].find("old")->cold_s.count("tenth_step"), 1u);
+}
+
+TEST_F(Compare, WaitsForTheCoresToComeBack) {
+  std::ofstream(folder / "ns") << "60 60 270 270 270 270 60";  // the gate asks twice
+  const auto outcome = run(pair("--step-ms 1.6", "--generations 2 --max-seconds 3", "", ""),
+                           "TORCHPACE_MESSAGE_NS='" + (folder / "ns").string() + "' ");
+  ASSERT_EQ(outcome.code, kOk) << outcome.err;
+  EXPECT_NE(
+      outcome.err.find("waiting for the cores: a message between two takes 270 ns, usually 60"),
+      std::string::npos)
+      << outcome.err;
+  const auto found = results();
+  EXPECT_TRUE(found.complete);
+  EXPECT_GT(found.waited_s, 0.5);
+  EXPECT_EQ(found.cores.usual_ns, 60);
+  EXPECT_EQ(found.cores.elsewhere_share, 0);
+}
+
+TEST_F(Compare, MeasuresWhereTheCoresAreWhenTheyDoNotComeBack) {
+  std::ofstream(folder / "ns") << "60 60 270";
+  const auto outcome = run(pair("--step-ms 1.6", "--generations 2 --max-seconds 4", "", ""),
+                           "TORCHPACE_MESSAGE_NS='" + (folder / "ns").string() + "' ");
+  ASSERT_EQ(outcome.code, kOk) << outcome.err;
+  const auto found = results();
+  EXPECT_TRUE(found.complete);
+  EXPECT_GT(found.waited_s, 0.5);
+  EXPECT_LT(found.waited_s, 2);  // a quarter of the time
+  EXPECT_EQ(found.cores.usual_ns, 270);
+  EXPECT_EQ(found.cases[0].set_aside_share, 0);
+  EXPECT_EQ(found.cases[0].find("new")->generations.size(), 2u);
 }
 
 TEST_F(Compare, SaysItsVersionAndHelp) {

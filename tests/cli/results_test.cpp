@@ -166,6 +166,86 @@ TEST(Derive, OnlyRoundsThatBothMeasuredArePaired) {
   EXPECT_NEAR(results.cases[0].find("new")->speedup.ratio.high, 1.25, 1e-12);
 }
 
+/// The cores are elsewhere in some rounds of a generation, where the reference needs twice the
+/// time.
+void move_cores(Results& results, int generation, int first_round) {
+  for (auto& row : results.cases[0].runtimes) {
+    for (auto& g : row.generations) {
+      for (auto& round : g.rounds) {
+        const bool moved = g.generation == generation && round.round >= first_round;
+        if (std::isnan(round.message_ns) || moved)
+          round.message_ns = moved ? 270 : 60 + g.generation;
+        if (!moved || row.runtime == "new") continue;
+        for (double& ns : round.step_ns) ns *= 2;
+      }
+    }
+  }
+}
+
+TEST(Derive, RoundsWithTheCoresElsewhereAreSetAside) {
+  auto results = example();
+  EXPECT_TRUE(std::isnan(results.cores.usual_ns));  // not asked
+  move_cores(results, 2, 1);
+  derive(results);
+  const auto& faster = *results.cases[0].find("new");
+  EXPECT_NEAR(faster.speedup.ratio.low, 1.25, 1e-12);
+  EXPECT_NEAR(faster.speedup.ratio.high, 1.25, 1e-12);
+  EXPECT_NEAR(faster.elsewhere, 2.5, 1e-12);
+  EXPECT_EQ(faster.samples, 72 - 9);
+  EXPECT_DOUBLE_EQ(results.cases[0].set_aside_share, 3 / 24.0);
+  EXPECT_NEAR(results.cores.usual_ns, 63, 3);
+  EXPECT_EQ(results.cores.elsewhere_ns, 270);
+  EXPECT_DOUBLE_EQ(results.cores.elsewhere_share, 3 / 24.0);
+  EXPECT_TRUE(std::any_of(results.warnings.begin(), results.warnings.end(), [](const Warning& w) {
+    return w.code == "cores-moved" && w.text.find("left out") != std::string::npos;
+  }));
+
+  auto again = reread(results);
+  derive(again);
+  EXPECT_EQ(to_json(again).dump(), to_json(results).dump());
+  for (auto& row : again.cases[0].runtimes) {
+    for (auto& g : row.generations) {
+      for (auto& round : g.rounds) round.message_ns = 270;  // always there: that is usual
+    }
+  }
+  derive(again);
+  EXPECT_EQ(again.cases[0].set_aside_share, 0);
+  EXPECT_EQ(again.cores.elsewhere_share, 0);
+  for (const auto& w : again.warnings) EXPECT_NE(w.code, "cores-moved");
+}
+
+TEST(Derive, ABlockThatMetTheCoresElsewhereTakesItsWholeRoundAlong) {
+  auto results = example();
+  move_cores(results, 0, 0);                                               // nowhere
+  results.cases[0].find("new")->generations[3].rounds[1].message_ns = 20;  // nearer
+  derive(results);
+  for (const auto& row : results.cases[0].runtimes) {
+    EXPECT_TRUE(row.generations[3].rounds[1].set_aside) << row.runtime;
+    EXPECT_EQ(row.samples, 72 - 3) << row.runtime;
+  }
+}
+
+// Five generations have no interval of order statistics: then a sixth that met the cores elsewhere
+// only is kept, and its speedup with it.
+TEST(Derive, AGenerationIsLeftOutOnlyWhereEnoughRemain) {
+  auto results = example();
+  move_cores(results, 2, 0);
+  derive(results);
+  EXPECT_NEAR(results.cases[0].find("new")->speedup.ratio.high, 2.5, 1e-12);
+  EXPECT_EQ(results.cases[0].set_aside_share, 0);
+  EXPECT_TRUE(std::any_of(results.warnings.begin(), results.warnings.end(), [](const Warning& w) {
+    return w.code == "cores-moved" && w.text.find("all count") != std::string::npos;
+  }));
+
+  results.cases[0].runtimes = {row("old", 1000, 7), row("new", 800, 7), row("old#2", 1000, 7)};
+  results.cases[0].runtimes[2].copy_of = "old";
+  move_cores(results, 2, 0);
+  derive(results);
+  EXPECT_NEAR(results.cases[0].find("new")->speedup.ratio.high, 1.25, 1e-12);
+  EXPECT_NEAR(results.cases[0].find("new")->speedup.ratio.confidence, 1 - 2.0 / 64, 1e-12);
+  EXPECT_NEAR(results.cases[0].find("new")->elsewhere, 2.5, 1e-12);
+}
+
 TEST(Derive, FewGenerationsGiveNoInterval) {
   auto results = example();
   for (auto& r : results.cases[0].runtimes) r.generations.resize(2);

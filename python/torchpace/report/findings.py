@@ -65,6 +65,16 @@ def finding(case, delta, missing):
     return leader["runtime"], sentence, of_others
 
 
+def elsewhere(case):
+    """What the rounds that are set aside show; empty where there are hardly any."""
+    share = case["set_aside_share"] or 0
+    if share < 0.01:
+        return ""
+    rows = [r for r in case["runtimes"] if not r["copy_of"] and r["elsewhere"] is not None]
+    there = ", ".join(f"{r['runtime']} {words.plain(r['elsewhere'], 3)}×" for r in rows)
+    return f"cores elsewhere in {words.share(share)} of the rounds, left out: there {there}"
+
+
 def listed(rows):
     """`cpp-eager 1.33× [1.31, 1.36] and py-aot 1.1× [1.0, 1.2]`."""
     return joined([f"{row['runtime']} {speedup(row)}" for row in rows])

@@ -155,6 +155,7 @@ def tables(results):
             "matmul": flop(case["matmul_flops_per_s"]) if case.get("matmul_flops_per_s") else "",
             "rows": [table_row(case, row) for row in case["runtimes"]],
             "item": case["item"] or "items",
+            "elsewhere": findings.elsewhere(case),
         }
         for case in results["cases"]
     ]

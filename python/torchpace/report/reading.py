@@ -31,7 +31,7 @@ WARNING = {"code": str, "severity": str, "text": str}
 CASE = {"case": str, "family": str, "phase": str, "settings": dict, "reference": str}
 CASE |= {"runtimes": list}
 CASE_OPTIONAL = {"flops": NUMBER, "items": NUMBER, "item": str, "noise_floor": dict, "curves": dict}
-CASE_OPTIONAL |= {"memory_bytes": dict, "explanation": dict}
+CASE_OPTIONAL |= {"memory_bytes": dict, "explanation": dict, "set_aside_share": NUMBER}
 EXPLANATION = {"from": str, "to": str}
 EXPLANATION_OPTIONAL = {"from_ns": dict, "to_ns": dict, "explained": NUMBER}
 EXPLANATION_OPTIONAL |= {"bars": list, "notes": list}
@@ -49,6 +49,7 @@ RUNTIME_OPTIONAL = {
     "compile_s": NUMBER,
     "peak_bytes": dict,
     "page_faults_per_step": NUMBER,
+    "elsewhere": NUMBER,
     "environment": dict,
     "generations": list,
 }

@@ -133,11 +133,20 @@ def window(lanes):
 
 
 def times(row):
-    """Step times in ns, a list a generation, in the order measured."""
-    return [
-        [x for turn in g["rounds"] for x in turn["step_ns"] if x is not None and x > 0]
+    """Step times in ns, a list a generation that has any, in the order measured: of the rounds
+    that are not set aside.
+    """
+    generations = [
+        [
+            x
+            for turn in g["rounds"]
+            if not turn.get("set_aside")
+            for x in turn["step_ns"]
+            if x is not None and x > 0
+        ]
         for g in row["generations"]
     ]
+    return [times for times in generations if times]
 
 
 def dots(row, at_most):
