@@ -4,12 +4,11 @@
 #include <sched.h>
 
 #include <algorithm>
-#include <array>
 #include <atomic>
 #include <cmath>
 #include <system_error>
 #include <thread>
-#include <vector>
+#include <utility>
 
 #include "process.hpp"
 #include "results.hpp"
@@ -20,7 +19,9 @@ namespace {
 
 constexpr int kRoundTrips = 20;  // of one reading: the clock's own cost must not show
 constexpr size_t kReadings = 11;
-constexpr int kReady = -1, kNotBound = -2;
+constexpr double kLimit_s = 0.01;  // of all readings: two that share a core take turns of ms
+constexpr int kReady = -1, kNotBound = -2, kStop = -3;
+constexpr int kAsks = 50;  // until a core that was idle has its speed
 
 /// Alone in its pair of cache lines, which are fetched together.
 struct alignas(128) Flag {
@@ -49,12 +50,34 @@ bool bind(int cpu) {
   return sched_setaffinity(0, sizeof set, &set) == 0;
 }
 
-void await(const Flag& flag, int value) {
-  while (flag.value.load(std::memory_order_acquire) != value) {
-  }
+int get(const Flag& flag) { return flag.value.load(std::memory_order_acquire); }
+
+/// Tells the core, and the host of a virtual one, that this is a loop that waits.
+void relax() {
+#if defined(__x86_64__) || defined(__i386__)
+  __builtin_ia32_pause();
+#endif
 }
 
 void set(Flag& flag, int value) { flag.value.store(value, std::memory_order_release); }
+
+/// Round trips to a thread that answers, in ns a message. None where they take too long.
+std::vector<double> read(Flag& there, const Flag& back) {
+  std::vector<double> readings_ns;
+  const auto start = Clock::now();
+  for (int i = 0; readings_ns.size() < kReadings;) {
+    const auto begin = Clock::now();
+    for (int trip = 0; trip < kRoundTrips; ++trip) {
+      set(there, ++i);
+      for (int spins = 1; get(back) != i; ++spins) {
+        if (spins % 1024 == 0 && seconds_since(start) > kLimit_s) return {};
+        relax();
+      }
+    }
+    readings_ns.push_back(seconds_since(begin) * 1e9 / (2 * kRoundTrips));
+  }
+  return readings_ns;
+}
 
 }  // namespace
 
@@ -69,8 +92,10 @@ double message_ns(int threads) {
     other = std::thread([&, cpu = cpus[used - 1]] {
       const bool bound = bind(cpu);
       set(back, bound ? kReady : kNotBound);
-      for (int i = 1; bound && i <= kRoundTrips * static_cast<int>(kReadings); ++i) {
-        await(there, i);
+      for (int i = 1; bound; ++i) {
+        int message = get(there);
+        for (; message != i && message != kStop; message = get(there)) relax();
+        if (message == kStop) return;
         set(back, i);
       }
     });
@@ -78,25 +103,40 @@ double message_ns(int threads) {
     return kUnknown;
   }
   const bool bound = bind(cpus[0]);
-  while (back.value.load(std::memory_order_acquire) == 0) std::this_thread::yield();
-  std::array<double, kReadings> readings_ns{};
-  int i = 0;
-  // Also where this one is not bound: the other waits. Two that spin on one core would take turns.
-  if (back.value.load(std::memory_order_acquire) == kReady) {
-    for (double& reading_ns : readings_ns) {
-      const auto begin = Clock::now();
-      for (int trip = 0; trip < kRoundTrips; ++trip) {
-        set(there, ++i);
-        await(back, i);
-      }
-      reading_ns = seconds_since(begin) * 1e9 / (2 * kRoundTrips);
-    }
-  }
+  while (get(back) == 0) std::this_thread::yield();
+  std::vector<double> readings_ns;
+  if (bound && get(back) == kReady) readings_ns = read(there, back);
+  set(there, kStop);
   other.join();
   sched_setaffinity(0, sizeof allowed, &allowed);
-  return bound && i > 0 ? median(readings_ns) : kUnknown;
+  return median(readings_ns);
 }
 
 bool same_place(double a_ns, double b_ns) { return std::abs(std::log2(a_ns / b_ns)) < 1; }
+
+bool is_far(double ns, double usual_ns) { return ns > usual_ns && !same_place(ns, usual_ns); }
+
+CoreWatch::CoreWatch(std::function<double()> source, std::vector<double> seen_ns)
+    : source_(std::move(source)), seen_ns_(std::move(seen_ns)) {}
+
+double CoreWatch::ask() {
+  if (!source_) return kUnknown;
+  const double now_ns = source_();
+  if (!std::isnan(now_ns)) seen_ns_.push_back(now_ns);
+  return now_ns;
+}
+
+double CoreWatch::usual_ns() const { return median(seen_ns_); }
+
+double CoreWatch::far_ns() const {
+  if (!source_ || seen_ns_.empty()) return kUnknown;
+  const double usual = usual_ns();
+  double now_ns = kUnknown;
+  for (int i = 0; i < kAsks; ++i) {
+    now_ns = source_();
+    if (!is_far(now_ns, usual)) return kUnknown;
+  }
+  return now_ns;
+}
 
 }  // namespace torchpace::cli

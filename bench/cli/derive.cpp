@@ -13,6 +13,7 @@ namespace {
 
 constexpr double kFaultRatio = 10;        // page faults per step that differ more than this
 constexpr double kRareBlocks = 0.01;      // that met the cores elsewhere, of all: not worth a word
+constexpr double kShortWait_s = 0.5;      // nor is this
 constexpr double kFewFaultsPerStep = 10;  // and are more than this are pointed at
 
 /// Keys of a worker's environment that differ between languages by nature.
@@ -127,7 +128,7 @@ double matmul_rate(const CaseResult& result) {
   std::vector<double> rates;
   if (const auto* reference = result.find(result.reference)) {
     for (const auto& generation : reference->generations) {
-      if (!generation.matmul) continue;
+      if (!generation.matmul || rounds_that_count(generation).empty()) continue;
       for (const double ns : generation.matmul->ns) {
         rates.push_back(generation.matmul->flops() / ns * 1e9);
       }
@@ -267,28 +268,31 @@ void warn_of_faults(std::vector<Warning>& warnings, const CaseResult& result,
 /// The host moved the cores: what that did to the numbers.
 void warn_of_cores(std::vector<Warning>& warnings, const Results& results) {
   const auto& cores = results.cores;
-  if (cores.elsewhere_share < kRareBlocks && results.waited_s == 0) return;
-  const bool any = std::any_of(results.cases.begin(), results.cases.end(),
-                               [](const CaseResult& result) { return result.set_aside_share > 0; });
+  const bool waited = results.waited_s > kShortWait_s;
+  if (std::isnan(cores.usual_ns) || (cores.elsewhere_share < kRareBlocks && !waited)) return;
   auto text = fmt::format("the host moves the cores: a message between two takes {:.0f} ns",
                           cores.usual_ns);
-  if (cores.elsewhere_share > 0) {
-    text +=
-        fmt::format(", and took {:.0f} ns in {:.2g} % of the blocks; {}", cores.elsewhere_ns,
-                    100 * cores.elsewhere_share,
-                    any ? "rounds with such blocks are in results.json and left out of the tables"
-                        : "too few rounds are without such blocks, so all count");
+  if (cores.elsewhere_share >= kRareBlocks) {
+    text += fmt::format(
+        ", and took {:.0f} ns in {:.2g} % of the blocks; rounds with such blocks are in "
+        "results.json and left out of the tables",
+        cores.elsewhere_ns, 100 * cores.elsewhere_share);
   }
-  if (results.waited_s > 0) {
-    text += fmt::format("; the run waited {:.0f} s for them", results.waited_s);
+  if (waited) text += fmt::format("; the run waited {:.0f} s for them", results.waited_s);
+  warnings.push_back({"cores-moved", "info", text, "", ""});
+  for (const auto& result : results.cases) {
+    if (!result.mixed) continue;
+    warnings.push_back({"cores-mixed", "warning",
+                        "too few generations met the cores where they mostly were, so rounds that "
+                        "met them elsewhere count too: take more --generations or a longer "
+                        "--max-seconds",
+                        result.name, ""});
   }
-  warnings.push_back(
-      {.code = "cores-moved", .severity = "info", .text = text, .case_name = "", .runtime = ""});
 }
 
 bool is_derived(const Warning& warning) {
   return warning.code.starts_with("unequal-") || warning.code == "page-faults-differ" ||
-         warning.code == "cores-moved";
+         warning.code.starts_with("cores-");
 }
 
 /// One warning where many cases say the same.

@@ -101,7 +101,8 @@ void watch_processors(Probe& probe, const fs::path& root) {
   const double passed = after.total - before.total;
   if (passed > 0) {
     probe.steal_share = (after.steal - before.steal) / passed;
-    probe.busy_share = 1 - (after.idle - before.idle) / passed - probe.steal_share;
+    probe.busy_share =
+        std::clamp(1 - (after.idle - before.idle) / passed - probe.steal_share, 0.0, 1.0);
   }
   if (after.total > 0) probe.steal_share_since_start = after.steal / after.total;
 }

@@ -27,6 +27,7 @@ constexpr double kMemoryShare = 0.8;       // of what is available, for all work
 constexpr double kValuesAtOnce = 1 << 30;  // bytes of values that wait for all runtimes' checks
 constexpr double kRoundsShare = 0.35;      // of the time, at least, where generations are chosen
 constexpr int kFewestGenerations = 6;      // whose intervals are order statistics
+constexpr double kCannotPlay = -1;         // width of an interval
 constexpr double kWaitingShare = 0.25;     // of the time, at most, for the cores to come back
 constexpr double kWaitingStep_s = 0.2;
 constexpr double kLeastOfFixed = 2;  // a visit at least over its fixed costs, until one is measured
@@ -89,7 +90,8 @@ std::optional<size_t> next_load(const std::vector<double>& widths, const std::ve
   for (size_t i = 0; i < widths.size(); ++i) {
     if (widths[i] < 0) continue;
     const double need = (known || std::isinf(widths[i]) ? widths[i] : 1) / std::sqrt(loads[i]);
-    if (best && need <= most) continue;
+    const bool less = need == most ? loads[i] >= loads[best.value_or(i)] : need < most;
+    if (best && less) continue;
     best = i;
     most = need;
   }
@@ -156,7 +158,8 @@ Experiment::Experiment(ExperimentOptions options, Results& results, Progress& pr
       results_(results),
       progress_(progress),
       random_(static_cast<uint64_t>(options_.plan.seed)),
-      earlier_s_(results.elapsed_s) {}
+      earlier_s_(results.elapsed_s),
+      cores_(options_.message_ns, all_message_ns(results)) {}
 
 double Experiment::elapsed_s() const { return earlier_s_ + seconds_since(begin_); }
 
@@ -343,7 +346,7 @@ void Experiment::pass_gates(size_t first, size_t end) {
                  [&](const GateCase& gate_case, const std::string& runtime) {
                    progress_.note(fmt::format("gate: {} in {}", gate_case.item.name, runtime),
                                   left_s());
-                   ask_message_ns();
+                   cores_.ask();
                  },
              .after = [&] { save(); },
              .warn = [&](Warning warning) { results_.warn(std::move(warning)); }});
@@ -498,45 +501,42 @@ void Experiment::run_generations() {
   }
 }
 
-double Experiment::ask_message_ns() {
-  if (!options_.message_ns) return kUnknown;
-  const double now_ns = options_.message_ns();
-  if (!std::isnan(now_ns)) seen_message_ns_.push_back(now_ns);
-  return now_ns;
-}
-
-/// Whether a round of this generation met the cores where they mostly are.
-bool Experiment::has_usual_round(const CaseResult& result, int generation) const {
-  const double usual_ns = median(seen_message_ns_);
-  const auto* found = find_generation(result.find(result.reference), generation);
-  return found != nullptr &&
-         std::any_of(found->rounds.begin(), found->rounds.end(), [&](const Round& round) {
-           return std::isnan(round.message_ns) || same_place(round.message_ns, usual_ns);
-         });
+/// Whether the rounds of this visit have met the cores no farther apart than usual, often enough.
+bool Experiment::met_cores_near(const Visit& visit, size_t index) const {
+  const double usual_ns = cores_.usual_ns();
+  for (size_t i = 1; i < visit.rows.size(); ++i) {  // not the reference, which plays in all pairs
+    const auto* found =
+        find_generation(results_.cases[index].find(visit.rows[i]), visit.generation);
+    if (found == nullptr) continue;
+    return std::count_if(found->rounds.begin(), found->rounds.end(), [&](const Round& round) {
+             return !is_far(round.message_ns, usual_ns);
+           }) >= kFewestRounds;
+  }
+  return true;
 }
 
 /// Waits while the cores are farther apart than usual, as far as `spare_s` goes. False where they
 /// still are.
 bool Experiment::await_cores(double spare_s) {
-  const double usual_ns = median(seen_message_ns_);
-  const auto is_far = [&](double ns) { return ns > usual_ns && !same_place(ns, usual_ns); };
-  if (options_.plan.rounds > 0 || !options_.message_ns) return true;
-  double now_ns = options_.message_ns();
-  if (!is_far(now_ns)) return true;
+  if (options_.plan.rounds > 0) return true;
+  double far_ns = cores_.far_ns();
+  if (std::isnan(far_ns)) return true;
+  double left_of_it_s =
+      std::min(spare_s, kWaitingShare * results_.plan.max_seconds - results_.waited_s);
+  if (left_of_it_s <= 0) return false;
   const auto text =
       fmt::format("waiting for the cores: a message between two takes {:.0f} ns, usually {:.0f}",
-                  now_ns, usual_ns);
+                  far_ns, cores_.usual_ns());
   progress_.note(text, left_s());
-  const auto begin = Clock::now();
-  const double most_s =
-      std::min(spare_s, kWaitingShare * results_.plan.max_seconds - results_.waited_s);
-  while (is_far(now_ns) && seconds_since(begin) < most_s) {
+  while (!std::isnan(far_ns) && left_of_it_s > 0) {
+    const auto begin = Clock::now();
     sleep_s(kWaitingStep_s);
     progress_.update(text, left_s());
-    now_ns = options_.message_ns();
+    far_ns = cores_.far_ns();
+    results_.waited_s += seconds_since(begin);
+    left_of_it_s -= seconds_since(begin);
   }
-  results_.waited_s += seconds_since(begin);
-  return !is_far(now_ns);
+  return std::isnan(far_ns);
 }
 
 /// All cases once, and then, for as long as there is time, the one whose interval is widest, first
@@ -563,42 +563,46 @@ void Experiment::run_visit(const Visit& visit, double visits_left) {
   Team team(specs, {.patience_s = options_.patience_s,
                     .compile_s = options_.plan.compile_limit,
                     .loads = parallel_loads(),
-                    .message_ns = [this] { return ask_message_ns(); }});
-  const double least_s = least_s_ > 0 ? least_s_ : kLeastOfFixed * generation_s();
-  const auto spare_s = [&](double cases_left) {
-    return budget_left_s() - least_s * (visits_left - 1 + cases_left / count);
+                    .message_ns = [this] { return cores_.ask(); }});
+  if (least_load_s_ == 0) {
+    least_load_s_ = kLeastOfFixed * generation_s() / (count * static_cast<double>(groups().size()));
+  }
+  const auto spare_s = [&] {
+    return budget_left_s() - least_load_s_ * static_cast<double>(loads_left_);
   };
   std::vector<int> loads(visit.cases.size(), 1);
   std::vector<double> widths, load_s;
   fixed_s_ = seconds_since(begin);
   for (size_t i = 0; i < visit.cases.size(); ++i) {
-    const auto cases_left = count - static_cast<double>(i);
-    await_cores(spare_s(cases_left));
-    const auto time = play(team, visit, visit.cases[i], true, share_left_s() / cases_left);
-    widths.push_back(time.rounds_s > 0 ? width_of(results_.cases[visit.cases[i]]) : -1);
+    await_cores(spare_s());
+    const auto time =
+        play(team, visit, visit.cases[i], true, share_left_s() / (count - static_cast<double>(i)));
+    widths.push_back(time.rounds_s > 0 ? width_of(results_.cases[visit.cases[i]]) : kCannotPlay);
     load_s.push_back(time.fixed_s + time.rounds_s);
     fixed_s_ += time.fixed_s;
     --loads_left_;
   }
-  least_s_ = used_s();
+  least_load_s_ = used_s() / count;
   while (options_.plan.rounds == 0) {
     auto needs = widths;
+    std::vector<bool> probes(visit.cases.size());  // those of the first load were of far cores
     for (size_t i = 0; i < needs.size(); ++i) {
-      const auto& result = results_.cases[visit.cases[i]];
-      if (needs[i] >= 0 && !has_usual_round(result, visit.generation)) needs[i] = INFINITY;
+      probes[i] = needs[i] != kCannotPlay && !met_cores_near(visit, visit.cases[i]);
+      if (probes[i]) needs[i] = INFINITY;
     }
     const auto next = next_load(needs, loads);
     if (!next || load_s[*next] > share_left_s()) break;
     // Where the cores do not come back, the time serves the visits to come.
-    if (!await_cores(spare_s(0) - load_s[*next])) break;
-    const auto time = play(team, visit, visit.cases[*next], false, share_left_s());
-    if (time.rounds_s == 0) widths[*next] = -1;
+    if (!await_cores(spare_s() - load_s[*next])) break;
+    const auto time = play(team, visit, visit.cases[*next], probes[*next], share_left_s());
+    if (time.rounds_s == 0) widths[*next] = kCannotPlay;
     ++loads[*next];
   }
 }
 
-/// One load of a case with its rounds, which take as long as the load did, as far as the time goes.
-LoadTime Experiment::play(Team& team, const Visit& visit, size_t index, bool first,
+/// One load of a case with its rounds, which take as long as the load did, as far as the time goes;
+/// then, with `probes`, what is asked for once in a generation.
+LoadTime Experiment::play(Team& team, const Visit& visit, size_t index, bool probes,
                           double budget_s) {
   auto& result = results_.cases[index];
   const auto text =
@@ -607,8 +611,8 @@ LoadTime Experiment::play(Team& team, const Visit& visit, size_t index, bool fir
   const RoundRule rule{.rounds = options_.plan.rounds,
                        .budget_s = budget_s,
                        .first_round = next_round(*result.find(result.reference), visit.generation),
-                       .probed = first ? options_.probed : std::set<std::string>{},
-                       .multiplies = first};
+                       .probed = probes ? options_.probed : std::set<std::string>{},
+                       .multiplies = probes};
   const auto time = team.measure(
       result, files_[index], visit.generation, rule, random_,
       [&](int rounds) { progress_.update(fmt::format("{}, round {}", text, rounds), left_s()); });

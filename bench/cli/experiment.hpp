@@ -11,6 +11,7 @@
 #include <string>
 #include <vector>
 
+#include "cores.hpp"
 #include "exporter.hpp"
 #include "files.hpp"
 #include "plan.hpp"
@@ -43,8 +44,8 @@ int affordable_generations(int asked, double budget_s, double generation_s);
 /// The case that a further load helps most, of some with the width of each one's interval and its
 /// loads in this generation: where its tensors lie and how the machine is are drawn with each load,
 /// so the width falls with their root. Alike where widths are not yet known (NaN); first those
-/// whose width is infinite. A width below 0 is of a case that cannot play. Returns an index,
-/// nothing where none can.
+/// whose width is infinite, the one of fewest loads. A width below 0 is of a case that cannot play.
+/// Returns an index, nothing where none can.
 std::optional<size_t> next_load(const std::vector<double>& widths, const std::vector<int>& loads);
 
 /// A case with nothing measured.
@@ -90,10 +91,9 @@ class Experiment {
   size_t parallel_loads() const;
   void run_generations();
   void run_visit(const Visit& visit, double visits_left);
-  double ask_message_ns();
   bool await_cores(double spare_s);
-  bool has_usual_round(const CaseResult& result, int generation) const;
-  LoadTime play(Team& team, const Visit& visit, size_t index, bool first, double budget_s);
+  bool met_cores_near(const Visit& visit, size_t index) const;
+  LoadTime play(Team& team, const Visit& visit, size_t index, bool probes, double budget_s);
   std::vector<Visit> missing_visits();  // of all generations that were asked for
   std::vector<std::vector<std::string>> groups() const;
   bool is_done(const CaseResult& result, const std::vector<std::string>& rows,
@@ -115,9 +115,10 @@ class Experiment {
   Clock::time_point begin_ = Clock::now();
   double earlier_s_ = 0;  // measured by an earlier run
   double fixed_s_ = 0;    // what the last visit took besides rounds and further loads
-  double least_s_ = 0;    // what it took without further loads and waiting
-  std::vector<double> seen_message_ns_;  // since the run's begin
-  // Where the number of rounds is given, the time left is told from the loads done.
+  CoreWatch cores_;
+  double least_load_s_ = 0;  // a first load's share of a visit without further loads and waiting
+  // First loads: what is left of them needs its time, and tells what is left where the number of
+  // rounds is given.
   Clock::time_point loads_begin_{};
   size_t loads_done_ = 0, loads_left_ = 0;
 };

@@ -29,6 +29,9 @@ struct Warning {
   std::string runtime;    // empty: of the whole case
 };
 
+/// Rounds after a load, at least; a generation with fewer usual ones is not usual (derive_cores).
+inline constexpr int kFewestRounds = 3;
+
 /// One turn of one worker: the samples of a block. Times in ns per step.
 struct Round {
   int round = 0;
@@ -208,6 +211,7 @@ struct CaseResult {
   Interval noise_floor;                  // speedup of the A/A copy over the reference
   double matmul_flops_per_s = kUnknown;  // median of the products of this run
   double set_aside_share = 0;            // of its rounds
+  bool mixed = false;  // rounds that met the cores elsewhere count, since too few others are there
 
   const RuntimeResult* find(const std::string& runtime) const;
   RuntimeResult* find(const std::string& runtime);
@@ -263,6 +267,9 @@ void derive(Results& results);
 
 /// The derived part of `cores`, and which rounds are set aside.
 void derive_cores(Results& results);
+
+/// What the rounds know of the time of a message, in ns.
+std::vector<double> all_message_ns(const Results& results);
 
 /// The derived part of the case's explanation, if it has one; its rows are derived.
 void derive_explanation(CaseResult& result);

@@ -185,6 +185,7 @@ void describe(auto& io, Is<CaseResult> auto& result) {
   io.derived("noise_floor", result.noise_floor);
   io.derived("matmul_flops_per_s", result.matmul_flops_per_s);
   io.derived("set_aside_share", result.set_aside_share);
+  io.derived_flag("mixed", result.mixed);
   io.optional("curves", result.curves);
   io.required("runtimes", result.runtimes);
   io.unless_empty("explanation", result.explanation);

@@ -140,8 +140,9 @@ std::string elsewhere_text(const CaseResult& result) {
     if (row.is_copy() || std::isnan(row.elsewhere)) continue;
     ratios.push_back(fmt::format("{} {}x", row.runtime, show_number(row.elsewhere, 3)));
   }
-  return fmt::format("cores elsewhere in {} of the rounds, left out: there {}",
-                     show_share(result.set_aside_share), fmt::join(ratios, ", "));
+  return fmt::format("cores elsewhere in {} of the rounds, left out{}{}",
+                     show_share(result.set_aside_share), ratios.empty() ? "" : ": there ",
+                     fmt::join(ratios, ", "));
 }
 
 std::string verdict_text(const RuntimeResult& row) {

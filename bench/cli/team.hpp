@@ -35,7 +35,6 @@ struct RoundRule {
   std::set<std::string> probed;  // runtimes that are asked for probes
   bool multiplies = true;        // the reference shows the rate of its matrix products
 };
-inline constexpr int kFewestRounds = 3;
 
 /// What one load of a case took; nothing where the reference cannot play.
 struct LoadTime {

@@ -580,7 +580,10 @@ TEST_F(Compare, AWorkerThatIgnoresTheTenStepsLeavesThemUnknown) {
 }
 
 TEST_F(Compare, WaitsForTheCoresToComeBack) {
-  std::ofstream(folder / "ns") << "60 60 270 270 270 270 60";  // the gate asks twice
+  // The gate asks twice; far cores are asked 50 times before that is believed.
+  std::string far;
+  for (int i = 0; i < 150; ++i) far += " 270";
+  std::ofstream(folder / "ns") << "60 60" << far << " 60";
   const auto outcome = run(pair("--step-ms 1.6", "--generations 2 --max-seconds 3", "", ""),
                            "TORCHPACE_MESSAGE_NS='" + (folder / "ns").string() + "' ");
   ASSERT_EQ(outcome.code, kOk) << outcome.err;
@@ -590,7 +593,7 @@ TEST_F(Compare, WaitsForTheCoresToComeBack) {
       << outcome.err;
   const auto found = results();
   EXPECT_TRUE(found.complete);
-  EXPECT_GT(found.waited_s, 0.5);
+  EXPECT_GT(found.waited_s, 0.3);
   EXPECT_EQ(found.cores.usual_ns, 60);
   EXPECT_EQ(found.cores.elsewhere_share, 0);
 }

@@ -211,6 +211,7 @@ TEST(Plan, TheNextLoadIsOfTheWidestInterval) {
   EXPECT_EQ(next_load({-1, -1}, {1, 1}), std::nullopt);
   EXPECT_EQ(next_load({0.01, INFINITY, 0.9}, {1, 5, 1}), 1u);  // before all others
   EXPECT_EQ(next_load({NAN, NAN, INFINITY}, {1, 1, 1}), 2u);
+  EXPECT_EQ(next_load({INFINITY, INFINITY, INFINITY}, {2, 1, 2}), 1u);  // in turn
   std::vector<int> loads(3, 1);
   for (int i = 0; i < 97; ++i) ++loads[next_load({0.01, 0.02, 0.03}, loads).value()];
   EXPECT_NEAR(loads[1] / loads[0], 4, 1);  // as the squares of the widths

@@ -72,7 +72,8 @@ def elsewhere(case):
         return ""
     rows = [r for r in case["runtimes"] if not r["copy_of"] and r["elsewhere"] is not None]
     there = ", ".join(f"{r['runtime']} {words.plain(r['elsewhere'], 3)}×" for r in rows)
-    return f"cores elsewhere in {words.share(share)} of the rounds, left out: there {there}"
+    there = f": there {there}" if there else ""
+    return f"cores elsewhere in {words.share(share)} of the rounds, left out{there}"
 
 
 def listed(rows):
