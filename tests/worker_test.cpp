@@ -150,6 +150,29 @@ TEST(Worker, AnswersBadCommandsInOneLineAndLivesOn) {
   EXPECT_NE(worker.answer("load a=1").find("load_s"), std::string::npos);
 }
 
+#ifdef __GLIBC__
+TEST(Worker, LargeWeightsAreMappedWhereStepsKeepTheHeap) {
+  const auto maps_a_megabyte = [] {
+    const auto before = mallinfo2().hblks;
+    const auto block = torch::empty({1 << 18});
+    return mallinfo2().hblks > before;
+  };
+  bool mapped = false;
+  auto worker = worker_of([&](const Settings&) {
+    mapped = maps_a_megabyte();
+    return Workload{.step = [] {}};
+  });
+  setenv("MALLOC_MMAP_THRESHOLD_", "33554432", 1);
+  worker.answer("load case=default");
+  unsetenv("MALLOC_MMAP_THRESHOLD_");
+  EXPECT_TRUE(mapped);
+  EXPECT_FALSE(maps_a_megabyte());  // of a step
+  worker.answer("load case=default");
+  EXPECT_FALSE(mapped) << "changed without having been asked to";
+  mallopt(M_MMAP_THRESHOLD, 128 << 10);
+}
+#endif
+
 TEST(Worker, WritesAndChecksValues) {
   TemporaryFolder folder;
   int steps = 0;

@@ -359,3 +359,35 @@ def test_a_workload_compiles_at_load_and_settles_before_it_is_timed(exported, mo
     worker.answer("load " + settings.line())
     worker.answer("run 1 0")
     assert called == ["compile", "settle"] * 2
+
+
+def test_large_weights_are_mapped_where_steps_keep_the_heap(monkeypatch):
+    import ctypes
+
+    from torchpace.commands import mapped_blocks
+
+    libc = ctypes.CDLL(None)
+    if not hasattr(libc, "mallinfo2"):
+        pytest.skip("no glibc of 2.33 or later here")
+
+    class Info(ctypes.Structure):
+        _fields_ = [(f"field_{i}", ctypes.c_size_t) for i in range(10)]
+
+    libc.mallinfo2.restype = Info
+
+    def maps_a_megabyte():
+        before = libc.mallinfo2().field_3  # hblks: blocks that are mapped
+        block = torch.empty(1 << 18)
+        return libc.mallinfo2().field_3 > before and block.numel() > 0
+
+    try:
+        monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", "33554432")
+        with mapped_blocks():
+            assert maps_a_megabyte()
+        assert not maps_a_megabyte()  # of a step
+        for other in ("", "many"):
+            monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", other)
+            with mapped_blocks():
+                assert not maps_a_megabyte()
+    finally:
+        libc.mallopt(-3, 128 << 10)

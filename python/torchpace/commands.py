@@ -5,10 +5,12 @@ Protocol: docs/worker.md. Twin: include/torchpace/commands.hpp.
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import os
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import Any
 
@@ -20,6 +22,8 @@ from torchpace.data import text
 from torchpace.errors import InputError
 from torchpace.settings import Settings, decode
 from torchpace.workload import Workload, device_of
+
+_M_MMAP_THRESHOLD = -3  # of malloc.h
 
 
 class Worker:
@@ -86,7 +90,8 @@ class Worker:
         self.workload = None
         set_threads(settings)
         self.driver = environment.DriverMemory(device_of(settings))
-        loaded = self.runtime.load(self.name, settings, models.of(settings))
+        with mapped_blocks():
+            loaded = self.runtime.load(self.name, settings, models.of(settings))
         loaded.synchronize()
         load_s = time.perf_counter() - started
         compile_s = 0.0
@@ -205,6 +210,28 @@ class Worker:
         if self.tokens is None or self.tokens[0] != path:
             self.tokens = (path, text.load_tokens(path))
         return self.tokens[1]
+
+
+@contextlib.contextmanager
+def mapped_blocks() -> Iterator[None]:
+    """Within the block, blocks from glibc's own threshold on get pages for themselves, as in any
+    program, where the environment keeps large blocks in the heap (`--allocator tuned`).
+
+    For steps that is right: no page is taken twice. But weights would lie anywhere in a page, drawn
+    once for each process, and a product of one row with 4 MB takes 3 % more or less with that place
+    alone.
+    """
+    named = os.environ.get("MALLOC_MMAP_THRESHOLD_", "")
+    for_steps = int(named) if named.isdecimal() else 0
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if not for_steps or mallopt is None:
+        yield
+        return
+    mallopt(_M_MMAP_THRESHOLD, 128 << 10)
+    try:
+        yield
+    finally:
+        mallopt(_M_MMAP_THRESHOLD, for_steps)
 
 
 def is_training(line: str) -> bool:
