@@ -9,9 +9,9 @@ from torchpace.report.figures.pen import STEPS, TEXT, nice_ticks
 
 TITLE = "Step times"
 CAPTION = (
-    "Every sample as a dot: across, the time of a step; down, in the order measured, one stripe "
-    "per fresh process. The line is the median with its interval. Where a few samples lie far out, "
-    "they are counted at the edge."
+    "Every sample that counts as a dot: across, the time of a step; down, in the order measured, "
+    "one stripe per fresh process. The line is the median with its interval. Where a few samples "
+    "lie far out, they are counted at the edge."
 )
 # Dots of one runtime on one case, and of the picture, beyond which only every n-th is drawn.
 DOTS_AT_MOST = 1500
