@@ -152,21 +152,22 @@ TEST(Worker, AnswersBadCommandsInOneLineAndLivesOn) {
 
 #ifdef __GLIBC__
 TEST(Worker, LargeWeightsAreMappedWhereStepsKeepTheHeap) {
-  const auto maps_a_block = [] {  // larger than what the heap of other tests may have free
+  const auto maps_blocks = [] {
     const auto before = mallinfo2().hblks;
-    const auto block = torch::empty({6 << 20});
+    std::vector<torch::Tensor> blocks;  // more than what other tests left free
+    for (int i = 0; i < 20; ++i) blocks.push_back(torch::empty({6 << 20}));
     return mallinfo2().hblks > before;
   };
   bool mapped = false;
   auto worker = worker_of([&](const Settings&) {
-    mapped = maps_a_block();
+    mapped = maps_blocks();
     return Workload{.step = [] {}};
   });
   setenv("MALLOC_MMAP_THRESHOLD_", "33554432", 1);
   worker.answer("load case=default");
   unsetenv("MALLOC_MMAP_THRESHOLD_");
   EXPECT_TRUE(mapped);
-  EXPECT_FALSE(maps_a_block());  // of a step
+  EXPECT_FALSE(maps_blocks());  // of a step
   worker.answer("load case=default");
   EXPECT_FALSE(mapped) << "changed without having been asked to";
   mallopt(M_MMAP_THRESHOLD, 128 << 10);
