@@ -1,3 +1,4 @@
+import ctypes
 import json
 import math
 import os
@@ -361,33 +362,33 @@ def test_a_workload_compiles_at_load_and_settles_before_it_is_timed(exported, mo
     assert called == ["compile", "settle"] * 2
 
 
-def test_large_weights_are_mapped_where_steps_keep_the_heap(monkeypatch):
-    import ctypes
+MAPPING = """
+import ctypes, os
+import torch
+from torchpace.commands import mapped_blocks
 
-    from torchpace.commands import mapped_blocks
+class Info(ctypes.Structure):
+    _fields_ = [(f"field_{i}", ctypes.c_size_t) for i in range(10)]
 
-    libc = ctypes.CDLL(None)
-    if not hasattr(libc, "mallinfo2"):
+mallinfo2 = ctypes.CDLL(None).mallinfo2
+mallinfo2.restype = Info
+
+def maps_a_block():
+    before = mallinfo2().field_3  # hblks: blocks that are mapped
+    block = torch.empty(6 << 20)
+    return mallinfo2().field_3 > before and block.numel() > 0
+
+with mapped_blocks():
+    at_load = maps_a_block()
+print(at_load, maps_a_block())
+"""
+
+
+def test_large_weights_are_mapped_where_steps_keep_the_heap():
+    if not hasattr(ctypes.CDLL(None), "mallinfo2"):
         pytest.skip("no glibc of 2.33 or later here")
-
-    class Info(ctypes.Structure):
-        _fields_ = [(f"field_{i}", ctypes.c_size_t) for i in range(10)]
-
-    libc.mallinfo2.restype = Info
-
-    def maps_blocks():
-        before = libc.mallinfo2().field_3  # hblks: blocks that are mapped
-        blocks = [torch.empty(6 << 20) for _ in range(20)]  # more than what other tests left free
-        return libc.mallinfo2().field_3 > before and len(blocks) > 0
-
-    try:
-        monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", "33554432")
-        with mapped_blocks():
-            assert maps_blocks()
-        assert not maps_blocks()  # of a step
-        for other in ("", "many"):
-            monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", other)
-            with mapped_blocks():
-                assert not maps_blocks()
-    finally:
-        libc.mallopt(-3, 128 << 10)
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "33554432", "PYTHONPATH": str(PYTHON)}
+    told = subprocess.run(  # of a heap that no other test has used
+        [sys.executable, "-c", MAPPING], env=environment, capture_output=True, text=True, check=True
+    )
+    assert told.stdout.strip() == "True False"
