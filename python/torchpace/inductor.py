@@ -4,10 +4,35 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import subprocess
 import warnings
 from pathlib import Path
 from typing import Any
+
+# What torch's compilers, its JIT and its libraries of kernels read, beside paths and processes.
+_COMPILER_VARIABLES = re.compile(
+    r"(TORCH_?DYNAMO|TORCH_COMPILE|TORCH_?INDUCTOR|AOT_INDUCTOR|AOTINDUCTOR|AOTI|PYTORCH_JIT"
+    r"|PYTORCH_TENSOREXPR|TRITON|MKL|DNNL|ONEDNN|OPENBLAS)_"
+    r"|(PYTORCH_JIT|NVIDIA_TF32_OVERRIDE|TORCH_ALLOW_TF32_CUBLAS_OVERRIDE)$"
+)
+_WITHOUT_EFFECT = {
+    *("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "TORCHINDUCTOR_COMPILE_THREADS"),
+    *("MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"),  # as the number of threads that torch tells
+}
+
+
+def compiler_variables() -> list[str]:
+    """NAME=VALUE of the variables in force that change what is compiled or which kernels run,
+    sorted: what is made under one set of them is not what is made under another.
+
+    Without those that this package sets itself and those that say where or by how many processes.
+    """
+    return sorted(
+        f"{name}={value}"
+        for name, value in os.environ.items()
+        if _COMPILER_VARIABLES.match(name) and name not in _WITHOUT_EFFECT
+    )
 
 
 def prepare() -> None:
