@@ -15,7 +15,6 @@ Nothing here starts a thread or CUDA, and torch's compiler is imported once for 
 from __future__ import annotations
 
 import argparse
-import atexit
 import contextlib
 import functools
 import hashlib
@@ -34,7 +33,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from torchpace import cache, inductor, runtimes
+from torchpace import cache, inductor, runtimes, scratch
 from torchpace.errors import InputError, Skipped
 from torchpace.protocol import answer_lines, die_with_parent, one_line, open_protocol
 from torchpace.settings import Settings
@@ -244,6 +243,7 @@ class Fork:
         if self.process == 0:
             os.close(receiving)
             _work(folder, settings, sending)
+        scratch.watch_group(self.process)
         os.close(sending)
         self.pipe = receiving
 
@@ -258,6 +258,7 @@ class Fork:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.process, signal.SIGKILL)  # also a compiler that outlives it
             os.waitpid(self.process, 0)
+            scratch.forget(self.process)
         if self.making and "artifact" not in answer:
             cache.discard_unfinished(self.making)
         return answer
@@ -315,18 +316,14 @@ def _work(folder: Path, settings: Settings, sending: int) -> None:
 
 
 def own_temporary_folder(parent: Path) -> None:
-    """Makes `parent`/.temporary-PID this process's and its children's TMPDIR, until it ends.
+    """Makes `parent`/.temporary-PID, or one where compilers can work, this process's and its
+    children's TMPDIR, until they end.
 
     Compilers that are killed leave files behind, and Inductor keeps headers there that it compiled
-    (200 MB), which all artifacts of this process share. Also removes what killed processes left.
+    (200 MB), which all artifacts of this process share.
     """
-    for left in parent.glob(".temporary-*"):
-        if not Path("/proc", left.name.rpartition("-")[2]).exists():
-            shutil.rmtree(left, ignore_errors=True)
-    own = parent / f".temporary-{os.getpid()}"
-    own.mkdir(parents=True, exist_ok=True)
-    atexit.register(shutil.rmtree, own, ignore_errors=True)
-    os.environ["TMPDIR"] = str(own)
+    scratch.start_janitor()
+    own = scratch.own(parent)
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(own)  # only until a runtime names another one
 
 
@@ -338,6 +335,7 @@ def main(arguments: list[str] | None = None) -> int:
     folder = parser.parse_args(arguments).cache.absolute()
     answers = open_protocol()
     die_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # the janitor cleans up; no traceback
     own_temporary_folder(folder / "artifacts")
     inductor.prepare()
     answer_lines(lambda line: Fork(folder, Settings.parse(line)).answer(), answers)

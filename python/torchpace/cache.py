@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from torchpace import scratch
 from torchpace.errors import InputError
 
 MANIFEST = "manifest.json"
@@ -46,6 +47,7 @@ def get_or_make(path: Path, make: Callable[[Path], dict[str, Any]]) -> Entry:
                 temporary, ignore_errors=True
             )  # of a process that was killed: we hold the lock
             try:
+                scratch.watch(temporary, _lock(path))
                 temporary.mkdir()
                 manifest = {"version": 1, **make(temporary)}
                 manifest["files"] = {
@@ -59,6 +61,7 @@ def get_or_make(path: Path, make: Callable[[Path], dict[str, Any]]) -> Entry:
                 os.rename(temporary, path)
             finally:
                 shutil.rmtree(temporary, ignore_errors=True)
+                scratch.forget(temporary)
             return Entry(path, manifest, False, broken)
     except OSError as error:
         reason = error.strerror or error

@@ -23,7 +23,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from torchpace import artifacts, axes, cache, models, optimizers, parity, tensors, workload
+from torchpace import artifacts, axes, cache, models, optimizers, parity, scratch, tensors, workload
 from torchpace.axes import Axes
 from torchpace.data import text
 from torchpace.errors import InputError
@@ -357,6 +357,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--text", type=Path, help="a text of your own instead of the plays")
     options = parser.parse_args(arguments)
     answers = open_protocol()
+    scratch.start_janitor()
     exporter = Exporter(options.cache, options.text)
     answer_lines(exporter.answer, answers)
     exporter.maker.close()

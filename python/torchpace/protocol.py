@@ -1,4 +1,5 @@
-"""One line of JSON an answer on a standard output that nothing else can write to.
+"""A line of standard input a command, a line of JSON on standard output an answer. Nothing else in
+the process, a model's code above all, can read the commands or write among the answers.
 
 Protocol: docs/worker.md.
 """
@@ -6,12 +7,14 @@ Protocol: docs/worker.md.
 from __future__ import annotations
 
 import ctypes
+import faulthandler
 import gc
 import json
 import os
 import signal
 import sys
 import traceback
+import warnings
 from collections.abc import Callable
 
 from torchpace.errors import InputError, Skipped
@@ -19,13 +22,29 @@ from torchpace.errors import InputError, Skipped
 PROTOCOL = 1
 
 
+_commands = 0  # the file descriptor that they come from
+
+
+class Stopped(BaseException):
+    """SIGTERM: the controller ends early, and what has been begun is to be put away."""
+
+
 def open_protocol() -> Callable[[dict], None]:
-    """Takes standard output for answers; whatever else writes to it, libraries included, goes to
-    standard error.
+    """Takes standard input for commands and standard output for answers. Whoever else reads finds
+    the end of input; what else is written, by libraries too, goes to standard error.
+
+    Where the process dies of a signal, and where SIGUSR1 asks, its Python frames go there too.
     """
+    global _commands
+    _commands = os.dup(0)
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.close(nothing)
     sys.stdout.flush()
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8", errors="surrogateescape")
     os.dup2(2, 1)
+    faulthandler.enable(file=2)
+    faulthandler.register(signal.SIGUSR1, file=2, all_threads=False)
 
     def answer(value: dict) -> None:
         answers.write(json.dumps(value, allow_nan=False) + "\n")
@@ -35,19 +54,38 @@ def open_protocol() -> Callable[[dict], None]:
 
 
 def answer_lines(obey: Callable[[str], dict], answer: Callable[[dict], None]) -> None:
-    """Answers each line of standard input that is not empty, until its end: with what `obey` says,
-    or with {"skipped": reason} or {"error": one line} of what it raises.
+    """Answers each command that is not empty, until there are no more or SIGTERM arrives, with what
+    `answer_of` says.
     """
-    for line in sys.stdin:
-        if not line.strip():
-            continue
-        try:
-            said = obey(line)
-        except Skipped as skipped:
-            said = {"skipped": str(skipped)}
-        except Exception as error:
-            said = {"error": one_line(error)}
-        answer(said)
+    signal.signal(signal.SIGTERM, _stop)
+    lines = os.fdopen(_commands, encoding="utf-8", errors="surrogateescape")
+    try:
+        for line in lines:
+            if line.strip():
+                answer(answer_of(obey, line))
+    except Stopped:
+        return
+
+
+def _stop(number: int, frame: object) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one would break off the putting away
+    raise Stopped
+
+
+def answer_of(obey: Callable[[str], dict], line: str) -> dict:
+    """What `obey` says, or {"skipped": reason} or {"error": one line} of what it raises: SystemExit
+    too, for it is a model's code that raises it. `mendable` says that the error is one of input.
+    """
+    try:
+        return obey(line)
+    except Stopped:
+        raise
+    except Skipped as skipped:
+        return {"skipped": str(skipped)}
+    except InputError as error:
+        return {"error": one_line(error), "mendable": True}
+    except BaseException as error:
+        return {"error": one_line(error)}
 
 
 def die_with_parent() -> None:
@@ -64,7 +102,7 @@ def read_line() -> str:
     """
     line = bytearray()
     while True:
-        byte = os.read(0, 1)
+        byte = os.read(_commands, 1)
         if not byte and not line:
             return "quit"
         if not byte or byte == b"\n":
@@ -100,6 +138,7 @@ def _serve_case(line: str, respond: Callable[[str], None]) -> str:
     handed_back, handing_back = os.pipe()
     child = os.fork()
     if child == 0:
+        os.close(handed_back)
         die_with_parent()
         while True:
             respond(line)
@@ -108,13 +147,19 @@ def _serve_case(line: str, respond: Callable[[str], None]) -> str:
                 os.write(handing_back, line.encode("utf-8", errors="surrogateescape"))
                 os._exit(0)
     os.close(handing_back)
+    faulthandler.unregister(signal.SIGUSR1)  # where the case is, the fork says
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     with os.fdopen(handed_back, "rb") as pipe:
         next_line = pipe.read().decode("utf-8", errors="surrogateescape")
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    faulthandler.register(signal.SIGUSR1, file=2, all_threads=False)
     if code < 0:
         if -code != signal.SIGKILL:  # which has no handler to reset
             signal.signal(-code, signal.SIG_DFL)
         os.kill(os.getpid(), -code)
+    if code == 0 and not next_line:
+        print("the model's code ended the process with exit code 0", file=sys.stderr, flush=True)
+        code = 1
     if code != 0:
         os._exit(code)
     return next_line
