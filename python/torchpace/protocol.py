@@ -36,6 +36,7 @@ def open_protocol() -> Callable[[dict], None]:
     Where the process dies of a signal, and where SIGUSR1 asks, its Python frames go there too.
     """
     global _commands
+    expect_warnings()
     _commands = os.dup(0)
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)
@@ -51,6 +52,17 @@ def open_protocol() -> Callable[[dict], None]:
         answers.flush()
 
     return answer
+
+
+def expect_warnings() -> None:
+    """Undoes PYTHONWARNINGS=error for this process and its children: torch itself warns where it
+    is imported.
+    """
+    os.environ.pop("PYTHONWARNINGS", None)
+    if any(action == "error" for action, *_ in warnings.filters):
+        warnings.resetwarnings()
+        for category in (DeprecationWarning, PendingDeprecationWarning, ResourceWarning):
+            warnings.simplefilter("ignore", category)
 
 
 def answer_lines(obey: Callable[[str], dict], answer: Callable[[dict], None]) -> None:
@@ -149,9 +161,11 @@ def _serve_case(line: str, respond: Callable[[str], None]) -> str:
     os.close(handing_back)
     faulthandler.unregister(signal.SIGUSR1)  # where the case is, the fork says
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    with os.fdopen(handed_back, "rb") as pipe:
-        next_line = pipe.read().decode("utf-8", errors="surrogateescape")
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    # Not until its end: what the case has started may hold the other end, and live on.
+    os.set_blocking(handed_back, False)
+    with os.fdopen(handed_back, "rb") as pipe:
+        next_line = (pipe.read() or b"").decode("utf-8", errors="surrogateescape")
     faulthandler.register(signal.SIGUSR1, file=2, all_threads=False)
     if code < 0:
         if -code != signal.SIGKILL:  # which has no handler to reset
