@@ -5,53 +5,178 @@
 namespace torchpace {
 namespace {
 
-TEST(ParityRule, ToleranceIsComputedFromTheTruth) {
-  const TensorDict truth{{"y", torch::tensor({1.0, -2.0}, torch::kFloat64)}};
-  const TensorDict reference{{"y", torch::tensor({1.0, -2.0 - 1e-6}, torch::kFloat64)}};
-  const auto parity = check_parity(reference, reference, &truth, torch::kFloat32);
+constexpr float kInf = std::numeric_limits<float>::infinity();
+constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
+const double kEps = epsilon(torch::kFloat32);
+
+Parity check(const TensorDict& values, const TensorDict& reference, const TensorDict* golden,
+             torch::ScalarType dtype = torch::kFloat32) {
+  return check_parity(values, reference, golden, dtype);
+}
+
+/// Against a golden run, where the reference is right.
+Parity against_golden(const torch::Tensor& own, const torch::Tensor& golden,
+                      torch::ScalarType dtype = torch::kFloat32) {
+  const TensorDict file{{"y", golden}};
+  return check({{"y", own}}, {{"y", own}}, &file, dtype);
+}
+
+Parity against_reference(const torch::Tensor& own, const torch::Tensor& reference) {
+  return check({{"y", own}}, {{"y", reference}}, nullptr);
+}
+
+void expect_note(const Parity& parity, const std::string& part) {
+  EXPECT_FALSE(parity.passed);
+  EXPECT_NE(parity.note.find(part), std::string::npos)
+      << "expected '" << part << "' in '" << parity.note << "'";
+}
+
+TEST(ParityRule, ToleranceIsThatOfRoundingAlone) {
+  const auto golden = torch::tensor({1.0, -2.0}, torch::kFloat64);
+  const auto parity = against_golden(torch::tensor({1.0F, -2.0F}), golden);
   EXPECT_TRUE(parity.passed);
-  EXPECT_NEAR(parity.tolerance, 4e-6 + 8 * epsilon(torch::kFloat32) * 2, 1e-12);
-  EXPECT_NEAR(parity.rms_tolerance,
-              4e-6 / std::sqrt(2) + 8 * epsilon(torch::kFloat32) * std::sqrt(2.5), 1e-12);
+  EXPECT_EQ(parity.note, "");
+  EXPECT_EQ(parity.compared, 1);
+  EXPECT_NEAR(parity.tolerance, 8 * kEps * 2, 1e-15);
+  EXPECT_NEAR(parity.rms_tolerance, 8 * kEps * std::sqrt(2.5), 1e-15);
+}
+
+TEST(ParityRule, AReferenceFarFromItsGoldenRunFailsAndExcusesNoOne) {
+  const TensorDict golden{{"y", torch::ones({4}, torch::kFloat64)}};
+  for (const double off : {1e-3, 1.0, 100.0}) {
+    const TensorDict reference{{"y", torch::ones({4}) + off}};
+    const auto own = check(reference, reference, &golden);
+    EXPECT_FALSE(own.passed) << off;
+    EXPECT_NEAR(own.max_abs_error, off, 1e-3 * off) << "from the golden run";
+    EXPECT_NEAR(own.tolerance, 8 * kEps, 1e-15) << "does not grow with " << off;
+    EXPECT_TRUE(check({{"y", torch::ones({4})}}, reference, &golden).passed) << "who is right";
+    EXPECT_FALSE(check({{"y", torch::ones({4}) + 2 * off}}, reference, &golden).passed);
+  }
 }
 
 TEST(ParityRule, SpreadAllowsWhatRoundingMayDo) {
-  const TensorDict reference{{"y", torch::ones({4})}};
   const TensorDict own{{"y", torch::ones({4}) * 1.001}};
-  TensorDict truth{{"y", torch::ones({4}, torch::kFloat64)}};
-  EXPECT_FALSE(check_parity(own, reference, &truth, torch::kFloat32).passed);
-  truth["spread.y"] = torch::full({2}, 1e-3, torch::kFloat64);
-  EXPECT_TRUE(check_parity(own, reference, &truth, torch::kFloat32).passed);
-}
-
-TEST(ParityRule, RootMeanSquareSeesASmallErrorOfAll) {
-  auto reference_y = torch::ones({1000});
-  reference_y[0] += 1e-3;  // one element is off in the reference: the largest magnitude allows 4e-3
-  const TensorDict reference{{"y", reference_y}};
-  const TensorDict truth{{"y", torch::ones({1000}, torch::kFloat64)}};
-  EXPECT_TRUE(check_parity(reference, reference, &truth, torch::kFloat32).passed);
-  const auto parity = check_parity({{"y", reference_y + 1e-3}}, reference, &truth, torch::kFloat32);
-  EXPECT_FALSE(parity.passed);
+  TensorDict golden{{"y", torch::ones({4}, torch::kFloat64)}};
+  EXPECT_FALSE(check(own, own, &golden).passed);
+  golden["spread.y"] = torch::full({2}, 1e-3, torch::kFloat64);
+  EXPECT_TRUE(check(own, own, &golden).passed);
+  golden["spread.y"] = torch::tensor({1.0, 1e-9}, torch::kFloat64);
+  const auto parity = check(own, own, &golden);
+  EXPECT_FALSE(parity.passed) << "the root mean square sees a small error of all";
   EXPECT_LT(parity.max_abs_error, parity.tolerance);
   EXPECT_GT(parity.rms_error, parity.rms_tolerance);
 }
 
-TEST(ParityRule, NamesShapesAndFinitenessComeFirst) {
+TEST(ParityRule, WithoutAGoldenRunTheReferenceBoundsBySqrtEps) {
+  const auto reference = torch::ones({4});
+  const auto parity = against_reference(reference + 1e-4, reference);
+  EXPECT_TRUE(parity.passed);
+  EXPECT_EQ(parity.note, kNoGolden);
+  EXPECT_NEAR(parity.tolerance, std::sqrt(kEps), 1e-12);
+  EXPECT_FALSE(against_reference(reference + 1e-3, reference).passed);
+}
+
+TEST(ParityRule, NamesShapesAndKindsComeFirst) {
+  const auto one = torch::ones({2});
+  const TensorDict reference{{"a", one}, {"b", one}};
+  expect_note(check({{"a", one}}, reference, nullptr), "the runtime lacks b (1 such)");
+  expect_note(check({{"a", one}, {"b", one}, {"c", one}}, reference, nullptr),
+              "the reference lacks c (1 such)");
+  TensorDict other{{"a", one}, {"b", torch::ones({3})}};
+  const auto parity = check(other, reference, nullptr);
+  expect_note(parity, "b: expected shape [2] of the reference, found [3]");
+  EXPECT_TRUE(std::isnan(parity.max_abs_error));
+  other["b"] = torch::ones({2}, torch::kInt64);
+  expect_note(check(other, reference, nullptr),
+              "b: expected floating-point values as the reference has, found integer");
+  expect_note(check({}, {}, nullptr), "nothing to compare");
+}
+
+TEST(ParityRule, TheGoldenRunHasTheSameNamesToo) {
+  const auto one = torch::ones({2});
+  const TensorDict both{{"a", one}, {"b", one}};
+  TensorDict golden{{"a", one}, {"spread.a", one}};
+  expect_note(check(both, both, &golden), "the float64 run lacks b");
+  golden["b"] = torch::ones({2, 1});
+  expect_note(check(both, both, &golden), "b: expected shape [2, 1] of the float64 run");
+}
+
+TEST(ParityRule, IntegersAndBoolsAreExact) {
+  const auto labels = torch::arange(1000);
+  auto other = labels.clone();
+  other[3] = 4;
+  EXPECT_TRUE(against_reference(labels, labels).passed);
+  EXPECT_TRUE(against_golden(labels, labels).passed);
+  for (const auto& parity : {against_reference(other, labels), against_golden(other, labels)}) {
+    EXPECT_FALSE(parity.passed);
+    EXPECT_EQ(parity.max_abs_error, 1) << "elements that differ";
+    EXPECT_EQ(parity.rms_error, 1e-3) << "their share";
+    EXPECT_EQ(parity.tolerance, 0);
+  }
+  EXPECT_TRUE(against_reference(labels.to(torch::kInt32), labels).passed) << "values, not widths";
+  const auto mask = labels > 10;
+  EXPECT_TRUE(against_reference(mask, mask.clone()).passed);
+  EXPECT_FALSE(against_reference(mask, labels > 11).passed);
+}
+
+TEST(ParityRule, LargeIntegersAreNotRounded) {
+  const auto large = torch::full({1}, int64_t{1} << 60, torch::kInt64);
+  EXPECT_FALSE(against_reference(large, large + 1).passed);
+}
+
+TEST(ParityRule, ComplexNumbersArePairs) {
+  const auto golden =
+      torch::complex(torch::ones({3}, torch::kFloat64), torch::zeros({3}, torch::kFloat64));
+  EXPECT_TRUE(against_golden(golden.to(torch::kComplexFloat), golden).passed);
+  EXPECT_TRUE(against_golden(golden.to(torch::kComplexFloat).conj(), golden).passed);
+  const auto turned = golden.to(torch::kComplexFloat) * c10::complex<float>(0, 1);
+  EXPECT_FALSE(against_golden(turned, golden).passed) << "the same magnitudes, another angle";
+  expect_note(against_golden(torch::ones({3}), golden), "expected complex values");
+}
+
+TEST(ParityRule, NanAndInfinitiesAreEqualInTheSamePlaces) {
+  const auto reference = torch::tensor({1.0F, kNan, kInf, -kInf});
+  EXPECT_TRUE(against_reference(reference, reference.clone()).passed);
+  EXPECT_TRUE(against_golden(reference, reference.to(torch::kFloat64)).passed);
+  expect_note(against_reference(torch::tensor({1.0F, 1.0F, kInf, -kInf}), reference),
+              "y: the reference has 1 of 4 values NaN, the runtime 0");
+  expect_note(against_reference(torch::tensor({1.0F, kNan, -kInf, kInf}), reference),
+              "or in other places");
+  EXPECT_FALSE(against_reference(torch::tensor({2.0F, kNan, kInf, -kInf}), reference).passed)
+      << "the finite one";
+  EXPECT_FALSE(against_reference(torch::full({4}, kNan), torch::ones({4})).passed);
+}
+
+TEST(ParityRule, WhatOverflowsInTheDtypeIsInfiniteInTheGoldenRun) {
+  const auto golden = torch::tensor({1.0, 1e39, -1e39}, torch::kFloat64);
+  const auto own = torch::tensor({1.0F, kInf, -kInf});
+  EXPECT_TRUE(against_golden(own, golden).passed);
+  EXPECT_NEAR(against_golden(own, golden).tolerance, 8 * kEps, 1e-15) << "of what is finite";
+  EXPECT_FALSE(against_golden(own.abs(), golden).passed);
+}
+
+TEST(ParityRule, WhatCannotBeToldFails) {
+  const auto golden = torch::tensor({1e200, 1.0}, torch::kFloat64);  // its square overflows
+  EXPECT_FALSE(against_golden(golden + 1, golden, torch::kFloat64).passed);
+  const TensorDict own{{"y", torch::ones({2}) * 2}};
+  const TensorDict file{{"y", torch::ones({2})}, {"spread.y", torch::full({2}, kNan)}};
+  EXPECT_FALSE(check(own, own, &file).passed);
+}
+
+TEST(ParityRule, EmptyTensorsAndScalarsCompare) {
+  EXPECT_TRUE(against_reference(torch::ones({0, 3}), torch::ones({0, 3})).passed);
+  EXPECT_TRUE(against_reference(torch::ones({}), torch::ones({})).passed);
+  EXPECT_TRUE(
+      against_reference(torch::zeros({0}, torch::kInt64), torch::zeros({0}, torch::kInt64)).passed);
+}
+
+TEST(ParityRule, TheWorstTensorIsNamed) {
   const TensorDict reference{{"a", torch::ones({2})}, {"b", torch::ones({2})}};
-  EXPECT_NE(check_parity({{"a", torch::ones({2})}}, reference, nullptr, torch::kFloat32)
-                .note.find("expected b"),
-            std::string::npos);
-  EXPECT_NE(check_parity({{"c", torch::ones({2})}}, reference, nullptr, torch::kFloat32)
-                .note.find("has no c"),
-            std::string::npos);
-  TensorDict other{{"a", torch::ones({2})}, {"b", torch::ones({3})}};
-  EXPECT_EQ(check_parity(other, reference, nullptr, torch::kFloat32).note,
-            "b: expected shape [2], found [3]");
-  other["b"] = torch::tensor({1.0F, std::numeric_limits<float>::quiet_NaN()});
-  const auto parity = check_parity(other, reference, nullptr, torch::kFloat32);
+  const auto parity =
+      check({{"a", torch::ones({2}) + 1e-5}, {"b", torch::ones({2}) + 1e-2}}, reference, nullptr);
   EXPECT_FALSE(parity.passed);
-  EXPECT_NE(parity.note.find("finite"), std::string::npos);
-  EXPECT_FALSE(check_parity({}, {}, nullptr, torch::kFloat32).passed);
+  EXPECT_EQ(parity.worst, "b");
+  EXPECT_EQ(parity.compared, 2);
 }
 
 TEST(ParityRule, EpsilonIsThatOfTheDtype) {

@@ -1,11 +1,11 @@
-// Do two runtimes compute the same? Compares named tensors with a tolerance that is computed, never
-// set by hand: for each tensor and both norms |.| (largest magnitude; root mean square), in
-// float64,
-//   |own - reference| <= 4 max(|reference - truth|, spread) + 8 eps |truth|.
-// truth is the float64 twin; spread.<name> [2], which comes with it, is how far that twin moves
-// when every weight and input moves by rounding: what rounding may do, also where the reference was
-// lucky. Without a truth the bound is sqrt(eps) |reference|. Reasons: docs/design.md, Parity. Twin:
-// python/torchpace/parity.py.
+// Are a runtime's values right? Compares named tensors with a tolerance that is computed, never set
+// by hand: for each tensor and both norms |.| (largest magnitude; root mean square), in float64,
+//   |own - golden| <= 4 spread + 8 eps |golden|.
+// golden is the float64 run; spread.<name> [2], which comes with it, is its rounding sensitivity:
+// how far it moves when every weight and input moves by rounding. What the reference does is no
+// part of the bound: a wrong reference must fail, not excuse others. Without a golden run
+//   |own - reference| <= sqrt(eps) |reference|,
+// integers and bools exactly. Reasons: docs/design.md, Parity. Twin: python/torchpace/parity.py.
 #pragma once
 
 #include <torch/torch.h>
@@ -15,11 +15,16 @@
 #include <cmath>
 #include <limits>
 #include <string>
+#include <utility>
 
 #include "torchpace/io/tensor_dict.hpp"
 
 namespace torchpace {
 
+inline constexpr char kSpread[] = "spread.";  // prefix in a golden file
+inline constexpr char kNoGolden[] = "no float64 run: tolerance sqrt(eps)";
+
+/// Errors are differences from the golden run, without one from the reference.
 struct Parity {
   bool passed = true;
   double max_abs_error = 0;  // this and the next three: of `worst`
@@ -42,10 +47,17 @@ inline double epsilon(torch::ScalarType dtype) {
       return 0x1p-10;
     case torch::kBFloat16:
       return 0x1p-7;
+    case torch::kFloat8_e4m3fn:
+      return 0x1p-3;
+    case torch::kFloat8_e5m2:
+      return 0x1p-2;
     default:
       TORCH_CHECK(false, "epsilon: expected a floating dtype, got ", dtype);
   }
 }
+
+/// Whether values of this kind have no rounding.
+inline bool is_exact(const torch::Tensor& x) { return !x.is_floating_point() && !x.is_complex(); }
 
 /// Largest magnitude and root mean square of a float64 tensor; zeros of an empty one.
 inline std::array<double, 2> norms(const torch::Tensor& x) {
@@ -53,78 +65,172 @@ inline std::array<double, 2> norms(const torch::Tensor& x) {
   return {x.abs().max().item<double>(), x.square().mean().sqrt().item<double>()};
 }
 
-/// Compares by name; both sets of names must be equal. A missing name, another shape or a value
-/// that is not finite fails with a note that says which. `truth` may be null. Tensors may be of any
-/// dtype and device; eps is that of `dtype`.
-inline Parity check_parity(const TensorDict& values, const TensorDict& reference,
-                           const TensorDict* truth, torch::ScalarType dtype) {
-  Parity result;
-  const auto fail = [&result](const std::string& name, const std::string& note) {
-    result.passed = false;
-    result.worst = name;
-    result.max_abs_error = result.tolerance = result.rms_error = result.rms_tolerance =
-        std::numeric_limits<double>::quiet_NaN();
-    result.note = note;
-    return result;
-  };
-  const auto wide = [](const torch::Tensor& x) {
-    return x.detach().to(torch::kCPU, torch::kFloat64);
-  };
-  for (const auto& entry : values) {
-    if (!reference.contains(entry.first))
-      return fail(entry.first, "the reference has no " + entry.first);
-  }
-  const double eps = epsilon(dtype);
-  double worst_ratio = -1;
-  for (const auto& [name, reference_value] : reference) {
-    const auto found = values.find(name);
-    if (found == values.end())
-      return fail(name, "expected " + name + " as in the reference, found none");
-    const auto own = wide(found->second);
-    const auto expected = wide(reference_value);
-    if (own.sizes() != expected.sizes()) {
-      return fail(name,
-                  c10::str(name, ": expected shape ", expected.sizes(), ", found ", own.sizes()));
-    }
-    if (!own.isfinite().all().item<bool>())
-      return fail(name, name + ": expected finite values, found others");
+namespace detail {
 
-    const auto errors = norms(own - expected);
-    std::array<double, 2> tolerances = norms(expected);
-    if (truth == nullptr) {
-      for (double& t : tolerances) t *= std::sqrt(eps);
-    } else {
-      const auto exact = truth->find(name);
-      if (exact == truth->end() || exact->second.sizes() != expected.sizes()) {
-        return fail(name,
-                    "the float64 truth has no " + name + " of this shape; delete the cache entry");
-      }
-      const auto deviation = norms(expected - wide(exact->second));
-      const auto magnitude = norms(wide(exact->second));
-      const auto spread = truth->find("spread." + name);
-      for (std::size_t i = 0; i < tolerances.size(); ++i) {
-        const double moved =
-            spread == truth->end() ? 0 : spread->second[static_cast<int64_t>(i)].item<double>();
-        tolerances[i] = 4 * std::max(deviation[i], moved) + 8 * eps * magnitude[i];
-      }
+/// Two tensors of one name, compared.
+struct Difference {
+  std::array<double, 2> errors = {0, 0};
+  std::array<double, 2> sizes = {0, 0};  // of what is expected
+  std::string problem;                   // what is not finite, and not on both sides
+};
+
+/// On the CPU, complex numbers as pairs.
+inline torch::Tensor as_pairs(const torch::Tensor& x) {
+  const auto here = x.detach().to(torch::kCPU);
+  return here.is_complex() ? torch::view_as_real(here.resolve_conj()) : here;
+}
+
+/// What a tensor of `dtype` can hold of x: what overflows there is infinite, however wide x is.
+inline torch::Tensor rounded(const torch::Tensor& x, torch::ScalarType dtype) {
+  const bool wider = x.element_size() > static_cast<int64_t>(c10::elementSize(dtype));
+  return wider ? x.to(dtype) : x;
+}
+
+/// Of integers and bools: the number and the share of the elements that differ; their own size, by
+/// which a tolerance would grow, is 0.
+inline Difference exact_difference(const torch::Tensor& own, const torch::Tensor& expected) {
+  Difference result;
+  if (own.numel() == 0) return result;
+  const auto differing =
+      own.detach().to(torch::kCPU).ne(expected.detach().to(torch::kCPU)).sum().item<double>();
+  result.errors = {differing, differing / static_cast<double>(own.numel())};
+  return result;
+}
+
+/// Says where NaN or infinities are not in the same places; empty where they are.
+inline std::string not_finite(const torch::Tensor& own, const torch::Tensor& expected,
+                              const std::string& whose) {
+  const std::pair<const char*, torch::Tensor (*)(const torch::Tensor&)> tests[] = {
+      {"NaN", [](const torch::Tensor& x) { return x.isnan(); }},
+      {"+inf", [](const torch::Tensor& x) { return x.isposinf(); }},
+      {"-inf", [](const torch::Tensor& x) { return x.isneginf(); }}};
+  for (const auto& [what, test] : tests) {
+    const auto found = test(own), wanted = test(expected);
+    if (torch::equal(found, wanted)) continue;
+    return c10::str(whose, " ", wanted.sum().item<int64_t>(), " of ", own.numel(), " values ", what,
+                    ", the runtime ", found.sum().item<int64_t>(), ", or in other places");
+  }
+  return "";
+}
+
+/// In float64, over what is finite. `whose` begins the words of a problem.
+inline Difference difference(const torch::Tensor& own, const torch::Tensor& expected,
+                             torch::ScalarType dtype, const std::string& whose) {
+  if (is_exact(expected)) return exact_difference(own, expected);
+  Difference result;
+  auto a = as_pairs(own), b = as_pairs(expected);
+  const auto a_held = rounded(a, dtype).to(torch::kFloat64);
+  const auto b_held = rounded(b, dtype).to(torch::kFloat64);
+  a = a.to(torch::kFloat64);
+  b = b.to(torch::kFloat64);
+  const auto finite = a_held.isfinite().logical_and(b_held.isfinite());
+  if (!finite.all().item<bool>()) {
+    result.problem = not_finite(a_held, b_held, whose);
+    a = a.where(finite, 0);
+    b = b.where(finite, 0);
+  }
+  result.errors = norms(a - b);
+  result.sizes = norms(b);
+  return result;
+}
+
+/// Of an error to what is allowed: above 1 fails, as does whatever cannot be told.
+inline double ratio(double error, double tolerance) {
+  if (error == 0) return 0;
+  const double found = error / tolerance;
+  return std::isfinite(tolerance) && !std::isnan(found) ? found
+                                                        : std::numeric_limits<double>::infinity();
+}
+
+inline const char* kind_of(const torch::Tensor& x) {
+  if (x.is_complex()) return "complex";
+  if (x.is_floating_point()) return "floating-point";
+  return x.scalar_type() == torch::kBool ? "bool" : "integer";
+}
+
+/// Names of `from` that `other` lacks: the first and how many; spreads are no values.
+inline std::pair<std::string, int64_t> lacking(const TensorDict& from, const TensorDict& other) {
+  std::pair<std::string, int64_t> result{"", 0};
+  for (const auto& [name, tensor] : from) {
+    if (name.starts_with(kSpread) || other.contains(name)) continue;
+    if (result.second++ == 0) result.first = name;
+  }
+  return result;
+}
+
+/// Says where names, shapes or kinds of values are not those of `other`; empty where they are.
+inline std::string mismatch(const TensorDict& own, const TensorDict& other,
+                            const std::string& what) {
+  const auto names = [](const std::string& lacks, const std::pair<std::string, int64_t>& missing,
+                        const std::string& has) {
+    return c10::str(lacks, " lacks ", missing.first, " (", missing.second, " such), which ", has,
+                    " has: the two are of different models, phases or versions");
+  };
+  if (const auto more = lacking(own, other); more.second > 0)
+    return names("the " + what, more, "the runtime");
+  if (const auto fewer = lacking(other, own); fewer.second > 0)
+    return names("the runtime", fewer, "the " + what);
+  for (const auto& [name, found] : own) {
+    const auto& expected = other.at(name);
+    if (found.sizes() != expected.sizes()) {
+      return c10::str(name, ": expected shape ", expected.sizes(), " of the ", what, ", found ",
+                      found.sizes());
     }
-    double ratio = 0;
-    for (std::size_t i = 0; i < errors.size(); ++i) {
-      if (errors[i] > 0) ratio = std::max(ratio, errors[i] / tolerances[i]);
-    }
-    ++result.compared;
-    if (ratio > worst_ratio) {
-      worst_ratio = ratio;
-      result.worst = name;
-      result.max_abs_error = errors[0];
-      result.rms_error = errors[1];
-      result.tolerance = tolerances[0];
-      result.rms_tolerance = tolerances[1];
+    if (std::string(kind_of(found)) != kind_of(expected)) {
+      return c10::str(name, ": expected ", kind_of(expected), " values as the ", what,
+                      " has, found ", kind_of(found));
     }
   }
-  result.passed = result.compared > 0 && worst_ratio <= 1;
-  if (result.compared == 0) result.note = "nothing to compare: both sides are empty";
-  if (truth == nullptr) result.note = "no truth: tolerance sqrt(eps)";
+  return "";
+}
+
+}  // namespace detail
+
+/// Compares by name. Names, shapes and kinds of values must be those of the reference and of the
+/// golden run; NaN and infinities must be in the same places. What fails so has a note and no
+/// errors. `golden` may be null. Tensors may be of any dtype and device; eps is that of `dtype`.
+inline Parity check_parity(const TensorDict& values, const TensorDict& reference,
+                           const TensorDict* golden, torch::ScalarType dtype) {
+  constexpr double kNone = std::numeric_limits<double>::quiet_NaN();
+  const auto failed = [](const std::string& name, const std::string& note) {
+    return Parity{false, kNone, kNone, kNone, kNone, name, 0, note};
+  };
+  auto problem = detail::mismatch(values, reference, "reference");
+  if (problem.empty() && golden != nullptr)
+    problem = detail::mismatch(values, *golden, "float64 run");
+  if (!problem.empty()) return failed("", problem);
+  if (values.empty()) return failed("", "nothing to compare: both sides are empty");
+
+  const double eps = epsilon(dtype);
+  const auto& yardstick = golden == nullptr ? reference : *golden;
+  const std::string what = golden == nullptr ? "reference" : "float64 run";
+  Parity result;
+  result.compared = static_cast<int64_t>(values.size());
+  if (golden == nullptr) result.note = kNoGolden;
+  double worst_ratio = -1;
+  for (const auto& [name, own] : values) {
+    const auto found =
+        detail::difference(own, yardstick.at(name), dtype, name + ": the " + what + " has");
+    if (!found.problem.empty()) return failed(name, found.problem);
+    std::array<double, 2> tolerances = {0, 0};
+    const auto spread = golden == nullptr ? yardstick.end() : golden->find(kSpread + name);
+    for (std::size_t i = 0; i < tolerances.size(); ++i) {
+      const double moved =
+          spread == yardstick.end() ? 0 : spread->second[static_cast<int64_t>(i)].item<double>();
+      tolerances[i] = golden == nullptr ? std::sqrt(eps) * found.sizes[i]
+                                        : 4 * moved + 8 * eps * found.sizes[i];
+    }
+    const double ratio = std::max(detail::ratio(found.errors[0], tolerances[0]),
+                                  detail::ratio(found.errors[1], tolerances[1]));
+    if (ratio <= worst_ratio) continue;
+    worst_ratio = ratio;
+    result.worst = name;
+    result.max_abs_error = found.errors[0];
+    result.rms_error = found.errors[1];
+    result.tolerance = tolerances[0];
+    result.rms_tolerance = tolerances[1];
+  }
+  result.passed = worst_ratio <= 1;
   return result;
 }
 
