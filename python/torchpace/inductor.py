@@ -6,9 +6,13 @@ import logging
 import os
 import re
 import subprocess
+import tempfile
 import warnings
 from pathlib import Path
 from typing import Any
+
+from torchpace import scratch
+from torchpace.errors import InputError
 
 # What torch's compilers, its JIT and its libraries of kernels read, beside paths and processes.
 _COMPILER_VARIABLES = re.compile(
@@ -80,10 +84,28 @@ def use_caches(folder: Path, *, warm: bool) -> None:
     """Names the folder of the compiler's caches, for this process and what it starts.
 
     `warm`: nothing is left to compile. Then headers need not be compiled either, whose preprocessed
-    text Inductor hashes first, warm caches or not.
+    text Inductor hashes first, warm caches or not. Raises InputError where no code can be loaded
+    from the folder.
     """
     from torch._inductor import config
 
+    fault = scratch.fault_of(folder)
+    if "noexec" in fault:
+        raise InputError(
+            f"cache: no compiled code can be loaded from {fault}; name another folder with --cache"
+        )
+    if fault and not warm:
+        folder = _reached_by_another_path(folder)
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder)
     os.environ["TRITON_CACHE_DIR"] = str(folder / "triton")
     config.cpp_cache_precompile_headers = not warm
+
+
+def _reached_by_another_path(folder: Path) -> Path:
+    """A link to `folder` in this process's own temporary folder: torch splits command lines at the
+    spaces of a path.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    link = Path(tempfile.mkdtemp(prefix="caches-")) / "link"
+    link.symlink_to(folder)
+    return link
