@@ -15,8 +15,8 @@ import time
 from pathlib import Path
 
 from torchpace import runtimes
-from torchpace.errors import InputError, Skipped
-from torchpace.protocol import PROTOCOL, die_with_parent, one_line, open_protocol, serve
+from torchpace.errors import InputError
+from torchpace.protocol import PROTOCOL, answer_of, die_with_parent, open_protocol, serve
 
 
 def fail(how: str) -> None:
@@ -83,18 +83,12 @@ def main(arguments: list[str] | None = None) -> int:
     worker = Worker(options.runtime, options.slow)
     answer({"protocol": PROTOCOL, "runtime": options.runtime, "cases": ["*"]})
 
-    def respond(line: str) -> None:
-        try:
-            if how and line.partition(" ")[0] == where:
-                fail(how)
-            found = worker.answer(line)
-        except Skipped as skipped:
-            found = {"skipped": str(skipped)}
-        except Exception as error:
-            found = {"error": one_line(error)}
-        answer(found)
+    def obey(line: str) -> dict:
+        if how and line.partition(" ")[0] == where:
+            fail(how)
+        return worker.answer(line)
 
-    serve(respond, worker.prepare)
+    serve(lambda line: answer(answer_of(obey, line)), worker.prepare)
     return 0
 
 
