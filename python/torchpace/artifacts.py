@@ -21,14 +21,14 @@ import hashlib
 import json
 import math
 import os
-import re
 import select
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -36,6 +36,7 @@ from typing import Any
 from torchpace import cache, inductor, runtimes, scratch
 from torchpace.errors import InputError, Skipped
 from torchpace.protocol import answer_lines, die_with_parent, one_line, open_protocol
+from torchpace.refusal import refused as refused  # for the runtimes
 from torchpace.settings import Settings
 
 LIMIT_S = 120.0  # where the line names no compile_limit
@@ -104,8 +105,10 @@ def make(folder: Path, settings: Settings, started: Callable[[Path], None]) -> d
     """
     from torchpace import models
     from torchpace.commands import set_threads
+    from torchpace.workload import load_libraries
 
     begun = time.perf_counter()
+    load_libraries(settings)
     kind, known = settings.text("make"), makers()
     if kind not in known:
         raise InputError(f"make: expected one of {', '.join(known)}, got '{kind}'")
@@ -117,9 +120,16 @@ def make(folder: Path, settings: Settings, started: Callable[[Path], None]) -> d
         refuse_what_was_stopped(path, settings)
         started(path)
         before = time.perf_counter()
-        file = runtime.make_artifact(kind, target, settings, model)
-        facts = {"kind": kind, "settings": settings.line(), "artifact": file.name}
-        return facts | {"compile_s": time.perf_counter() - before}
+        with noted_warnings() as notes:
+            file = runtime.make_artifact(kind, target, settings, model)
+        return {
+            "kind": kind,
+            "settings": settings.line(),
+            "artifact": file.name,
+            "compile_s": time.perf_counter() - before,
+            "note": "; ".join(notes),
+            "sources": models.sources(model),
+        }
 
     entry = cache.get_or_make(path, fill)
     stop_record(path).unlink(missing_ok=True)
@@ -128,8 +138,32 @@ def make(folder: Path, settings: Settings, started: Callable[[Path], None]) -> d
         "compile_s": entry.manifest["compile_s"],
         "cached": entry.cached,
         "seconds": time.perf_counter() - begun,
-        "note": f"rebuilt: {entry.rebuilt}" if entry.rebuilt else "",
+        "note": "; ".join(
+            filter(
+                None,
+                (entry.manifest["note"], f"rebuilt: {entry.rebuilt}" if entry.rebuilt else ""),
+            )
+        ),
     }
+
+
+@contextlib.contextmanager
+def noted_warnings() -> Iterator[list[str]]:
+    """Collects what torch warns of in the block about the model itself: that a trace holds only one
+    of its branches, say.
+    """
+    import torch
+
+    notes: list[str] = []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", torch.jit.TracerWarning)
+        yield notes
+    for warning in caught:
+        if issubclass(warning.category, torch.jit.TracerWarning):
+            text = str(warning.message).partition(". ")[0].splitlines()[0]
+            note = f"TracerWarning at {Path(warning.filename).name}:{warning.lineno}: {text[:160]}"
+            if note not in notes:
+                notes.append(note)
 
 
 def stop_record(path: Path) -> Path:
@@ -159,12 +193,13 @@ def key_of(kind: str, settings: Settings, model: ModuleType, runtime: ModuleType
     """The entry's name: kind, model, phase and a hash of all that the artifact depends on."""
     import torch
 
-    from torchpace import axes, inference, models, workload
+    from torchpace import axes, inference, models, module_state, outputs, workload
 
     device = workload.device_of(settings)
-    sources = (runtime, axes, inductor, inference, workload, sys.modules[__name__])
+    sources = (runtime, axes, inductor, inference, module_state, outputs, workload)
+    sources += (sys.modules[__name__],)
     sources += getattr(runtime, "SOURCES", ())
-    unrelated = {*UNRELATED, *models.COST_KEYS} - {*getattr(runtime, "RELATED", ())}
+    unrelated = {*UNRELATED, *models.MEASURED_KEYS} - {*getattr(runtime, "RELATED", ())}
     files = [Path(str(source.__file__)) for source in sources]
     files += getattr(runtime, "FILES", ())
     code = models.identity(model) + b"".join(file.read_bytes() for file in files)
@@ -176,6 +211,7 @@ def key_of(kind: str, settings: Settings, model: ModuleType, runtime: ModuleType
         torch.backends.cpu.get_cpu_capability(),
         compiler(),
         gpu(device),
+        *inductor.compiler_variables(),
     ]
     digest = hashlib.sha256("\n".join(parts).encode() + code).hexdigest()[:16]
     stem = f"{kind}-{models.label(settings)}-{settings.text('phase')}".replace(":", "-")
@@ -201,33 +237,6 @@ def compiler() -> str:
     except OSError:
         return ""
     return output.partition("\n")[0]
-
-
-def refused(what: str, error: BaseException) -> InputError:
-    """One line of what a compiler says it could not do, and the line of the model that stopped it.
-
-    Compilers of torch report over many lines: the reason comes first, and the frames of the model's
-    code in the order of calls.
-    """
-    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    reason = lines[0] if lines else type(error).__name__
-    if len(lines) > 1 and reason.endswith(":"):
-        reason += " " + lines[1]
-    return InputError(f"{what}: {reason[:300]}{_place(text)}")
-
-
-def _place(text: str) -> str:
-    """` at FILE:LINE: CODE` of the innermost frame outside torch, '' if none is named."""
-    frames = re.findall(r'File "([^"]+)", line (\d+)[^\n]*\n([^\n]*)((?:\n[^\n]*){0,6})', text)
-    for file, number, code, rest in reversed(frames):
-        if f"{os.sep}torch{os.sep}" in file or file.startswith("<"):
-            continue
-        # TorchScript prints the lines around the one that it marks
-        marked = re.search(r"([^\n]*)\n[^\n]*~+ <--- HERE", f"{code}{rest}")
-        shown = (marked[1] if marked else code).strip()
-        return f" at {Path(file).name}:{number}: {shown[:160]}"
-    return ""
 
 
 class Fork:
@@ -315,18 +324,6 @@ def _work(folder: Path, settings: Settings, sending: int) -> None:
     os._exit(0)
 
 
-def own_temporary_folder(parent: Path) -> None:
-    """Makes `parent`/.temporary-PID, or one where compilers can work, this process's and its
-    children's TMPDIR, until they end.
-
-    Compilers that are killed leave files behind, and Inductor keeps headers there that it compiled
-    (200 MB), which all artifacts of this process share.
-    """
-    scratch.start_janitor()
-    own = scratch.own(parent)
-    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(own)  # only until a runtime names another one
-
-
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m torchpace.artifacts", description=__doc__.splitlines()[0]
@@ -336,7 +333,7 @@ def main(arguments: list[str] | None = None) -> int:
     answers = open_protocol()
     die_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # the janitor cleans up; no traceback
-    own_temporary_folder(folder / "artifacts")
+    inductor.work_in_own_folder(folder / "artifacts")
     inductor.prepare()
     answer_lines(lambda line: Fork(folder, Settings.parse(line)).answer(), answers)
     return 0

@@ -78,11 +78,12 @@ def discard_unfinished(path: Path) -> None:
 
 def verify(path: Path) -> tuple[dict[str, Any], str]:
     """The manifest of an entry, and what is wrong with the entry: '' if every size and checksum is
-    right.
+    right, also those of the `sources` outside that it was made from.
     """
     try:
         manifest = json.loads((path / MANIFEST).read_text())
         files = dict(manifest["files"])
+        sources = dict(manifest.get("sources", {}))
     except (OSError, ValueError, KeyError, TypeError):
         return {}, "its manifest is missing or damaged"
     for name, expected in files.items():
@@ -91,6 +92,9 @@ def verify(path: Path) -> tuple[dict[str, Any], str]:
             return {}, f"{name} is missing"
         if file.stat().st_size != expected["bytes"] or digest(file) != expected:
             return {}, f"the checksum of {name} is wrong"
+    for name, expected in sources.items():
+        if not Path(name).is_file() or digest(Path(name)) != expected:
+            return {}, f"{Path(name).name} has changed since"
     return manifest, ""
 
 

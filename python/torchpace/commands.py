@@ -21,7 +21,7 @@ from torchpace import environment, measure, models, parity, runtimes, tensors
 from torchpace.data import text
 from torchpace.errors import InputError
 from torchpace.settings import Settings, decode
-from torchpace.workload import Workload, device_of
+from torchpace.workload import Workload, device_of, load_libraries
 
 _M_MMAP_THRESHOLD = -3  # of malloc.h
 
@@ -89,6 +89,7 @@ class Worker:
         started = time.perf_counter() - imports_s
         self.workload = None
         set_threads(settings)
+        load_libraries(settings)
         self.driver = environment.DriverMemory(device_of(settings))
         with mapped_blocks():
             loaded = self.runtime.load(self.name, settings, models.of(settings))
@@ -148,7 +149,7 @@ class Worker:
         expected = tensors.load(reference, "reference")
         exact = tensors.load(truth[0], "truth") if truth else None
         self.stepped = True
-        own = {name: tensor.cpu() for name, tensor in workload.values().items()}
+        own = {name: tensor.detach().cpu() for name, tensor in workload.values().items()}
         result = parity.compare(own, expected, exact, workload.precision)
         notes = [workload.note, result.note]
         return result.json() | {"note": "; ".join(note for note in notes if note)}

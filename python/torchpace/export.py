@@ -3,17 +3,18 @@
     python -m torchpace.export --cache DIR [--text FILE]
 
 Each line of standard input is a settings line. Each is answered with one line of JSON on standard
-output, `{"case", "state", "truth", "tokens", "memory", "set", "name", "cached", "seconds", "note"}`
-or `{"error": "one line"}`. Paths are absolute, `tokens` is empty for models without text. `memory`
-has the bytes of parameters, gradients, optimiser state and activations; `set` has settings to add
-to the case's line: what a step of a model costs that only Python can count; `name` is how a model
-of your own calls itself. A line with `make=KIND` is answered with a compiled file of the case
-(torchpace.artifacts). Layout: docs/design.md, "The path of the data".
+output, `{"case", "state", "truth", "tokens", "memory", "set", "cached", "seconds", "note",
+"no_golden"}` or `{"error": "one line"}`. Paths are absolute, `tokens` is empty for models without
+text, `truth` where there is no float64 run, and `no_golden` says why. `memory` has the bytes of
+parameters, gradients, optimizer state and activations; `set` has settings to add to the case's
+line: what only a run of the model can tell. A line with `make=KIND` is answered with a compiled
+file of the case (torchpace.artifacts). Layout: docs/design.md, "The path of the data".
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import sys
 import time
@@ -23,22 +24,35 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from torchpace import artifacts, axes, cache, models, optimizers, parity, scratch, tensors, workload
+from torchpace import (
+    artifacts,
+    axes,
+    cache,
+    models,
+    module_state,
+    optimizers,
+    outputs,
+    parity,
+    scratch,
+    tensors,
+    workload,
+)
 from torchpace.axes import Axes
 from torchpace.data import text
-from torchpace.errors import InputError
+from torchpace.errors import InputError, Skipped
 from torchpace.protocol import answer_lines, open_protocol
 from torchpace.runtimes import eager
 from torchpace.settings import Settings
 from torchpace.workload import (
     Workload,
-    buffers_of,
     device_of,
     dtype_of,
+    load_libraries,
+    loss_module,
     loss_of,
-    output_of,
     phase_of,
     seed_of,
+    seeded,
     to_device,
     without_dropout,
 )
@@ -47,16 +61,16 @@ from torchpace.workload import (
 UNRELATED = {
     *("case", "family", "device", "threads", "swap", "state", "truth", "tokens", "artifact"),
     *("tf32", "memory_format", "torchscript", "aot", "freezing", "dynamic", "fullgraph", "runners"),
-    *models.COST_KEYS,
+    *models.MEASURED_KEYS,
 }
 MAXIMUM_BATCHES = 8
 MAXIMUM_BATCH_BYTES = 64 << 20
-TWINS = 4  # perturbed float64 twins that show what rounding may do
-# What the twins of a model of your own may cost: about a minute on two cores.
+MAXIMUM_OUTPUT_BYTES = 256 << 20  # of all batches, since all are compared
+TWINS = 4  # perturbed float64 runs that show what rounding may do
+# What the float64 runs of a model of your own may cost: about a minute on two cores.
 TWINS_FLOPS = 1e12
-REPEATABLE = 1e-6  # of its size: float64 moves an output by less, one dropped element by more
-# Initial weights take their own random numbers: with seed + index they would repeat a batch's.
-WEIGHTS_SEED = 2**31
+# Of an output's size: sums in another order move it by less, one dropped element by more.
+REPEATABLE = 1e-5
 
 
 class Exporter:
@@ -81,6 +95,7 @@ class Exporter:
     def export(self, settings: Settings) -> dict:
         """A case's files. Raises InputError or Skipped."""
         started = time.perf_counter()
+        load_libraries(settings)
         model = models.of(settings)
         check(settings, model)
         data = settings.text("data", "normal", ("text", "normal"))
@@ -89,6 +104,7 @@ class Exporter:
             self.folder / "cases" / key_of(settings, model, source),
             lambda target: make_case(target, settings, model, source),
         )
+        no_golden = entry.manifest["no_golden"]
         notes = [
             source.note if source else "",
             entry.manifest["note"],
@@ -97,11 +113,11 @@ class Exporter:
         return {
             "case": settings.text("case", ""),
             "state": str(entry.path / "state.pt"),
-            "truth": str(entry.path / "truth.pt"),
+            "truth": "" if no_golden else str(entry.path / "truth.pt"),
             "tokens": str(source.path) if source else "",
             "memory": entry.manifest["memory"],
             "set": entry.manifest["set"],
-            "name": entry.manifest["name"],
+            "no_golden": no_golden,
             "cached": entry.cached,
             "seconds": time.perf_counter() - started,
             "note": "; ".join(note for note in notes if note),
@@ -132,7 +148,8 @@ def key_of(settings: Settings, model: ModuleType, source: text.Text | None) -> s
         related = related.replace(optimizer=optimizers.parse(settings)[0])
     tokens = source.sha256 if source else ""
     # Whatever decides what is in the files: the model, the steps, how they are stored.
-    sources = (axes, eager, optimizers, workload, text, tensors, sys.modules[__name__])
+    sources = (axes, eager, module_state, optimizers, outputs, parity, workload, text, tensors)
+    sources += (sys.modules[__name__],)
     files = [Path(module.__file__) for module in sources]  # type: ignore[arg-type]
     code = models.identity(model) + b"".join(file.read_bytes() for file in files)
     parts = f"{related.line()}\n{torch.__version__}\n{tokens}\n".encode() + code
@@ -143,132 +160,216 @@ def key_of(settings: Settings, model: ModuleType, source: text.Text | None) -> s
 def make_case(
     target: Path, settings: Settings, model: ModuleType, source: text.Text | None
 ) -> dict:
-    """Writes state.pt and truth.pt into `target`. Raises InputError if a value is not finite."""
+    """Writes state.pt and, where a float64 run is possible, truth.pt into `target`.
+
+    Raises InputError if a value of a training is not finite.
+    """
     measured = model.measure(settings) if hasattr(model, "measure") else {}
     settings = settings.replace(**measured)
-    seed, dtype = seed_of(settings), dtype_of(settings)
-    torch.manual_seed(WEIGHTS_SEED + seed)
-    module = model.make(settings)
+    dtype, cpu = dtype_of(settings), torch.device("cpu")
+    with seeded(settings):
+        module = model.make(settings)
     tokens = text.load_tokens(source.path) if source else None
-    batches: list[tuple[Tensor, ...]] = []
-    while len(batches) < MAXIMUM_BATCHES and (
-        not batches or (len(batches) + 1) * sum(x.nbytes for x in batches[0]) <= MAXIMUM_BATCH_BYTES
-    ):
-        generator = torch.Generator().manual_seed(seed + len(batches))
-        batches.append(model.inputs(settings, generator, tokens))
+    batches = make_batches(settings, model, tokens)
     names = [workload.input_key(i) for i in range(len(batches[0]) - 1)] + ["target"]
-    cpu = torch.device("cpu")
-    state = {f"parameter.{name}": to_device(p, cpu, dtype) for name, p in module.named_parameters()}
-    state |= {f"buffer.{name}": to_device(b, cpu, dtype) for name, b in buffers_of(module).items()}
+    state = {
+        name: to_device(x.detach(), cpu, dtype)
+        for name, x in module_state.state_of(module, loss_module(model)).items()
+    }
     state |= {
         name: to_device(torch.stack(column), cpu, dtype)
         for name, column in zip(names, zip(*batches, strict=True), strict=True)
     }
     tensors.save(target / "state.pt", state)
+    count = len(batches)
     del module, state, batches
     settings = settings.replace(state=target / "state.pt")
-    twins, why = twins_of(settings, measured)
-    try:
-        truth = make_truth(settings, model, twins)
-    except RuntimeError as error:
-        if not measured or "memory" in str(error):
-            raise
-        raise InputError(  # it has run in float32: see measure
-            f"{settings.text('factory')}: expected a module that also runs in float64, for the "
-            f"truth, found {str(error).splitlines()[0][:200]}; take the dtype of its input"
-        ) from None
-    for name, tensor in truth.items():
-        if not tensor.isfinite().all():
-            raise InputError(
-                f"{settings.text('case', 'case')}: expected a finite float64 truth, found {name} "
-                "infinite or undefined: training diverges; lower lr"
-            )
-    tensors.save(target / "truth.pt", truth)
+    expect_repeatable(eager.load("py-eager", plain_settings(settings).replace(dtype=None), model))
+    twins, why = twins_of(settings, measured, count)
+    golden, no_golden = try_golden(settings, model, twins)
+    if golden:
+        tensors.save(target / "truth.pt", golden)
     return {
         "settings": settings.replace(state=None).line(),
         "torch": torch.__version__,
-        "seed": seed,
+        "seed": seed_of(settings),
         "twins": {"count": twins, "reason": why},
         "memory": count_memory(settings, model),
-        "note": blindness(truth),
-        "set": measured,
-        "name": getattr(model, "name", ""),
+        "note": "; ".join(filter(None, (getattr(model, "note", ""), blindness(golden)))),
+        "no_golden": no_golden,
+        "set": {key: value for key, value in measured.items() if key != "output_bytes"},
+        "sources": models.sources(model) | library_digests(settings),
     }
 
 
-def twins_of(settings: Settings, measured: dict) -> tuple[int, str]:
-    """How many perturbed twins the truth gets, and why fewer than TWINS.
+def make_batches(
+    settings: Settings, model: ModuleType, tokens: Tensor | None
+) -> list[tuple[Tensor, ...]]:
+    """As many batches as may be compared, and one where all would be the same."""
+    fixed = hasattr(model, "has_fixed_inputs") and model.has_fixed_inputs(settings)
+    most = 1 if fixed else MAXIMUM_BATCHES
+    if phase_of(settings) != "train":
+        most = min(most, int(TWINS_FLOPS / 2 / max(settings.number("flops", 0.0), 1)))
+        most = min(most, int(MAXIMUM_OUTPUT_BYTES / max(settings.number("output_bytes", 0), 1)))
+    batches: list[tuple[Tensor, ...]] = []
+    while not batches or (
+        len(batches) < most
+        and (len(batches) + 1) * sum(x.nbytes for x in batches[0]) <= MAXIMUM_BATCH_BYTES
+    ):
+        generator = torch.Generator().manual_seed(seed_of(settings) + len(batches))
+        batches.append(model.inputs(settings, generator, tokens))
+    return batches
 
-    With fewer the spread, their largest, is smaller: parity becomes stricter, never laxer.
+
+def library_digests(settings: Settings) -> dict[str, dict]:
+    paths = filter(None, settings.text("libraries", "").split(","))
+    return {path: cache.digest(Path(path)) for path in paths}
+
+
+def plain_settings(settings: Settings) -> Settings:
+    """The case as the float64 run has it: no axis that loses precision."""
+    return settings.replace(autocast=None, tf32=None, memory_format=None)
+
+
+def twins_of(settings: Settings, measured: dict, batches: int) -> tuple[int, str]:
+    """How many perturbed runs the golden one gets, and why fewer than TWINS.
+
+    With fewer the rounding sensitivity, their largest, is smaller: parity becomes stricter, never
+    laxer.
     """
     if not measured:
         return TWINS, ""
     training = phase_of(settings) == "train"
-    steps = workload.PARITY_STEPS if training else 1
+    steps = workload.PARITY_STEPS if training else batches
     each = steps * measured["training_flops" if training else "flops"]
     count = max(1, min(TWINS, int(TWINS_FLOPS / max(each, 1))))
     if count == TWINS:
         return TWINS, ""
     return count, (
-        f"{count} instead of {TWINS}: a twin costs {each:.2g} FLOP and all may cost {TWINS_FLOPS:g}"
+        f"{count} instead of {TWINS}: a run costs {each:.2g} FLOP and all may cost {TWINS_FLOPS:g}"
     )
 
 
-def make_truth(settings: Settings, model: ModuleType, twins: int = TWINS) -> dict[str, Tensor]:
-    """The values of the float64 twin, and the `spread` that rounding of weights and inputs brings.
+def try_golden(
+    settings: Settings, model: ModuleType, twins: int
+) -> tuple[dict[str, Tensor], str]:
+    """The golden run, or why there is none: a model of the user's own need not run in float64."""
+    try:
+        golden = make_truth(settings, model, twins)
+    except (InputError, Skipped):
+        raise
+    except Exception as error:
+        own_family = not hasattr(model, "measure")
+        if own_family or isinstance(error, MemoryError) or "memory" in str(error):
+            raise
+        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else ""
+        return {}, f"{type(error).__name__}: {reason}" if reason else type(error).__name__
+    for name, tensor in golden.items():
+        if phase_of(settings) == "train" and not tensor.isfinite().all():
+            raise InputError(
+                f"{settings.text('case', 'case')}: expected a finite float64 run, found {name} "
+                "infinite or undefined: training diverges; lower lr"
+            )
+    return golden, ""
 
-    The twin is the same model with the same state, rounded to the case's dtype before.
-    spread.<name> [2] holds the largest magnitude and root mean square of the difference, the larger
-    of `twins` perturbed twins. Raises InputError where the output is drawn anew in each step.
+
+def make_truth(settings: Settings, model: ModuleType, twins: int = TWINS) -> dict[str, Tensor]:
+    """The values of the golden (float64) run, and its rounding sensitivity: `spread`.
+
+    The golden run is the same model with the same state, rounded to the case's dtype before.
+    spread.<name> [2] holds the two norms of the difference, the larger of `twins` perturbed runs;
+    for an output of several batches the largest of all. Raises InputError where rounding changes
+    the shape of an output.
     """
     size = 4 * torch.finfo(Axes.of(settings).precision(dtype_of(settings))).eps
-    settings = settings.replace(autocast=None, tf32=None, memory_format=None)
-    twin = double(eager.load("py-eager", settings, model))
-    expect_repeatable(twin)
-    truth = twin.values()
-    spread = {name: [0.0, 0.0] for name in truth}
+    settings = plain_settings(settings)
+    golden = double(eager.load("py-eager", settings, model)).values()
+    spread = {name: [0.0, 0.0] for name in golden}
     for index in range(twins):
-        del twin  # its weights and moments, before there are others
         twin = double(eager.load("py-eager", settings, model))
         perturb(twin, size, index)
         for name, value in twin.values().items():
-            found = parity.norms(value - truth[name])
+            if value.shape != golden[name].shape:
+                raise InputError(
+                    f"{name}: expected a shape that rounding does not change, found "
+                    f"{list(golden[name].shape)} and {list(value.shape)}; outputs of such a model "
+                    "cannot be compared"
+                )
+            found = parity.norms(value, golden[name])
             spread[name] = [max(pair) for pair in zip(spread[name], found, strict=True)]
+        del twin  # its weights and moments, before there are others
+    for name, p in workload.State(settings).parameters.items():
+        if moved := spread.get(f"update.{name}"):
+            # (before - after) / lr: each was rounded to the case's dtype when it was stored
+            stored = torch.finfo(dtype_of(settings)).eps / 2 / settings.number("lr", optimizers.LR)
+            moved[:] = [m + stored * size for m, size in zip(moved, parity.norms(p), strict=True)]
+    for name in spread:
+        alike = [moved for other, moved in spread.items() if _of_any_batch(other, name)]
+        spread[name] = [max(column) for column in zip(*alike, strict=True)]
     moved = {
         parity.SPREAD + name: torch.tensor(v, dtype=torch.float64) for name, v in spread.items()
     }
-    return truth | moved
+    return golden | moved
 
 
-def expect_repeatable(twin: Workload) -> None:
-    """Raises InputError where the same weights and inputs give another output with other random
-    numbers: no two runtimes could be compared.
+def _of_any_batch(one: str, other: str) -> bool:
+    """Whether both name the same output: `batch3.output` and `batch0.output`."""
+    heads, tails = zip(one.partition(".")[::2], other.partition(".")[::2], strict=True)
+    return one == other or (all(h.startswith("batch") for h in heads) and tails[0] == tails[1])
+
+
+def expect_repeatable(loaded: Workload) -> None:
+    """Raises InputError where the same weights and inputs give another output, by other random
+    numbers or because the module keeps something from one call to the next: no two runtimes could
+    be compared.
     """
-    assert isinstance(twin, (eager.EagerInference, eager.EagerTraining))
-    training = isinstance(twin, eager.EagerTraining)
-    inputs = twin.batches[0][0] if training else twin.inputs[0]
-    outputs = []
-    with twin.turn(), without_dropout(twin.module), torch.no_grad():
-        for seed in (0, 1):
+    assert isinstance(loaded, (eager.EagerInference, eager.EagerTraining))
+    training = isinstance(loaded, eager.EagerTraining)
+    inputs = loaded.batches[0][0] if training else loaded.inputs[0]
+    found: list[dict[str, Tensor]] = []
+    for seed in (0, 0, 1):
+        with loaded.turn(), without_dropout(loaded.module), _no_autograd(loaded):
             torch.manual_seed(seed)
-            outputs.append(output_of(twin.module(*inputs)))
-    moved, size = parity.norms(outputs[1] - outputs[0])[0], parity.norms(outputs[0])[0]
-    if moved > REPEATABLE * size:
-        name = twin.settings.text("factory", twin.settings.text("model"))
-        raise InputError(
-            f"{name}: expected the same output from the same weights and inputs, found that random "
-            f"numbers move it by {moved:.1g} of {size:.1g}; set to 0 what the module drops or draws"
-            + (" in training" if training else "")
-        )
+            result = loaded.module(*inputs)
+            found.append({n: outputs.plain(x) for n, x in outputs.named(result)})
+    name = loaded.settings.text("factory", loaded.settings.text("model"))
+    in_training = " in training" if training else ""
+    for other, why, advice in (
+        (
+            *(found[1], "what the module keeps from one call to the next"),
+            "keep it out of the model that is measured",
+        ),
+        (found[2], "random numbers", "set to 0 what the module drops or draws"),
+    ):
+        if moved := _difference(found[0], other):
+            raise InputError(
+                f"{name}: expected the same output from the same weights and inputs, found that "
+                f"{why} moves {moved}; {advice}{in_training}"
+            )
 
 
-def blindness(truth: dict[str, Tensor]) -> str:
-    """A warning where no weight and no input changes the output, so that parity sees nothing."""
-    spread = truth.get(f"{parity.SPREAD}output")
-    if spread is None or spread.any():
+def _no_autograd(loaded: Workload) -> contextlib.AbstractContextManager[None]:
+    return torch.no_grad() if loaded.phase == "train" else contextlib.nullcontext()
+
+
+def _difference(a: dict[str, Tensor], b: dict[str, Tensor]) -> str:
+    """The first output that differs by more than rounding could; '' if none does."""
+    for name, x in a.items():
+        if name not in b or b[name].shape != x.shape:
+            return f"the shape of {name}"
+        moved, size = parity.norms(b[name], x)[0], parity.norms(x)[0]
+        if moved > REPEATABLE * size:
+            return f"{name} by {moved:.1g}" + (f" of {size:.1g}" if size else " elements")
+    return ""
+
+
+def blindness(golden: dict[str, Tensor]) -> str:
+    """A warning where no weight and no input changes any output, so that parity sees nothing."""
+    moved = [x for name, x in golden.items() if name.startswith(parity.SPREAD)]
+    if not moved or any(x.any() for x in moved):
         return ""
     return (
-        "WARNING: the output depends on no weight and no input, so parity cannot see an error; "
+        "WARNING: the outputs depend on no weight and no input, so parity cannot see an error; "
         "a last layer that starts at zero does this"
     )
 
@@ -277,15 +378,17 @@ def double(twin: Workload) -> Workload:
     """Turns a loaded eager twin into its float64 twin, in place."""
     assert isinstance(twin, (eager.EagerInference, eager.EagerTraining))
     twin.dtype = torch.float64
-    twin.module.double()
+    for part in (twin.module, loss_module(twin.model)):
+        if part is not None:
+            module_state.place(part, twin.device, twin.dtype)
     if isinstance(twin, eager.EagerInference):
         twin.inputs = [tuple(map(twin.place, inputs)) for inputs in twin.inputs]
     else:
         twin.batches = [
             (tuple(map(twin.place, inputs)), twin.place(target)) for inputs, target in twin.batches
         ]
-        # double() gives modules new buffers, so what a turn restores is looked up again
-        twin.initial = [(t, t.detach().clone()) for t in eager.state_of(twin.module)]
+        # buffers are new tensors now, so what a turn restores is looked up again
+        twin.initial = eager.initial_of(twin.module)
     return twin
 
 
@@ -294,7 +397,7 @@ def perturb(twin: Workload, size: float, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
 
     def perturbed(x: Tensor) -> Tensor:
-        if not x.is_floating_point():
+        if parity.is_exact(x):
             return x
         signs = torch.randint(0, 2, x.shape, generator=generator, dtype=torch.int8).to(x.device)
         return x * (1 + size * (2 * signs - 1))
@@ -325,7 +428,7 @@ def count_memory(settings: Settings, model: ModuleType) -> dict[str, int]:
         return counted | {"gradients": 0, "optimizer": 0, "activations": 0}
     trained = sum(p.nbytes for p in parameters if p.requires_grad)
     inputs, target = twin.batches[0]
-    own = {_storage(x) for x in (*eager.state_of(twin.module), *inputs, target)}
+    own = {_storage(x) for x in (*module_state.state_of(twin.module).values(), *inputs, target)}
     saved: dict[int, int] = {}
 
     def keep(tensor: Tensor) -> Tensor:

@@ -9,11 +9,12 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from torchpace import outputs
 from torchpace.errors import InputError, Skipped
 from torchpace.settings import Settings
-from torchpace.workload import State, Workload, build, output_of
+from torchpace.workload import State, Workload, build, output_values
 
 
 class Inference(Workload):
@@ -30,12 +31,11 @@ class Inference(Workload):
         with torch.inference_mode():
             yield
 
-    def step(self, index: int) -> Tensor:
+    def step(self, index: int) -> Any:
         return self.forward(*self.inputs[index % len(self.inputs)])
 
     def values(self) -> dict[str, Tensor]:
-        with self.turn():
-            return {"output": output_of(self.step(0)).clone()}
+        return output_values(self, len(self.inputs))
 
     def losses(self, steps: int, tokens: Tensor | None) -> list[float]:
         raise InputError(f"losses: expected a case of phase train, got {self.phase}")
@@ -53,16 +53,11 @@ class Source(Inference):
             return self.module(*inputs)
 
 
-class FirstOutput(nn.Module):
-    """A module that returns only the tensor that counts, computed under the case's autocast."""
-
-    def __init__(self, source: Source):
-        super().__init__()
-        self.module, self.autocast = source.module, source.autocast
-
-    def forward(self, *inputs: Tensor) -> Tensor:
-        with self.autocast:
-            return output_of(self.module(*inputs))
+    def flat(self) -> outputs.Flat:
+        """The module with all its outputs in one tuple, computed under the case's autocast. A scope
+        of its own: what autocast has cached is no part of a trace.
+        """
+        return outputs.Flat(self.module, self.axes.autocast_scope(self.device)).eval()
 
 
 def expect_inference(settings: Settings, what: str) -> None:

@@ -1,7 +1,6 @@
-"""Whether a runtime's values equal the reference's, by a tolerance that is computed, never set by
-hand.
+"""Whether a runtime's values are right, by a tolerance that is computed, never set by hand.
 
-Rule: docs/design.md, "Parity". Twin: include/torchpace/workload.hpp.
+Rule: docs/design.md, "Parity". Twin: include/torchpace/parity.hpp.
 """
 
 from __future__ import annotations
@@ -12,12 +11,16 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor
 
-SPREAD = "spread."  # prefix in a truth's file
+SPREAD = "spread."  # prefix in a golden file: rounding sensitivity, the two norms
+NO_GOLDEN = "no float64 run: tolerance sqrt(eps)"
 
 
 @dataclass
 class Parity:
-    """The verdict, with the errors of `worst`: the tensor with the largest error / tolerance."""
+    """The verdict, with the errors of `worst`: the tensor with the largest error / tolerance.
+
+    Errors are differences from the golden run, without one from the reference.
+    """
 
     passed: bool = True
     max_abs_error: float | None = 0.0
@@ -35,67 +38,81 @@ class Parity:
 def compare(
     own: dict[str, Tensor],
     reference: dict[str, Tensor],
-    truth: dict[str, Tensor] | None,
+    golden: dict[str, Tensor] | None,
     dtype: torch.dtype,
 ) -> Parity:
-    """Compares by name, in float64: names, shapes and finiteness first, then two norms of own -
-    reference.
+    """Compares by name, in float64. Names, shapes and kinds must be those of the reference and of
+    the golden (float64) run; NaN and infinities must be in the same places.
 
-    A tensor passes if for both norms |.| (largest magnitude, root mean square) |own - reference| <=
-    4 max(|reference - truth|, spread) + 8 eps |truth|, with eps of `dtype`. The truth's file brings
-    `spread.<name>` [2]: how far, in these norms, the truth moves when its weights and inputs move
-    by 4 eps. That is what rounding alone may do, also where the reference was lucky: one ReLU that
-    rounding flips, or one gradient near 0 that Adam divides by itself, moves a result by far more
-    than eps. Without a truth |own - reference| <= sqrt(eps) |reference|. The largest magnitude sees
-    one wrong element; the root mean square a small error of all.
+    A tensor passes if for both norms |.| of `norms` |own - golden| <= 4 spread + 8 eps |golden|,
+    with eps of `dtype`. The golden file brings `spread.<name>` [2], its rounding sensitivity: how
+    far it moves when every weight and input moves by 4 eps. One ReLU that rounding flips, or one
+    gradient near 0 that Adam divides by itself, moves a result by far more than eps. What the
+    reference does is no part of the bound: a wrong reference must fail, not excuse others. Without
+    a golden run |own - reference| <= sqrt(eps) |reference|, integers exactly.
     """
-    spread = {}
-    if truth is not None:
+    spread, others = {}, {"reference": reference}
+    if golden is not None:
         spread = {
-            k.removeprefix(SPREAD): v.tolist() for k, v in truth.items() if k.startswith(SPREAD)
+            k.removeprefix(SPREAD): v.tolist() for k, v in golden.items() if k.startswith(SPREAD)
         }
-        truth = {k: v for k, v in truth.items() if not k.startswith(SPREAD)}
-    others = {"reference": reference} | ({"truth": truth} if truth is not None else {})
-    problem = next((p for name, other in others.items() if (p := _mismatch(own, other, name))), "")
-    if not problem:
-        problem = next(
-            (p for name, v in (("own", own), *others.items()) if (p := _infinite(v, name))), ""
-        )
+        golden = {k: v for k, v in golden.items() if not k.startswith(SPREAD)}
+        others["float64 run"] = golden
+    problem = next((p for what, other in others.items() if (p := _mismatch(own, other, what))), "")
     if problem:
         return Parity(False, None, None, None, None, note=problem)
 
     eps = torch.finfo(dtype).eps
-    result = Parity(
-        compared=len(own), note="" if truth is not None else "no truth: tolerance sqrt(eps)"
-    )
+    result = Parity(compared=len(own), note="" if golden is not None else NO_GOLDEN)
+    yardstick = reference if golden is None else golden
+    what = list(others)[-1]
     worst_ratio = -1.0
     for name in sorted(own):
-        y, r = own[name].double(), reference[name].double()
-        t = truth[name].double() if truth is not None else None
-        errors = norms(y - r)
-        if t is None:
-            tolerances = [math.sqrt(eps) * norm for norm in norms(r)]
+        expected = yardstick[name]
+        if problem := _not_finite(own[name], expected, dtype, f"{name}: the {what} has"):
+            return Parity(False, None, None, None, None, name, note=problem)
+        errors, sizes = norms(own[name], expected), norms(expected)
+        if golden is None:
+            tolerances = [math.sqrt(eps) * size for size in sizes]
         else:
-            tolerances = [
-                4 * max(error, moved) + 8 * eps * size
-                for error, moved, size in zip(
-                    norms(r - t), spread.get(name, (0, 0)), norms(t), strict=True
-                )
-            ]
+            moved = spread.get(name, (0.0, 0.0))
+            tolerances = [4 * m + 8 * eps * s for m, s in zip(moved, sizes, strict=True)]
         ratio = max(_ratio(e, t) for e, t in zip(errors, tolerances, strict=True))
         if ratio > worst_ratio:
             worst_ratio, result.worst = ratio, name
             result.max_abs_error, result.rms_error = errors
             result.tolerance, result.rms_tolerance = tolerances
     result.passed = worst_ratio <= 1
+    if not own:
+        result.passed, result.note = False, "nothing to compare: both sides are empty"
     return result
 
 
-def norms(x: Tensor) -> list[float]:
-    """Largest magnitude and root mean square."""
+def norms(x: Tensor, other: Tensor | None = None) -> list[float]:
+    """Largest magnitude and root mean square of x - other, or of x, over what is finite; complex
+    numbers count as pairs. Of integers and bools the number and the share of the elements that
+    differ; their own size, by which a tolerance would grow, is 0.
+    """
     if x.numel() == 0:
         return [0.0, 0.0]
+    if is_exact(x):
+        differing = 0 if other is None else int((x != other).sum())
+        return [float(differing), differing / x.numel()]
+    x = _wide(x)
+    if other is not None:
+        x = x - _wide(other)
     return [x.abs().max().item(), x.square().mean().sqrt().item()]
+
+
+def is_exact(x: Tensor) -> bool:
+    """Whether values of this kind have no rounding."""
+    return not (x.is_floating_point() or x.is_complex())
+
+
+def _wide(x: Tensor) -> Tensor:
+    """In float64, complex as pairs, 0 where it is not finite."""
+    x = torch.view_as_real(x.resolve_conj()) if x.is_complex() else x
+    return torch.nan_to_num(x.detach().to("cpu", torch.float64), nan=0.0, posinf=0.0, neginf=0.0)
 
 
 def _ratio(error: float, tolerance: float) -> float:
@@ -106,8 +123,8 @@ def _ratio(error: float, tolerance: float) -> float:
 
 def _mismatch(own: dict[str, Tensor], other: dict[str, Tensor], what: str) -> str:
     for missing, lacks, has in (
-        (own.keys() - other.keys(), what, "the runtime"),
-        (other.keys() - own.keys(), "the runtime", what),
+        (own.keys() - other.keys(), f"the {what}", "the runtime"),
+        (other.keys() - own.keys(), "the runtime", f"the {what}"),
     ):
         if missing:
             return (
@@ -120,11 +137,38 @@ def _mismatch(own: dict[str, Tensor], other: dict[str, Tensor], what: str) -> st
                 f"{name}: expected shape {list(other[name].shape)} of the {what}, "
                 f"found {list(own[name].shape)}"
             )
+        kinds = _kind(other[name]), _kind(own[name])
+        if kinds[0] != kinds[1]:
+            return f"{name}: expected {kinds[0]} values as the {what} has, found {kinds[1]}"
     return ""
 
 
-def _infinite(values: dict[str, Tensor], what: str) -> str:
-    for name in sorted(values):
-        if not values[name].isfinite().all():
-            return f"{name}: expected finite numbers, found {what} values that are not"
+def _kind(x: Tensor) -> str:
+    if x.is_complex():
+        return "complex"
+    if x.is_floating_point():
+        return "floating-point"
+    return "bool" if x.dtype is torch.bool else "integer"
+
+
+def _not_finite(own: Tensor, other: Tensor, dtype: torch.dtype, whose: str) -> str:
+    """What is wrong where NaN or infinities are not in the same places; '' if they are.
+
+    What overflows in `dtype` is infinite there, however wide the golden run is.
+    """
+    if is_exact(own) or own.numel() == 0:
+        return ""
+    pair = []
+    for x in (own, other):
+        x = torch.view_as_real(x.resolve_conj()) if x.is_complex() else x
+        x = x.detach().cpu()
+        pair.append(x.to(dtype) if x.dtype.itemsize > dtype.itemsize else x)
+    a, b = pair
+    for test, what in ((torch.isnan, "NaN"), (torch.isposinf, "+inf"), (torch.isneginf, "-inf")):
+        found, expected = test(a), test(b)
+        if not torch.equal(found, expected):
+            return (
+                f"{whose} {int(expected.sum())} of {a.numel()} values {what}, the runtime "
+                f"{int(found.sum())}, or in other places"
+            )
     return ""

@@ -6,8 +6,9 @@ Twin: include/torchpace/workload.hpp.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import math
+import random
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import ModuleType
@@ -17,13 +18,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
-from torchpace import models, optimizers, tensors
+from torchpace import models, module_state, optimizers, outputs, tensors
 from torchpace.axes import Axes
 from torchpace.errors import InputError, Skipped
 from torchpace.models import Cost
+from torchpace.module_state import buffers_of
 from torchpace.settings import PHASES, Settings, SettingsError
 
 PARITY_STEPS = 10
+# Initial weights take their own random numbers: with the case's seed they would repeat a batch's.
+WEIGHTS_SEED = 2**31
 
 
 class Workload(ABC):
@@ -150,8 +154,9 @@ class State:
     def __init__(self, settings: Settings):
         self.path = settings.text("state")
         content = tensors.load(self.path, "state")
-        self.parameters = _with_prefix(content, "parameter.")
-        self.buffers = _with_prefix(content, "buffer.")
+        self.parameters = _with_prefix(content, module_state.PARAMETER)
+        self.buffers = _with_prefix(content, module_state.BUFFER)
+        self._all = {name: x for name, x in content.items() if name.startswith(_STATE)}
         columns = [self._batches(content, key) for key in input_keys(content)]
         self.inputs: list[tuple[Tensor, ...]] = list(zip(*columns, strict=True))
         self.targets = self._batches(content, "target")
@@ -171,40 +176,47 @@ class State:
             )
         return found.unbind(0)
 
-    def copy_to(self, model: nn.Module, name: str) -> None:
-        """Copies into `model`. Raises InputError on a missing, extra or wrong-shaped parameter."""
-        own = dict(model.named_parameters())
-        buffers = buffers_of(model)
+    def copy_to(self, module: nn.Module, name: str, loss: nn.Module | None = None) -> None:
+        """Copies into `module`, and into a loss that is one. Raises InputError on a missing, extra
+        or wrong-shaped tensor.
+        """
+        own = module_state.state_of(module, loss)
+        self._check(own, name)
         with torch.no_grad():
-            for kind, expected, found in (
-                ("parameter", own, self.parameters),
-                ("buffer", buffers, self.buffers),
-            ):
-                self._check(kind, expected, found, name)
-                for key, tensor in expected.items():
-                    tensor.copy_(found[key])
+            for key, tensor in own.items():
+                tensor.copy_(self._all[key])
 
-    def _check(
-        self, kind: str, expected: dict[str, Tensor], found: dict[str, Tensor], model: str
-    ) -> None:
+    def _check(self, expected: dict[str, Tensor], model: str) -> None:
+        found = self._all
         advice = "export the case again, with these settings"
         missing, extra = expected.keys() - found.keys(), found.keys() - expected.keys()
         if missing:
             raise InputError(
-                f"state: {self.path}: expected {kind} {min(missing)} of {model}, found none "
+                f"state: {self.path}: expected {_words(min(missing))} of {model}, found none "
                 f"({len(missing)} of {len(expected)} missing); {advice}"
             )
         if extra:
             raise InputError(
-                f"state: {self.path}: expected the {len(expected)} {kind}s of {model}, found also "
-                f"{min(extra)} ({len(extra)} extra); {advice}"
+                f"state: {self.path}: expected the {len(expected)} tensors of {model}, found also "
+                f"{_words(min(extra))} ({len(extra)} extra); {advice}"
             )
         for key, tensor in expected.items():
             if tensor.shape != found[key].shape:
                 raise InputError(
-                    f"state: {self.path}: {kind} {key}: expected shape {list(tensor.shape)}, "
+                    f"state: {self.path}: {_words(key)}: expected shape {list(tensor.shape)}, "
                     f"found {list(found[key].shape)}; {advice}"
                 )
+
+
+_STATE = (
+    *(module_state.PARAMETER, module_state.BUFFER, module_state.TRANSIENT),
+    *(module_state.ATTRIBUTE, module_state.LOSS),
+)
+
+
+def _words(key: str) -> str:
+    """`parameter.a.b` as `parameter a.b`."""
+    return key.replace(".", " ", 1)
 
 
 def _with_prefix(content: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -224,53 +236,75 @@ def input_keys(content: Mapping[str, Any]) -> list[str]:
     return [input_key(index) for index in range(count)]
 
 
-def buffers_of(module: nn.Module) -> dict[str, Tensor]:
-    """The persistent buffers by name; a tensor that has several names under its first."""
-    kept = module.state_dict(keep_vars=True).keys()
-    return {name: buffer for name, buffer in module.named_buffers() if name in kept}
-
-
 def build(settings: Settings, model: ModuleType, state: State) -> nn.Module:
-    """The case's module: weights, dtype, device and memory format; `swap` exchanges two weights."""
-    module = model.make(settings).to(device=device_of(settings), dtype=dtype_of(settings))
-    state.copy_to(module, settings.text("model"))
+    """The case's module: weights, dtype, device and memory format; `swap` exchanges two weights.
+
+    Made from the same random numbers in every process, for what no state file can hold.
+    """
+    with seeded(settings):
+        module = model.make(settings)
+    loss = loss_module(model)
+    for part in (module, loss):
+        if part is not None:
+            module_state.place(part, device_of(settings), dtype_of(settings))
+    state.copy_to(module, settings.text("model"), loss)
     if "swap" in settings:
         swap_parameters(dict(module.named_parameters()), settings.text("swap"))
     return Axes.of(settings).place_module(module)
 
 
-def output_of(result: Any) -> Tensor:
-    """The first floating-point tensor of what a module returned: a tensor, or any nesting of
-    tuples, lists, mappings and dataclasses.
-
-    Raises InputError where there is none.
+@contextlib.contextmanager
+def seeded(settings: Settings) -> Iterator[None]:
+    """Random numbers of torch, numpy and Python that depend on the case's seed alone; those of
+    Python and numpy go on afterwards as if nothing had been drawn.
     """
-    for tensor in _tensors_of(result):
-        if tensor.is_floating_point():
-            return tensor
-    raise InputError(
-        f"output: expected a floating-point tensor, found none in a {type(result).__name__}"
-    )
+    seed = WEIGHTS_SEED + seed_of(settings)
+    torch.manual_seed(seed)
+    numpy = sys.modules.get("numpy")
+    states = random.getstate(), numpy.random.get_state() if numpy else None
+    random.seed(seed)
+    if numpy:
+        numpy.random.seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        if numpy:
+            numpy.random.set_state(states[1])
 
 
-def _tensors_of(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-        return
-    if isinstance(value, Mapping):
-        parts = list(value.values())
-    elif isinstance(value, (tuple, list)):
-        parts = list(value)
-    elif dataclasses.is_dataclass(value):
-        parts = [getattr(value, field.name) for field in dataclasses.fields(value)]
-    else:
-        parts = []
-    for part in parts:
-        yield from _tensors_of(part)
+def loss_module(model: ModuleType) -> nn.Module | None:
+    """The loss where it is a module: its buffers, such as class weights, are moved and carried as
+    the model's are.
+    """
+    return getattr(model, "loss_module", None)
+
+
+def output_values(workload: Workload, batches: int) -> dict[str, Tensor]:
+    """Every output of every batch that a turn cycles through, `batch0.output`, ..."""
+    names = workload.settings.text("outputs", outputs.ROOT).split(",")
+    values = {}
+    with workload.turn():
+        for index in range(batches):
+            found = outputs.by_name(workload.step(index), names)
+            values |= {f"batch{index}.{name}": x for name, x in found.items()}
+    return values
+
+
+def load_libraries(settings: Settings) -> None:
+    """Loads the libraries of custom operators that the case names. Raises InputError."""
+    for path in filter(None, settings.text("libraries", "").split(",")):
+        try:
+            torch.ops.load_library(path)
+        except (OSError, RuntimeError) as error:
+            raise InputError(
+                f"--load-library {path}: expected a library of operators that loads, found: "
+                f"{str(error).splitlines()[0][:200]}"
+            ) from None
 
 
 def loss_of(model: ModuleType, output: Any, target: Tensor) -> Tensor:
-    """The scalar loss of what the module returned, not of output_of: a loss may need all of it."""
+    """The scalar loss of all that the module returned."""
     return model.loss(output, target)
 
 
@@ -294,8 +328,10 @@ def swap_parameters(parameters: Mapping[str, Tensor], names: str) -> None:
 
 
 def to_device(x: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Moves a batch: floating point to `dtype`, integers as they are."""
-    return x.to(device=device, dtype=dtype if x.is_floating_point() else x.dtype)
+    """Moves a batch: floating point to `dtype`, complex to the complex dtype as wide, integers as
+    they are.
+    """
+    return x.to(device=device, dtype=module_state.dtype_for(x, dtype))
 
 
 def first_step_values(
@@ -326,12 +362,16 @@ def update_values(
     lr = settings.number("lr", optimizers.LR)
     values = {}
     for name, gradient in gradients.items():
-        moved = (before[name].double() - after[name].detach().double()) / lr
         values[f"gradient.{name}"] = gradient
-        values[f"update.{name}"] = (
-            moved - optimizers.direction(settings, gradient, before[name]) + 1
-        )
+        # Optimizers take a complex number as a pair of real ones.
+        g, old, new = map(_as_real, (gradient, before[name], after[name].detach()))
+        moved = (old.double() - new.double()) / lr
+        values[f"update.{name}"] = moved - optimizers.direction(settings, g, old) + 1
     return values
+
+
+def _as_real(x: Tensor) -> Tensor:
+    return torch.view_as_real(x) if x.is_complex() else x
 
 
 def fresh_losses(

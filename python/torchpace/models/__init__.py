@@ -9,7 +9,7 @@
   module is called with, and the target.
 
 A file whose model is given by the settings defines `of(settings)` instead, whose result has these
-functions, and `measure(settings)`: what the exporter adds to a case's line (COST_KEYS).
+functions, and `measure(settings)`: what the exporter adds to a case's line (MEASURED_KEYS).
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
+from torchpace import cache
 from torchpace.settings import Settings, SettingsError
 
 # Bytes of one element; also the dtypes that a case may name.
@@ -29,6 +30,8 @@ ELEMENT_BYTES = {"float32": 4, "bfloat16": 2}
 
 # Settings that state a case's cost, for a model whose file cannot: see Exporter, `set`.
 COST_KEYS = ("flops", "training_flops", "items", "parameter_bytes", "minimum_bytes")
+# All that running such a model tells; a case's files do not depend on these lines of its settings.
+MEASURED_KEYS = (*COST_KEYS, "outputs", "output_bytes", "grad_mode")
 
 
 @dataclass(frozen=True)
@@ -88,6 +91,14 @@ def label(settings: Settings) -> str:
     """The model in the name of a folder: for one of your own the factory's name."""
     factory = settings.text("factory", "").rpartition(":")[2]
     return re.sub(r"\W+", "-", factory) or settings.text("model")
+
+
+def sources(model: ModuleType) -> dict[str, dict]:
+    """Path and digest of every file of the user's own that the model has been made from, by the
+    time it has run: an entry of a cache that was made from others is no longer right.
+    """
+    found = model.sources() if hasattr(model, "sources") else []
+    return {str(file): cache.digest(file) for file in found}
 
 
 def identity(model: ModuleType) -> bytes:

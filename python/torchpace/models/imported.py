@@ -1,8 +1,7 @@
 """A model of your own: what `factory=module:callable` returns, imported from `path`.
 
 The factory takes no argument and returns an nn.Module, or a dictionary with `module` and any of
-`inputs` (a tensor or several, of one batch), `target`, `loss` (output, target -> scalar) and
-`name`. Rules: docs/design.md, "A model of your own". No twin: C++ knows such a model only through
+`inputs` (a tensor or several, of one batch), `target` and `loss` (output, target -> scalar). Rules: docs/design.md, "A model of your own". No twin: C++ knows such a model only through
 its artifacts. Dimensions: B batch, the first of every input and of the target.
 """
 
@@ -13,7 +12,9 @@ import functools
 import importlib
 import importlib.metadata
 import re
+import site
 import sys
+import sysconfig
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -23,14 +24,24 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
+from torchpace import module_state, outputs
 from torchpace.errors import InputError, Skipped
 from torchpace.models import COST_KEYS, Cost, element_bytes, minimum_bytes
 from torchpace.settings import Settings, SettingsError
 
-KEYS = ("module", "inputs", "target", "loss", "name")
-DTYPES = ("float32", "float64", "float16", "bfloat16", "int64", "int32", "int16", "uint8", "bool")
+KEYS = ("module", "inputs", "target", "loss")
+DTYPES = (
+    *("float32", "float64", "float16", "bfloat16", "complex64", "complex128"),
+    *("int64", "int32", "int16", "int8", "uint8", "bool"),
+)
+GRAD_MODES = {  # in the order of preference, as runtimes/eager.py has them
+    "inference": torch.inference_mode,
+    "no_grad": torch.no_grad,
+    "enable_grad": torch.enable_grad,
+}
 
 
 @dataclass(frozen=True)
@@ -40,7 +51,7 @@ class Given:
     inputs: tuple[Tensor, ...]  # none: they are drawn
     target: Tensor | None
     loss: Callable[[Any, Tensor], Tensor] | None
-    name: str
+    note: str  # on what the module is
     vocabulary: int  # integers are drawn below it: rows of the first embedding
 
 
@@ -61,24 +72,40 @@ class Imported:
         self.label = label
         self.factory, self.file = _find(label, path)
         self._given: Given | None = None
-        self._measured: dict[str, dict[str, float | int]] = {}
+        self._measured: dict[str, dict[str, Any]] = {}
 
     @property
-    def name(self) -> str:
-        return self._known().name
+    def note(self) -> str:
+        return self._known().note
+
+    @property
+    def loss_module(self) -> nn.Module | None:
+        """The loss of the module that was made last, where it is a module too."""
+        loss = self._given.loss if self._given else None
+        return loss if isinstance(loss, nn.Module) else None
 
     def identity(self) -> bytes:
-        """What decides what the factory makes: its file and those imported from the same folder,
-        and the version of every installed package.
+        """What decides what the factory makes, as far as it is known before it is called: its file
+        and the version of every installed package. What it imports is in the entry's `sources`.
         """
-        folder = self.file.parent
-        loaded = (getattr(module, "__file__", None) for module in list(sys.modules.values()))
-        files = {self.file} | {
-            Path(file) for file in loaded if file and Path(file).parent == folder
-        }
         versions = {f"{d.name}=={d.version}" for d in importlib.metadata.distributions()}
-        sources = [file.read_bytes() for file in sorted(files) if file.suffix == ".py"]
-        return b"".join([*sources, *(version.encode() for version in sorted(versions))])
+        return self.file.read_bytes() + "".join(sorted(versions)).encode()
+
+    def sources(self) -> list[Path]:
+        """The files of all modules that this process has loaded from outside of installed packages:
+        after the model has run, also those that it imports late.
+        """
+        loaded = (getattr(module, "__file__", None) for module in list(sys.modules.values()))
+        files = {self.file} | {Path(file).absolute() for file in loaded if file}
+        return sorted(
+            file
+            for file in files
+            if file.is_file() and not any(file.is_relative_to(root) for root in _installed())
+        )
+
+    def has_fixed_inputs(self, settings: Settings) -> bool:
+        """Whether every batch is the one that the factory gives."""
+        return "input" not in settings and bool(self._known().inputs)
 
     def make(self, settings: Settings) -> nn.Module:
         """Calls the factory. Raises InputError if it does not give a module, Skipped if the case
@@ -144,13 +171,14 @@ class Imported:
             item="samples",
         )
 
-    def measure(self, settings: Settings) -> dict[str, float | int]:
-        """COST_KEYS by running the model once, in float32 on the CPU, in `train` with a backward;
-        once a process for the same case.
+    def measure(self, settings: Settings) -> dict[str, Any]:
+        """What only a run of the model can tell, as settings: COST_KEYS; `outputs`, the names of
+        all that it returns; `output_bytes`; `grad_mode` where inference mode is impossible. In
+        float32 on the CPU, in `train` with a backward; once a process for the same case.
 
         flops are those that torch counts in matrix products and convolutions, attention as full
         T^2; training_flops is 0 unless the case trains. Raises InputError where the module or the
-        loss cannot be run.
+        loss cannot be run, or changes what it is given.
         """
         keys = ("phase", "batch", "input", "dtype")
         key = " ".join(settings.text(name, "") for name in keys)
@@ -158,44 +186,112 @@ class Imported:
             self._measured[key] = self._measure(settings)
         return self._measured[key]
 
-    def _measure(self, settings: Settings) -> dict[str, float | int]:
-        from torchpace.workload import output_of
-
+    def _measure(self, settings: Settings) -> dict[str, Any]:
         training = settings.text("phase") == "train"
-        module = self.make(settings).float().train(training)
+        cpu = torch.device("cpu")
+        module = module_state.place(self.make(settings), cpu, torch.float32)
+        if loss := self.loss_module:
+            module_state.place(loss, cpu, torch.float32)
+        if not training:
+            module.eval()
         *inputs, target = (
-            x.float() if x.is_floating_point() else x
+            x.to(module_state.dtype_for(x, torch.float32))
             for x in self.inputs(settings, torch.Generator().manual_seed(0), None)
         )
-        element = element_bytes(settings)
-        shapes = ", ".join(f"{list(x.shape)} {_dtype(x)}" for x in inputs)
-        try:
-            with counted_flops() as forward, torch.set_grad_enabled(training):
+        mode = "enable_grad" if training else self._grad_mode(module, inputs)
+        with GRAD_MODES["no_grad" if mode == "inference" else mode]():
+            self._expect_unchanged(module, inputs, training)
+            with self._running(inputs), counted_flops() as forward:
                 result = module(*inputs)
-        except Exception as error:
-            traceback.print_exception(error, file=sys.stderr)
-            raise self._error(
-                f"a module that takes {shapes}", f"that it raised {_reason(error)}"
-            ) from None
-        output = output_of(result)
-        forward_flops, training_flops = forward.get_total_flops(), 0
+        named = self._named(result)
+        forward_flops, training_flops = forward.flops, 0
         if training:
             training_flops = forward_flops + self._backward_flops(result, target)
+        element = element_bytes(settings)
+        output_bytes = sum(
+            element * x.numel() if x.is_floating_point() else x.nbytes for x in named.values()
+        )
         parameter_bytes = element * sum(p.numel() for p in module.parameters())
         moved = minimum_bytes(
             settings,
             parameter_bytes,
             sum(element * x.numel() if x.is_floating_point() else x.nbytes for x in inputs),
-            element * output.numel(),
+            output_bytes,
             target.nbytes,
         )
-        return {
+        measured = {
             "flops": float(forward_flops),
             "training_flops": float(training_flops),
             "items": len(inputs[0]),
             "parameter_bytes": parameter_bytes,
             "minimum_bytes": moved,
+            "output_bytes": output_bytes,
+            "outputs": ",".join(outputs.names_of(result)),
         }
+        return measured if training or mode == "inference" else measured | {"grad_mode": mode}
+
+    def _named(self, result: Any) -> dict[str, Tensor]:
+        try:
+            named = dict(outputs.named(result))
+        except InputError as error:
+            raise InputError(f"factory {self.label}: {error}") from None
+        if not named:
+            raise self._error("a module that returns tensors", f"a {type(result).__name__}")
+        return named
+
+    def _grad_mode(self, module: nn.Module, inputs: list[Tensor]) -> str:
+        """The first mode in which the module runs: some need autograd inside."""
+        for mode, scope in GRAD_MODES.items():
+            copies = [x.clone() for x in inputs]
+            try:
+                with scope():
+                    module(*copies)
+                return mode
+            except Exception as error:
+                reason = error
+        with self._running(inputs):
+            raise reason
+
+    @contextlib.contextmanager
+    def _running(self, inputs: list[Tensor]) -> Iterator[None]:
+        """Raises InputError where the module raises, with the line of it."""
+        try:
+            yield
+        except Exception as error:
+            traceback.print_exception(error, file=sys.stderr)
+            shapes = ", ".join(f"{list(x.shape)} {_dtype(x)}" for x in inputs)
+            raise self._error(
+                f"a module that takes {shapes}", f"that it raised {_reason(error)}"
+            ) from None
+
+    def _expect_unchanged(self, module: nn.Module, inputs: list[Tensor], training: bool) -> None:
+        """Raises InputError where a forward changes its inputs or, in inference, the tensors of the
+        module: each step would do other work than the one before.
+        """
+        watched = {f"its input {i}": x for i, x in enumerate(inputs)}
+        if not training:
+            kinds = {module_state.PARAMETER: "parameter", module_state.ATTRIBUTE: "attribute"}
+            for key, x in module_state.state_of(module).items():
+                kind = kinds.get(key.partition(".")[0] + ".", "buffer")
+                watched[f"its {kind} '{key.partition('.')[2]}'"] = x
+        versions = {name: x._version for name, x in watched.items()}
+        kept = [x.clone() for x in inputs]
+        with self._running(inputs):
+            module(*inputs)
+        changed = [name for name, x in watched.items() if x._version != versions[name]]
+        for x, value in zip(inputs, kept, strict=True):
+            x.data.copy_(value)
+        if not changed:
+            return
+        advice = (
+            "clone it first (x = x.clone())"
+            if "input" in changed[0]
+            else "keep what a call leaves behind out of the model that is measured"
+        )
+        raise InputError(
+            f"factory {self.label}: the model changes {changed[0]} in place, so every step would "
+            f"see another one; {advice}"
+        )
 
     def _backward_flops(self, result: Any, target: Tensor) -> int:
         try:
@@ -208,7 +304,7 @@ class Imported:
                 "a loss(output, target) that gives a scalar to train on",
                 f"that it raised {_reason(error)}",
             ) from None
-        return backward.get_total_flops()
+        return backward.flops
 
     def _known(self) -> Given:
         if self._given is None:
@@ -239,9 +335,35 @@ class Imported:
             raise self._error(
                 "inputs and target of one batch, their first dimension", f"{sorted(rows)} rows"
             )
+        self._expect_plain(module)
+        module_state.expect_known(module, f"factory {self.label}")
         embeddings = (m.num_embeddings for m in module.modules() if isinstance(m, nn.Embedding))
-        name = str(parts.get("name") or self.label.rpartition(":")[2].rpartition(".")[2])
-        return module, Given(inputs, target[0] if target else None, loss, name, next(embeddings, 2))
+        return module, Given(
+            inputs, target[0] if target else None, loss, _note(module), next(embeddings, 2)
+        )
+
+    def _expect_plain(self, module: nn.Module) -> None:
+        """Raises InputError on a module that is, or holds, what another runtime has made of one:
+        its row would not be what it is called.
+        """
+        for name, part in module.named_modules():
+            where = f" in '{name}'" if name else ""
+            if isinstance(part, torch._dynamo.eval_frame.OptimizedModule) or getattr(
+                part, "_compiled_call_impl", None
+            ):
+                raise self._error(
+                    "a module as it is", f"one of torch.compile{where}; return the module itself: "
+                    "py-compile:default and the like compile it"
+                )
+            if isinstance(part, torch.jit.ScriptModule):
+                raise self._error(
+                    "a module as it is", f"one of TorchScript{where}; return the module itself, or "
+                    "compare a saved file with --model FILE.pt"
+                )
+            if isinstance(part, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+                raise self._error(
+                    "a module as it is", f"a {type(part).__name__}{where}; return its .module"
+                )
 
     def _tensors(self, key: str, value: Any) -> tuple[Tensor, ...]:
         tensors = (value,) if isinstance(value, Tensor) else value
@@ -264,8 +386,33 @@ class Imported:
         return InputError(f"factory {self.label}: expected {expected}, found {found}")
 
 
+class _FlopCounter(TorchDispatchMode):
+    """Adds up what torch's table says of each operator. Not torch's own FlopCounterMode, which
+    follows modules and so forbids autograd.grad inside of one.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flops = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        packet = func._overloadpacket
+        if packet not in flop_registry and func is not torch.ops.prim.device.default:
+            with self:
+                result = func.decompose(*args, **kwargs)
+            if result is not NotImplemented:
+                return result
+        result = func(*args, **kwargs)
+        if packet in flop_registry:
+            self.flops += flop_registry[packet](*args, **kwargs, out_val=result)
+        return result
+
+
 @contextlib.contextmanager
-def counted_flops() -> Iterator[FlopCounterMode]:
+def counted_flops() -> Iterator[_FlopCounter]:
     """Counts the FLOPs of a block, with the fused kernels off that torch does not count:
     attention, recurrent layers and the fast path of nn.MultiheadAttention are then the matrix
     products that they consist of.
@@ -274,11 +421,29 @@ def counted_flops() -> Iterator[FlopCounterMode]:
     torch.backends.mha.set_fastpath_enabled(False)
     torch.backends.mkldnn.enabled = False
     try:
-        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        with sdpa_kernel(SDPBackend.MATH), _FlopCounter() as counter:
             yield counter
     finally:
         torch.backends.mha.set_fastpath_enabled(kept[0])
         torch.backends.mkldnn.enabled = kept[1]
+
+
+def _note(module: nn.Module) -> str:
+    """What the settings of a case change about the module, without which a row's name misleads."""
+    dtypes = {p.dtype for p in module.parameters() if p.is_floating_point()}
+    if not dtypes or dtypes == {torch.float32}:
+        return ""
+    found = ", ".join(sorted(str(d).removeprefix("torch.") for d in dtypes))
+    return f"the factory gives {found} parameters; a case runs in the dtype of --dtype"
+
+
+@functools.cache
+def _installed() -> tuple[Path, ...]:
+    """Folders whose files a version stands for: Python, installed packages, torch, torchpace."""
+    paths = {sysconfig.get_path(n) for n in ("stdlib", "platstdlib", "purelib", "platlib")}
+    paths |= {*site.getsitepackages(), site.getusersitepackages(), str(Path(__file__).parents[1])}
+    paths.add(str(Path(torch.__file__).parent))
+    return tuple(Path(path).absolute() for path in paths if path)
 
 
 def parse_inputs(text: str) -> list[tuple[list[int], torch.dtype]]:
@@ -308,6 +473,8 @@ def _draw(
 ) -> Tensor:
     if dtype.is_floating_point:
         return torch.randn(shape, generator=generator).to(dtype)
+    if dtype.is_complex:
+        return torch.randn(shape, generator=generator, dtype=torch.complex64).to(dtype)
     if dtype is torch.bool:
         return torch.ones(shape, dtype=dtype)
     highest = min(vocabulary, torch.iinfo(dtype).max + 1)
@@ -354,8 +521,14 @@ def _find(label: str, path: str) -> tuple[Callable[[], Any], Path]:
 
 
 def _reason(error: BaseException) -> str:
+    """Its kind and first line, and the line of the user's own code that it came through last."""
     lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
+    reason = f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        path = Path(frame.filename)
+        if path.is_file() and not any(path.is_relative_to(root) for root in _installed()):
+            return f"{reason} at {path.name}:{frame.lineno}: {frame.line[:160]}"
+    return reason
 
 
 def _dtype(x: Tensor) -> str:

@@ -25,7 +25,7 @@ from torch import Tensor
 from torchpace import inductor
 from torchpace.artifacts import gpu, refused
 from torchpace.errors import InputError
-from torchpace.inference import FirstOutput, Inference, Source, artifact_of, expect_inference
+from torchpace.inference import Inference, Source, artifact_of, expect_inference
 from torchpace.settings import Settings
 from torchpace.tensors import spec_of
 from torchpace.workload import Workload
@@ -48,7 +48,7 @@ def load(name: str, settings: Settings, model: ModuleType) -> Workload:
 
 
 def make_artifact(kind: str, target: Path, settings: Settings, model: ModuleType) -> Path:
-    """Writes model.pt2, which returns the one tensor that counts.
+    """Writes model.pt2, which returns all tensors that the module returns, in their order.
 
     Raises Skipped for training, InputError that names the construct that cannot be exported.
     """
@@ -79,7 +79,7 @@ def _export(source: Source) -> Any:
         if size == 1:  # an example of 1 would be taken for a constant
             example = tuple(torch.cat([x, x]) if _has_batch(x, size) else x for x in example)
     try:
-        return torch.export.export(FirstOutput(source).eval(), example, dynamic_shapes=shapes)
+        return torch.export.export(source.flat(), example, dynamic_shapes=shapes)
     except Exception as error:
         raise refused("torch.export: expected a module that it can export", error) from None
 
@@ -103,7 +103,7 @@ def _metadata(source: Source) -> dict[str, str]:
     """What a loader checks; all that is not checked is for people."""
     dynamic = source.settings.flag("dynamic", False)
     with torch.inference_mode():
-        output = FirstOutput(source)(*source.inputs[0])
+        returned = source.flat()(*source.inputs[0])
     size = _batch(source.inputs[0])
 
     def spec(x: Tensor) -> str:
@@ -111,7 +111,7 @@ def _metadata(source: Source) -> dict[str, str]:
 
     return conditions(source.device) | {
         "torchpace.inputs": ";".join(spec(x) for x in source.inputs[0]),
-        "torchpace.outputs": spec(output),
+        "torchpace.outputs": ";".join(map(spec, returned)),
         "torchpace.model": source.settings.text("model"),
         "torchpace.case": source.settings.text("case", ""),
     }
@@ -203,8 +203,8 @@ class AotInference(Inference):
             )
         self.loader = Loader(path, self.device, settings.integer("runners", 1, minimum=1))
 
-    def forward(self, *inputs: Tensor) -> Tensor:
-        return self.loader.run(list(inputs))[0]
+    def forward(self, *inputs: Tensor) -> list[Tensor]:
+        return self.loader.run(list(inputs))
 
 
 @contextlib.contextmanager

@@ -112,9 +112,19 @@ class _Compiled:
             self.compile_step()
         except (torch._dynamo.exc.TorchDynamoException, torch._inductor.exc.InductorError) as error:
             raise refused("torch.compile: expected a module that it can compile", error) from None
+        if not torch._dynamo.utils.counters["stats"]["unique_graphs"]:
+            raise InputError(
+                "torch.compile: expected a module that it compiles, found that it ran eager: no "
+                "graph was captured; is a part of it marked with torch.compiler.disable?"
+            )
+        breaks = sum(torch._dynamo.utils.counters["graph_break"].values())
+        if breaks:
+            reason = next(iter(torch._dynamo.utils.counters["graph_break"])).splitlines()[0]
+            self.note = f"{breaks} graph breaks: parts run eager; the first: {reason[:160]}"
         misses = torch._dynamo.utils.counters["inductor"]["fxgraph_cache_miss"]
         if misses and not torch._inductor.config.cpp_cache_precompile_headers:
-            self.note = f"{misses} graphs were not in the caches of its artifact: compiled again"
+            note = f"{misses} graphs were not in the caches of its artifact: compiled again"
+            self.note = "; ".join(filter(None, (self.note, note)))
 
     def mark_step(self) -> None:
         # Without it CUDA graphs may take a step's outputs for inputs of the next.

@@ -15,18 +15,18 @@ from torch import Tensor, nn
 
 from torchpace import optimizers
 from torchpace.errors import InputError
+from torchpace.module_state import buffers_of, state_of
 from torchpace.settings import Settings
 from torchpace.workload import (
     PARITY_STEPS,
     State,
     Workload,
-    buffers_of,
     build,
     dropouts,
     first_step_values,
     fresh_losses,
     loss_of,
-    output_of,
+    output_values,
     seed_of,
     without_dropout,
 )
@@ -43,6 +43,14 @@ def load(name: str, settings: Settings, model: ModuleType) -> Workload:
     return EagerTraining(settings, model) if phase == "train" else EagerInference(settings, model)
 
 
+# How inference runs: some modules need autograd inside, such as forces as gradients of an energy.
+GRAD_MODES = {
+    "inference": torch.inference_mode,
+    "no_grad": torch.no_grad,
+    "enable_grad": torch.enable_grad,
+}
+
+
 class EagerInference(Workload):
     """One forward in eval and inference mode."""
 
@@ -51,37 +59,42 @@ class EagerInference(Workload):
         state = State(settings)
         self.module = build(settings, model, state).eval()
         self.inputs = self.inputs_of(state)
+        mode = settings.text("grad_mode", "inference", tuple(GRAD_MODES))
+        self.grad_mode = GRAD_MODES[mode]
+        if mode != "inference":
+            self.note = f"runs under torch.{mode}: the module needs autograd inside"
 
     @contextlib.contextmanager
     def turn(self) -> Iterator[None]:
-        with torch.inference_mode():
+        with self.grad_mode():
             yield
 
-    def step(self, index: int) -> Tensor:
+    def step(self, index: int) -> Any:
         with self.autocast:
             return self.module(*self.inputs[index % len(self.inputs)])
 
     def values(self) -> dict[str, Tensor]:
-        with self.turn():
-            return {"output": output_of(self.step(0)).clone()}
+        return output_values(self, len(self.inputs))
 
     def losses(self, steps: int, tokens: Tensor | None) -> list[float]:
         raise InputError(f"losses: expected a case of phase train, got {self.phase}")
 
 
 class EagerTraining(Workload):
-    """Forward, loss, backward and the optimiser, in train mode."""
+    """Forward, loss, backward and the optimizer, each layer in the mode that it was made in."""
 
     def __init__(self, settings: Settings, model: ModuleType):
         super().__init__(settings, model)
         state = State(settings)
-        self.module = build(settings, model, state).train()
+        self.module = build(settings, model, state)
         self.optimizer = optimizers.make(settings, self.module.parameters())
         self.batches = self.batches_of(state)
-        self.initial = [(tensor, tensor.detach().clone()) for tensor in state_of(self.module)]
+        self.initial = initial_of(self.module)
         self.seed = seed_of(settings)
-        if dropouts(self.module):
-            self.note = "checked at dropout 0"
+        notes = ["checked at dropout 0"] if dropouts(self.module) else []
+        if not self.module.training:
+            notes.append("trains in eval mode, as the factory gave it")
+        self.note = "; ".join(notes)
 
     @contextlib.contextmanager
     def turn(self) -> Iterator[None]:
@@ -134,12 +147,13 @@ class EagerTraining(Workload):
                 f"parameter.{name}": p.detach().clone()
                 for name, p in self.module.named_parameters()
             }
+            after |= {f"buffer.{name}": b.clone() for name, b in buffers_of(self.module).items()}
         return {"losses": torch.stack(losses), **first, **after}
 
     def losses(self, steps: int, tokens: Tensor | None) -> list[float]:
         return fresh_losses(self, self.batches, self.train_on, steps, tokens)
 
 
-def state_of(module: nn.Module) -> list[Tensor]:
-    """Parameters and persistent buffers: what a turn restores."""
-    return [*module.parameters(), *buffers_of(module).values()]
+def initial_of(module: nn.Module) -> list[tuple[Tensor, Tensor]]:
+    """All tensors of a module, each with a copy: what a turn restores."""
+    return [(x, x.detach().clone()) for x in state_of(module).values()]

@@ -5,20 +5,23 @@ TorchScript is deprecated upstream. Twin: include/torchpace/runtimes/torchscript
 
 from __future__ import annotations
 
+import contextlib
 import statistics
 import time
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import torch
 
+from torchpace import outputs
 from torchpace.artifacts import refused
 from torchpace.errors import InputError
-from torchpace.inference import FirstOutput, Inference, Source, artifact_of, expect_inference
+from torchpace.inference import Inference, Source, artifact_of, expect_inference
 from torchpace.settings import Settings
-from torchpace.workload import Workload, output_of
+from torchpace.workload import Workload
 
 RUNTIMES = {"py-torchscript": "TorchScript from Python; deprecated upstream since torch 2.9"}
 ARTIFACTS = {"py-torchscript": "torchscript"}
@@ -45,8 +48,7 @@ def make_artifact(kind: str, target: Path, settings: Settings, model: ModuleType
     """
     expect_inference(settings, "TorchScript")
     source = Source(settings, model)
-    with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")  # that it is deprecated, in every call
+    with _without_deprecations(), torch.no_grad():
         compiled = None if source.axes.autocast else _script(source)
         how = "scripted" if compiled else "traced"
         if compiled is None:
@@ -56,22 +58,29 @@ def make_artifact(kind: str, target: Path, settings: Settings, model: ModuleType
     return path
 
 
+@contextlib.contextmanager
+def _without_deprecations() -> Iterator[None]:
+    """Without hearing in every call that TorchScript is deprecated."""
+    with warnings.catch_warnings():
+        for category in (DeprecationWarning, FutureWarning):
+            warnings.simplefilter("ignore", category)
+        yield
+
+
 def _script(source: Source) -> Any:
-    """The scripted module, None where TorchScript does not take it or its output."""
+    """The scripted module, None where TorchScript does not take it or returns something else."""
     try:
         scripted = torch.jit.script(source.module)
-        output_of(scripted(*source.inputs[0]))
-        return scripted
+        with source.autocast:
+            found = outputs.flat(scripted(*source.inputs[0]))
+        return scripted if len(found) == len(outputs.flat(source.step(0))) else None
     except Exception:
         return None
 
 
 def _trace(source: Source) -> Any:
-    module = FirstOutput(source).eval()
-    # A cast that autocast has cached is no part of the trace.
-    module.autocast = source.axes.autocast_scope(source.device)
     try:
-        return torch.jit.trace(module, source.inputs[0], check_trace=False)
+        return torch.jit.trace(source.flat(), source.inputs[0], check_trace=False)
     except Exception as error:
         raise refused("TorchScript: expected a module that it can script or trace", error) from None
 
@@ -83,8 +92,7 @@ class TorchScriptInference(Inference):
         path = artifact_of(settings, ".pt")
         files = {HOW: ""}
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
+            with _without_deprecations():
                 module = torch.jit.load(path, map_location=self.device, _extra_files=files).eval()
                 if mode != "plain":
                     module = torch.jit.freeze(module)
