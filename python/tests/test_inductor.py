@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
 from torchpace import inductor
+from torchpace.errors import InputError
 
 
 def test_variables_that_change_what_is_compiled_are_told(monkeypatch):
@@ -14,3 +22,33 @@ def test_variables_that_change_what_is_compiled_are_told(monkeypatch):
     for name in (*reversed(changing), *without, "PYTORCH_JITTER", "MY_MKL_CBWR"):
         monkeypatch.setenv(name, "1")
     assert inductor.compiler_variables() == [f"{name}=1" for name in changing]
+
+
+def test_caches_lie_in_the_folder_that_is_named(monkeypatch):
+    name = "TORCHINDUCTOR_CACHE_DIR"
+    monkeypatch.delenv(name, raising=False)
+    with inductor.caches_in("/x"):
+        assert os.environ[name] == "/x"
+    with inductor.caches_in(None):
+        assert name not in os.environ
+    monkeypatch.setenv(name, "/own")
+    with inductor.caches_in("/x"):
+        assert os.environ[name] == "/own"
+
+
+def test_a_folder_with_spaces_is_reached_by_another_path(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    folder = tmp_path / "a b" / "caches"
+    for name in ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"):
+        monkeypatch.setenv(name, "")
+    inductor.use_caches(folder, warm=False)
+    used = Path(os.environ["TORCHINDUCTOR_CACHE_DIR"])
+    assert " " not in str(used) and used.resolve() == folder.resolve()
+    inductor.use_caches(folder, warm=True)
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(folder)
+
+
+def test_a_folder_that_no_code_can_be_loaded_from_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "statvfs", lambda _: SimpleNamespace(f_flag=os.ST_NOEXEC))
+    with pytest.raises(InputError, match="is mounted noexec.*--cache"):
+        inductor.use_caches(tmp_path, warm=True)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import re
 import subprocess
 import tempfile
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +39,33 @@ def compiler_variables() -> list[str]:
         for name, value in os.environ.items()
         if _COMPILER_VARIABLES.match(name) and name not in _WITHOUT_EFFECT
     )
+
+
+def work_in_own_folder(preferred: Path | None = None) -> None:
+    """Gives this process and its children a TMPDIR and a folder of caches of their own, which are
+    removed when they have ended in whatever way. TORCHINDUCTOR_CACHE_DIR, where it is set, stays.
+
+    Compilers that are killed leave files behind, and Inductor keeps headers there that it compiled
+    (200 MB). See scratch.own.
+    """
+    scratch.start_janitor()
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(scratch.own(preferred)))
+
+
+@contextlib.contextmanager
+def caches_in(folder: str | None) -> Iterator[None]:
+    """Within the block torch makes its folder of caches, which it does where its compiler is
+    imported, in `folder`. Nothing changes with None, or where TORCHINDUCTOR_CACHE_DIR names one.
+    """
+    name = "TORCHINDUCTOR_CACHE_DIR"
+    if folder is None or name in os.environ:
+        yield
+        return
+    os.environ[name] = folder
+    try:
+        yield
+    finally:
+        del os.environ[name]
 
 
 def prepare() -> None:

@@ -44,7 +44,7 @@ def fault_of(folder: Path) -> str:
     return ""
 
 
-def own(preferred: Path) -> Path:
+def own(preferred: Path | None = None) -> Path:
     """Makes a new folder this process's and its children's TMPDIR, until all of them end.
 
     It lies in `preferred`, else in the first of TMPDIR, /tmp, /var/tmp and /dev/shm where
@@ -52,9 +52,9 @@ def own(preferred: Path) -> Path:
     there is no such folder.
     """
     usual = os.environ.get("TMPDIR")
-    parents = [preferred, *([Path(usual).absolute()] if usual else []), *map(Path, _OTHERS)]
+    given = [preferred, Path(usual).absolute() if usual else None, *map(Path, _OTHERS)]
     faults = []
-    for parent in parents:
+    for parent in filter(None, given):
         fault = fault_of(parent)
         if not fault:
             with contextlib.suppress(OSError):
