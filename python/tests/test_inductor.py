@@ -40,7 +40,7 @@ def test_a_folder_with_spaces_is_reached_by_another_path(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     folder = tmp_path / "a b" / "caches"
     for name in ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"):
-        monkeypatch.setenv(name, "")
+        monkeypatch.setenv(name, str(tmp_path / "usual"))
     inductor.use_caches(folder, warm=False)
     used = Path(os.environ["TORCHINDUCTOR_CACHE_DIR"])
     assert " " not in str(used) and used.resolve() == folder.resolve()
