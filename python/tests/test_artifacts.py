@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import time
 import zipfile
 from pathlib import Path
 
 import pytest
 from conftest import Process
+from test_scratch import wait_until
 
 from torchpace import artifacts
 from torchpace.runtimes import list_runtimes
@@ -278,3 +280,52 @@ def test_a_package_with_a_dynamic_batch_serves_another_one(made, exported, runti
 def test_every_kind_has_a_maker():
     kinds = {listed.artifact for listed in list_runtimes().values()} - {""}
     assert kinds == set(artifacts.makers()) >= set(CPU_KINDS)
+
+
+def test_a_cache_whose_path_has_a_space_can_be_compiled_for(tmp_path, monkeypatch):
+    """And with warnings as errors, which torch's own imports are."""
+    monkeypatch.setenv("PYTHONWARNINGS", "error")
+    (tmp_path / "plain.py").write_text(SLEEPER.format(body="pass"))
+    cache = tmp_path / "a b's cäche"
+    process = Process("torchpace.export", "--cache", str(cache))
+    line = Settings(
+        model="imported",
+        factory="plain:factory",
+        path=tmp_path,
+        phase="inference",
+        batch=2,
+        threads=1,
+        device="cpu",
+    )
+    files = process.ask(line.line())
+    line = line.replace(state=files["state"], make="aot", aot="default", freezing=0)
+    answer = process.ask(line.replace(compile_limit=300).line())
+    assert Path(answer["artifact"]).is_relative_to(cache), answer
+    assert process.close() == 0
+    assert not list(cache.glob("artifacts/.temporary-*")) + list(cache.glob("*/.*.making"))
+
+
+@pytest.mark.parametrize("ending", [signal.SIGKILL, signal.SIGTERM])
+def test_nothing_is_left_of_an_exporter_that_ends_while_it_compiles(tmp_path, ending):
+    seen = tmp_path / "seen"
+    body = f"open({str(seen)!r}, 'a').write('x') and torch.jit.is_tracing() and time.sleep(600)"
+    (tmp_path / "sleeper.py").write_text(SLEEPER.format(body=body))
+    cache = tmp_path / "cache"
+    process = Process("torchpace.export", "--cache", str(cache))
+    line = Settings(
+        model="imported",
+        factory="sleeper:factory",
+        path=tmp_path,
+        phase="inference",
+        threads=1,
+        device="cpu",
+    )
+    line = line.replace(state=process.ask(line.line())["state"], make="torchscript")
+    seen.unlink()
+    process.say(line.line())
+    artifacts_made = cache / "artifacts"
+    assert wait_until(lambda: seen.exists() and list(artifacts_made.glob(".*.making")))
+    assert list(artifacts_made.glob(".temporary-*"))
+    process.process.send_signal(ending)
+    process.process.communicate(timeout=60)
+    assert wait_until(lambda: [p.suffix for p in artifacts_made.iterdir()] == [".lock"])

@@ -75,9 +75,10 @@ class Maker:
         return json.loads(line)
 
     def close(self) -> None:
-        if self.process is not None and self.process.stdin:
-            self.process.stdin.close()
-            self.process.wait()
+        """Ends it, also where it makes something, which is given up."""
+        if self.process is not None:
+            self.process.terminate()
+            self.process.communicate()
 
     def _start(self) -> subprocess.Popen[str]:
         # Bound to a core by OMP_PROC_BIND, it would hand that one core down to every compiler.
@@ -199,7 +200,8 @@ def key_of(kind: str, settings: Settings, model: ModuleType, runtime: ModuleType
     sources = (runtime, axes, inductor, inference, module_state, outputs, workload)
     sources += (sys.modules[__name__],)
     sources += getattr(runtime, "SOURCES", ())
-    unrelated = {*UNRELATED, *models.MEASURED_KEYS} - {*getattr(runtime, "RELATED", ())}
+    unrelated = {*UNRELATED, *models.MEASURED_KEYS, *models.FILE_KEYS}
+    unrelated -= {*getattr(runtime, "RELATED", ())}
     files = [Path(str(source.__file__)) for source in sources]
     files += getattr(runtime, "FILES", ())
     code = models.identity(model) + b"".join(file.read_bytes() for file in files)
@@ -260,6 +262,7 @@ class Fork:
         """Waits for it, and kills it with all that it started when it makes for longer than the
         limit. Finding a cached entry, or waiting for a process that makes the same, does not count.
         """
+        answer: dict[str, Any] = {}
         try:
             answer = self._await()
         finally:
@@ -268,8 +271,8 @@ class Fork:
                 os.killpg(self.process, signal.SIGKILL)  # also a compiler that outlives it
             os.waitpid(self.process, 0)
             scratch.forget(self.process)
-        if self.making and "artifact" not in answer:
-            cache.discard_unfinished(self.making)
+            if self.making and "artifact" not in answer:
+                cache.discard_unfinished(self.making)
         return answer
 
     def _await(self) -> dict[str, Any]:
