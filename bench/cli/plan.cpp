@@ -120,6 +120,48 @@ bool is_input(const std::string& text) {
   return std::regex_match(text, kInput);
 }
 
+void check_inputs(const std::vector<std::string>& inputs) {
+  for (const auto& input : inputs) {
+    if (!is_input(input)) {
+      throw Error(fmt::format(
+          "--input: expected sizes and a dtype such as 1x3x224x224:float32, found '{}'", input));
+    }
+  }
+}
+
+/// The phases of a file. Those of which only a run can tell are both given, and left out then.
+std::vector<std::string> phases_of_file(const ModelFile& file,
+                                        const std::vector<std::string>& inputs,
+                                        const std::vector<Axis>& axes) {
+  const bool varies =
+      std::any_of(axes.begin(), axes.end(), [](const Axis& axis) { return axis.key == "batch"; });
+  const auto known = inputs.empty() ? file.inputs : inputs.front();
+  if (varies || known.empty()) return {"inference", "latency"};
+  const auto batch = known.substr(0, known.find_first_of("x:;"));
+  if (batch == "1" || batch == "?") return {"latency"};
+  // A package for this one batch only.
+  if (!file.inputs.empty() && !file.inputs.starts_with("?")) return {"inference"};
+  return {"inference", "latency"};
+}
+
+/// Refuses `./model.py` and `folder/model`: a module is imported, from the current folder.
+void expect_module(const std::string& module, const std::string& factory) {
+  const bool is_file = module.ends_with(".py");
+  if (!is_file && module.find('/') == std::string::npos) return;
+  const auto stem = module.substr(0, module.size() - (is_file ? 3 : 0));
+  throw Error(fmt::format(
+      "--model: expected module:factory, not a file: {}:{}, with its folder as the current one; "
+      "found '{}:{}'",
+      stem.substr(stem.rfind('/') + 1), factory, module, factory));
+}
+
+/// Of several files the program, which can be run in every way, else the first.
+const ModelFile& main_file(const std::vector<ModelFile>& files) {
+  const auto found = std::find_if(files.begin(), files.end(),
+                                  [](const ModelFile& file) { return file.is_program(); });
+  return found == files.end() ? files.front() : *found;
+}
+
 bool is_positive(const std::string& text) {
   char* end = nullptr;
   const double value = std::strtod(text.c_str(), &end);
@@ -182,6 +224,11 @@ std::vector<std::string> Catalogue::phases() const {
   return json_.at("phases").get<std::vector<std::string>>();
 }
 
+std::vector<std::string> Catalogue::phases(const std::string& family) const {
+  const auto& json = json_.at("families").at(family);
+  return json.contains("phases") ? json.at("phases").get<std::vector<std::string>>() : phases();
+}
+
 std::vector<std::string> Catalogue::sizes(const std::string& family) const {
   std::vector<std::string> names;
   for (const auto& item : json_.at("families").at(family).at("sizes").items()) {
@@ -209,12 +256,7 @@ Preset Catalogue::preset(const std::string& name) const {
 
 void Catalogue::import_models(const std::vector<std::string>& texts, const std::string& path,
                               const std::vector<std::string>& inputs) {
-  for (const auto& input : inputs) {
-    if (!is_input(input)) {
-      throw Error(fmt::format(
-          "--input: expected sizes and a dtype such as 1x3x224x224:float32, found '{}'", input));
-    }
-  }
+  check_inputs(inputs);
   auto families = Json::object();
   for (const auto& text : texts) {
     const auto colon = text.find(':');
@@ -223,6 +265,7 @@ void Catalogue::import_models(const std::vector<std::string>& texts, const std::
     if (module.empty() || factory.empty() || factory.find_first_of(":/,* ") != std::string::npos) {
       throw Error(fmt::format("--model: expected module:factory, found '{}'", text));
     }
+    expect_module(module, factory);
     // Two modules may name their factories alike.
     const auto name = families.contains(factory) ? module + "." + factory : factory;
     Json settings = {{"factory", text}, {"path", path}};
@@ -230,6 +273,39 @@ void Catalogue::import_models(const std::vector<std::string>& texts, const std::
     families[name] = {{"model", "imported"}, {"settings", settings}, {"sizes", Json::object()}};
   }
   json_["families"] = families;
+}
+
+void Catalogue::import_files(const std::vector<ModelFile>& files,
+                             const std::vector<std::string>& inputs, const std::string& below,
+                             const std::vector<Axis>& axes) {
+  check_inputs(inputs);
+  const auto& file = main_file(files);
+  std::string others, specs = fmt::format("{}", fmt::join(inputs, ";"));
+  for (const auto& other : files) {
+    if (other.is_program() && &other != &file) {
+      throw Error(fmt::format(
+          "--model: expected one program of torch.export.save, found {} and {}; compare them in "
+          "two runs",
+          file.path, other.path));
+    }
+    if (specs.empty() && !file.is_program()) specs = other.inputs;
+    if (&other != &file) others += fmt::format("{}\n{}\n", other.path, other.stamp);
+  }
+  if (specs.empty() && !file.is_program()) {
+    throw Error(fmt::format(
+        "--model {}: expected --input SIZES:DTYPE (1x3x224x224:float32), found none; only programs "
+        "of torch.export.save and packages that torchpace wrote say what they take",
+        file.path));
+  }
+  Json settings = {{"file", file.path}, {"stamp", file.stamp}};
+  if (!specs.empty()) settings["input"] = specs;
+  if (!others.empty()) settings["others"] = others;
+  if (!below.empty()) settings["below"] = below;
+  json_["families"] = {{file.name,
+                        {{"model", "file"},
+                         {"settings", settings},
+                         {"phases", phases_of_file(file, inputs, axes)},
+                         {"sizes", Json::object()}}}};
 }
 
 void Catalogue::check_value(const std::string& key, const std::string& value) const {
@@ -335,7 +411,7 @@ std::vector<Case> Catalogue::expand(const std::vector<std::string>& patterns,
                                     const Settings& common) const {
   std::vector<std::string> bases;
   for (const auto& family : families()) {
-    for (const auto& phase : phases()) bases.push_back(family + "_" + phase);
+    for (const auto& phase : phases(family)) bases.push_back(family + "_" + phase);
   }
   std::vector<Case> cases;
   for (const auto& text : patterns.empty() ? std::vector<std::string>{"*"} : patterns) {
@@ -350,9 +426,12 @@ std::vector<Case> Catalogue::expand(const std::vector<std::string>& patterns,
         matched = true;
         const auto begin = cases.size();
         add(cases, family, base.substr(split + 1), name, joined(axes, pattern.axes), common);
-        // A model of the user's own may have no loss: then nobody asked for its training.
+        // A model of the user's own may have no loss: then nobody asked for its training. And a
+        // file may be for one batch only.
+        const bool may_lack = name.empty() && is_pattern(pattern.base);
+        const bool is_file = json_.at("families").at(family).at("model") == "file";
         for (size_t i = begin; i < cases.size(); ++i) {
-          cases[i].optional = name.empty() && cases[i].phase == "train" && is_pattern(pattern.base);
+          cases[i].optional = may_lack && (is_file || cases[i].phase == "train");
         }
       }
     }

@@ -7,6 +7,7 @@
 #include <string_view>
 #include <vector>
 
+#include "model_file.hpp"
 #include "results.hpp"
 #include "torchpace/settings.hpp"
 
@@ -54,9 +55,16 @@ class Catalogue {
   void import_models(const std::vector<std::string>& texts, const std::string& path,
                      const std::vector<std::string>& inputs);
 
+  /// Puts files of one model in place of all families: the cases NAME_inference and NAME_latency of
+  /// the first, or of the program where there is one. `inputs` are SIZES[:DTYPE], `below` the bound
+  /// of integers (empty: the default), `axes` those of --set. Throws Error.
+  void import_files(const std::vector<ModelFile>& files, const std::vector<std::string>& inputs,
+                    const std::string& below, const std::vector<Axis>& axes);
+
   const Json& json() const { return json_; }
   std::vector<std::string> families() const { return keys("families"); }
   std::vector<std::string> phases() const;
+  std::vector<std::string> phases(const std::string& family) const;
   std::vector<std::string> sizes(const std::string& family) const;
 
   /// Throws Error for an unknown name.

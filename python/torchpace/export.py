@@ -33,6 +33,7 @@ from torchpace import (
     optimizers,
     outputs,
     parity,
+    rounding,
     scratch,
     tensors,
     workload,
@@ -41,6 +42,7 @@ from torchpace.axes import Axes
 from torchpace.data import text
 from torchpace.errors import InputError, Skipped
 from torchpace.protocol import answer_lines, open_protocol
+from torchpace.rounding import RandomRounding
 from torchpace.runtimes import eager
 from torchpace.settings import Settings
 from torchpace.workload import (
@@ -61,7 +63,7 @@ from torchpace.workload import (
 UNRELATED = {
     *("case", "family", "device", "threads", "swap", "state", "truth", "tokens", "artifact"),
     *("tf32", "memory_format", "torchscript", "aot", "freezing", "dynamic", "fullgraph", "runners"),
-    *models.MEASURED_KEYS,
+    *(*models.MEASURED_KEYS, "stamp"),
 }
 MAXIMUM_BATCHES = 8
 MAXIMUM_BATCH_BYTES = 64 << 20
@@ -148,8 +150,8 @@ def key_of(settings: Settings, model: ModuleType, source: text.Text | None) -> s
         related = related.replace(optimizer=optimizers.parse(settings)[0])
     tokens = source.sha256 if source else ""
     # Whatever decides what is in the files: the model, the steps, how they are stored.
-    sources = (axes, eager, module_state, optimizers, outputs, parity, workload, text, tensors)
-    sources += (sys.modules[__name__],)
+    sources = (axes, eager, module_state, optimizers, outputs, parity, rounding, workload, text)
+    sources += (tensors, sys.modules[__name__])
     files = [Path(module.__file__) for module in sources]  # type: ignore[arg-type]
     code = models.identity(model) + b"".join(file.read_bytes() for file in files)
     parts = f"{related.line()}\n{torch.__version__}\n{tokens}\n".encode() + code
@@ -166,27 +168,16 @@ def make_case(
     """
     measured = model.measure(settings) if hasattr(model, "measure") else {}
     settings = settings.replace(**measured)
-    dtype, cpu = dtype_of(settings), torch.device("cpu")
-    with seeded(settings):
-        module = model.make(settings)
-    tokens = text.load_tokens(source.path) if source else None
-    batches = make_batches(settings, model, tokens)
-    names = [workload.input_key(i) for i in range(len(batches[0]) - 1)] + ["target"]
-    state = {
-        name: to_device(x.detach(), cpu, dtype)
-        for name, x in module_state.state_of(module, loss_module(model)).items()
-    }
-    state |= {
-        name: to_device(torch.stack(column), cpu, dtype)
-        for name, column in zip(names, zip(*batches, strict=True), strict=True)
-    }
-    tensors.save(target / "state.pt", state)
-    count = len(batches)
-    del module, state, batches
+    count = write_state(target, settings, model, source)
     settings = settings.replace(state=target / "state.pt")
-    expect_repeatable(eager.load("py-eager", plain_settings(settings).replace(dtype=None), model))
-    twins, why = twins_of(settings, measured, count)
-    golden, no_golden = try_golden(settings, model, twins)
+    no_golden = getattr(model, "no_golden", "")
+    twins, why, golden, memory = 0, no_golden, {}, {}
+    if not no_golden:
+        plain = plain_settings(settings).replace(dtype=None)
+        expect_repeatable(eager.load("py-eager", plain, model))
+        twins, why = twins_of(settings, measured, count)
+        golden, no_golden = try_golden(settings, model, twins)
+        memory = count_memory(settings, model)
     if golden:
         tensors.save(target / "truth.pt", golden)
     return {
@@ -194,12 +185,34 @@ def make_case(
         "torch": torch.__version__,
         "seed": seed_of(settings),
         "twins": {"count": twins, "reason": why},
-        "memory": count_memory(settings, model),
+        "memory": memory,
         "note": "; ".join(filter(None, (getattr(model, "note", ""), blindness(golden)))),
         "no_golden": no_golden,
         "set": {key: value for key, value in measured.items() if key != "output_bytes"},
         "sources": models.sources(model) | library_digests(settings),
     }
+
+
+def write_state(
+    target: Path, settings: Settings, model: ModuleType, source: text.Text | None
+) -> int:
+    """Writes state.pt: all tensors of the module, where there is one, and the batches. Returns how
+    many batches these are.
+    """
+    dtype, cpu = dtype_of(settings), torch.device("cpu")
+    state = {}
+    if not hasattr(model, "no_golden"):  # not of a file that is only code
+        with seeded(settings):
+            module = model.make(settings)
+        state = module_state.state_of(module, loss_module(model))
+    tokens = text.load_tokens(source.path) if source else None
+    batches = make_batches(settings, model, tokens)
+    names = [workload.input_key(i) for i in range(len(batches[0]) - 1)] + ["target"]
+    columns = zip(names, zip(*batches, strict=True), strict=True)
+    state |= {name: torch.stack(column) for name, column in columns}
+    moved = {name: to_device(x.detach(), cpu, dtype) for name, x in state.items()}
+    tensors.save(target / "state.pt", moved)
+    return len(batches)
 
 
 def make_batches(
@@ -277,18 +290,22 @@ def make_truth(settings: Settings, model: ModuleType, twins: int = TWINS) -> dic
     """The values of the golden (float64) run, and its rounding sensitivity: `spread`.
 
     The golden run is the same model with the same state, rounded to the case's dtype before.
-    spread.<name> [2] holds the two norms of the difference, the larger of `twins` perturbed runs;
-    for an output of several batches the largest of all. Raises InputError where rounding changes
+    spread.<name> [2] holds the two norms of the difference, the larger of `twins` runs whose
+    weights and inputs are perturbed and whose results are rounded at random; for an output of
+    several batches the largest of all. Raises InputError where rounding changes
     the shape of an output.
     """
-    size = 4 * torch.finfo(Axes.of(settings).precision(dtype_of(settings))).eps
+    stored, computed = dtype_of(settings), Axes.of(settings).precision(dtype_of(settings))
     settings = plain_settings(settings)
     golden = double(eager.load("py-eager", settings, model)).values()
     spread = {name: [0.0, 0.0] for name in golden}
     for index in range(twins):
         twin = double(eager.load("py-eager", settings, model))
-        perturb(twin, size, index)
-        for name, value in twin.values().items():
+        perturb(twin, 4 * torch.finfo(computed).eps, index)
+        with RandomRounding(stored, computed, index):
+            values = twin.values()
+        del twin  # its weights and moments, before there are others
+        for name, value in values.items():
             if value.shape != golden[name].shape:
                 raise InputError(
                     f"{name}: expected a shape that rounding does not change, found "
@@ -297,12 +314,6 @@ def make_truth(settings: Settings, model: ModuleType, twins: int = TWINS) -> dic
                 )
             found = parity.norms(value, golden[name])
             spread[name] = [max(pair) for pair in zip(spread[name], found, strict=True)]
-        del twin  # its weights and moments, before there are others
-    for name, p in workload.State(settings).parameters.items():
-        if moved := spread.get(f"update.{name}"):
-            # (before - after) / lr: each was rounded to the case's dtype when it was stored
-            stored = torch.finfo(dtype_of(settings)).eps / 2 / settings.number("lr", optimizers.LR)
-            moved[:] = [m + stored * size for m, size in zip(moved, parity.norms(p), strict=True)]
     for name in spread:
         alike = [moved for other, moved in spread.items() if _of_any_batch(other, name)]
         spread[name] = [max(column) for column in zip(*alike, strict=True)]

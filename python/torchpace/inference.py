@@ -69,8 +69,14 @@ def expect_inference(settings: Settings, what: str) -> None:
 def artifact_of(settings: Settings, suffix: str) -> Path:
     """The case's compiled file. Raises InputError where there is none."""
     path = Path(settings.text("artifact"))
-    if path.suffix != suffix or not path.is_file():
+    if (path.suffix != suffix and not is_given(settings)) or not path.is_file():
         raise InputError(
             f"artifact: expected a file *{suffix} at {path}, found none; make it again"
         )
     return path
+
+
+def is_given(settings: Settings) -> bool:
+    """Whether the artifact is a file that the user gave (models/file.py), and no one made here."""
+    path = settings.text("artifact", "")
+    return bool(path) and settings.text("stamp", "").partition(" ")[2] == path

@@ -31,7 +31,9 @@ ELEMENT_BYTES = {"float32": 4, "bfloat16": 2}
 # Settings that state a case's cost, for a model whose file cannot: see Exporter, `set`.
 COST_KEYS = ("flops", "training_flops", "items", "parameter_bytes", "minimum_bytes")
 # All that running such a model tells; a case's files do not depend on these lines of its settings.
-MEASURED_KEYS = (*COST_KEYS, "outputs", "output_bytes", "grad_mode")
+MEASURED_KEYS = (*COST_KEYS, "outputs", "output_bytes", "grad_mode", "refused")
+# Which files of a case are run, and not what its own file is (models/file.py).
+FILE_KEYS = ("others", "stamp")
 
 
 @dataclass(frozen=True)
@@ -88,9 +90,10 @@ def of(settings: Settings) -> ModuleType:
 
 
 def label(settings: Settings) -> str:
-    """The model in the name of a folder: for one of your own the factory's name."""
+    """The model in the name of a folder: for one of your own the factory's or the file's name."""
     factory = settings.text("factory", "").rpartition(":")[2]
-    return re.sub(r"\W+", "-", factory) or settings.text("model")
+    name = factory or Path(settings.text("file", "")).stem
+    return re.sub(r"\W+", "-", name) or settings.text("model")
 
 
 def sources(model: ModuleType) -> dict[str, dict]:

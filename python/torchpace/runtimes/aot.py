@@ -25,7 +25,7 @@ from torch import Tensor
 from torchpace import inductor
 from torchpace.artifacts import gpu, refused
 from torchpace.errors import InputError
-from torchpace.inference import Inference, Source, artifact_of, expect_inference
+from torchpace.inference import Inference, Source, artifact_of, expect_inference, is_given
 from torchpace.settings import Settings
 from torchpace.tensors import spec_of
 from torchpace.workload import Workload
@@ -150,6 +150,27 @@ def unmet(device: torch.device, found: Mapping[str, str], more: Mapping[str, str
     return None
 
 
+def expect_conditions(path: Path, device: torch.device) -> None:
+    """Raises InputError where a package of the user's was made for another torch, device or number
+    of threads. What it does not say is taken on trust.
+    """
+    found, advice = read_metadata(path), "make it again on this machine"
+    made_for = found.get("AOTI_DEVICE_KEY", device.type)
+    if made_for != device.type:
+        raise InputError(
+            f"{path}: expected a package for {device.type}, found one for {made_for}; --device"
+        )
+    for key, value in conditions(device).items():
+        if key == "torchpace.threads":
+            if device.type == "cuda":
+                continue
+            advice = f"the number is compiled in: --threads {found.get(key)}, or make it again"
+        if key in found and found[key] != value:
+            what = key.removeprefix("torchpace.")
+            raise InputError(f"{path}: expected a package for {what} {value}, found one for "
+                             f"{found[key] or 'none'}; {advice}")
+
+
 class Loader:
     """A package's code, loaded. `runners` threads may run it at the same time."""
 
@@ -187,6 +208,14 @@ class AotInference(Inference):
     def __init__(self, settings: Settings, model: ModuleType):
         super().__init__(settings, model)
         path = artifact_of(settings, ".pt2")
+        self._expect_made_for(path, settings)
+        self.loader = Loader(path, self.device, settings.integer("runners", 1, minimum=1))
+
+    def _expect_made_for(self, path: Path, settings: Settings) -> None:
+        """Raises InputError where the package was made for other conditions or inputs."""
+        if is_given(settings):  # which may say less; it has run with these inputs
+            expect_conditions(path, self.device)
+            return
         found = read_metadata(path)
         # With other inputs its code would read past their end.
         inputs = [spec_of(x) for x in self.inputs[0]]
@@ -201,7 +230,6 @@ class AotInference(Inference):
                 f"artifact: {path}: expected {wrong[0]}, found {wrong[1]}; make it again for this "
                 "case on this machine"
             )
-        self.loader = Loader(path, self.device, settings.integer("runners", 1, minimum=1))
 
     def forward(self, *inputs: Tensor) -> list[Tensor]:
         return self.loader.run(list(inputs))

@@ -1,0 +1,310 @@
+"""Runs a compiled file a few times: what it takes and returns, and what is wrong with it.
+
+    python -m torchpace.trial LINE    # of a package, in a process of its own: `ok` or one line
+
+A package's code checks nothing and may bring its process down, so AOTInductor's checks of inputs
+are on there. Of a TorchScript file the exporter finds it out itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import traceback
+import warnings
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torchpace import outputs, parity, tensors
+from torchpace.errors import InputError, Skipped
+from torchpace.models.imported import counted_flops
+from torchpace.settings import Settings
+
+REPEATABLE = 1e-5  # as in torchpace.export
+LOAD_LIBRARY = "its operators are in a library of their own: --load-library FILE.so"
+
+
+def is_program(path: Path) -> bool:
+    """Whether a file is of torch.export.save. Raises InputError where it is no whole archive."""
+    names = _entries(path)
+    packaged = any("/data/aotinductor/" in name for name in names)
+    return not packaged and any("/models/" in name for name in names)
+
+
+def is_package(path: Path) -> bool:
+    return any("/data/aotinductor/" in name for name in _entries(path))
+
+
+def _entries(path: Path) -> list[str]:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.namelist()
+    except (OSError, zipfile.BadZipFile) as error:
+        raise InputError(f"{path}: expected a whole zip archive, found: {error}") from None
+
+
+def expect_whole(path: Path) -> None:
+    """Raises InputError where the bytes of an entry are not those that were written: torch's own
+    reader looks at no checksum.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except Exception as error:  # also what deflate says of damaged bytes
+        raise InputError(
+            f"{path}: expected a whole archive, found: {error}; save it again"
+        ) from None
+    if damaged:
+        raise InputError(
+            f"{path}: expected the bytes of its checksum in {damaged}, found others; save it again"
+        )
+
+
+@dataclass
+class Tried:
+    """What came of a file that was run once: either its outputs or why not."""
+
+    path: Path
+    names: list[str]  # of the outputs
+    values: list[Tensor]
+    flops: float = 0.0  # 0: not known
+    weight_bytes: int = 0  # that every run reads
+    refused: str = ""
+
+
+def is_embedding(module: Any) -> bool:
+    return getattr(module, "original_name", "") == "Embedding" and hasattr(module, "weight")
+
+
+def try_file(path: Path, inputs: list[Tensor], settings: Settings) -> Tried:
+    """Runs a compiled file on these inputs, a few times. Never raises: what is wrong with a file
+    costs only its own rows.
+    """
+    try:
+        expect_whole(path)
+        if is_package(path):
+            return _try_package(path, inputs, settings)
+        return _try_script(path, inputs)
+    except (InputError, Skipped) as error:
+        return Tried(path, [], [], refused=" ".join(str(error).split()))
+
+
+def _try_script(path: Path, inputs: list[Tensor]) -> Tried:
+    module = load_script(path)
+    if not hasattr(module, "forward"):
+        raise InputError(f"{path}: expected a file with a method forward, found none")
+    buffers = dict(module.named_buffers())
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            result = _watched(path, module, inputs, buffers)
+            flops = _flops_of(module, inputs)
+        except (InputError, Skipped):
+            raise
+        except Exception as error:
+            raise InputError(_does_not_run(path, error, inputs, _takes(module))) from None
+    named = dict(outputs.named(result))
+    if not named:
+        raise InputError(f"{path}: expected a forward that returns tensors, found none")
+    weights = {
+        id(p): p.nbytes
+        for m in module.modules()
+        for p in m.parameters(recurse=False)
+        if not is_embedding(m)
+    }
+    names = outputs.names_of(result)
+    return Tried(path, names, list(named.values()), flops, sum(weights.values()))
+
+
+def load_script(path: Path) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            return torch.jit.load(path, map_location="cpu").eval()
+        except Exception as error:
+            raise InputError(does_not_load(path, error)) from None
+
+
+def _flops_of(module: Any, inputs: list[Tensor]) -> float:
+    """0 where they cannot be counted, such as below fused kernels."""
+    with contextlib.suppress(Exception), counted_flops() as counter:
+        module(*inputs)
+        return float(counter.flops)
+    return 0.0
+
+
+def _watched(path: Path, function: Any, inputs: list[Tensor], buffers: dict[str, Tensor]) -> Any:
+    """What a forward returns. Raises InputError where it changes what it is given or keeps, and
+    where it does not return the same again: no two runtimes could be compared.
+    """
+    kept = {f"its input {i}": (x, x.clone()) for i, x in enumerate(inputs)}
+    kept |= {f"its buffer '{name}'": (b, b.clone()) for name, b in buffers.items()}
+    found: list[Any] = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        result = function(*inputs)
+        found.append([outputs.plain(x) for x in outputs.flat(result)])
+        for name, (x, before) in kept.items():
+            if not torch.equal(torch.nan_to_num(x), torch.nan_to_num(before)):
+                advice = (
+                    "clone it first (x = x.clone())"
+                    if "input" in name
+                    else "keep what a call leaves behind out of the file that is measured"
+                )
+                raise InputError(
+                    f"{path}: the model changes {name} in place, so every step would see another "
+                    f"one; {advice}"
+                )
+    for other, why, advice in (
+        (found[1], "what it keeps from one call to the next", "save it without"),
+        (found[2], "random numbers", "save it in eval mode: module.eval() before it is traced"),
+    ):
+        for index, (x, y) in enumerate(zip(found[0], other, strict=True)):
+            moved, size = parity.norms(y, x)[0], parity.norms(x)[0]
+            if moved > REPEATABLE * size:
+                raise InputError(
+                    f"{path}: expected the same output from the same inputs, found that {why} "
+                    f"moves output {index} by {moved:.1g}; {advice}"
+                )
+    return result
+
+
+def _try_package(path: Path, inputs: list[Tensor], settings: Settings) -> Tried:
+    """In a process of its own, with AOTInductor's checks of inputs on: without them its code reads
+    past the end of a tensor that is too small.
+    """
+    with tempfile.TemporaryDirectory(prefix="torchpace-") as folder:
+        asked, answered = Path(folder, "inputs.pt"), Path(folder, "outputs.pt")
+        tensors.save(asked, {str(i): x for i, x in enumerate(inputs)})
+        line = settings.replace(file=path, state=asked, values=answered).line()
+        environment = os.environ | {"AOTI_RUNTIME_CHECK_INPUTS": "1", "TMPDIR": folder}
+        done = subprocess.run(
+            [sys.executable, "-m", "torchpace.trial", line],
+            capture_output=True,
+            text=True,
+            errors="replace",
+            env=environment,
+            stdin=subprocess.DEVNULL,
+        )
+        answer = done.stdout.strip().splitlines()[-1:]
+        if done.returncode == 0 and answer == ["ok"]:
+            content = tensors.load(answered, "outputs")
+            values = [content[str(i)] for i in range(len(content))]
+            names = [f"{outputs.ROOT}.{i}" for i in range(len(values))]
+            return Tried(path, names if len(values) > 1 else [outputs.ROOT], values)
+    said = re.findall(r"^Error: (input_handles.*)$", done.stderr, re.MULTILINE)
+    if said:
+        raise InputError(
+            f"{path}: expected the inputs that the package was made for, found {_shapes(inputs)}: "
+            f"{said[0]}; give others with --input"
+        )
+    if done.returncode < 0:
+        name = signal.Signals(-done.returncode).name
+        raise InputError(f"{path}: expected a package that runs, it died of {name}; make it again")
+    raise InputError(answer[0] if answer else f"{path}: it does not run: {_last(done.stderr)}")
+
+
+def _run_package(settings: Settings) -> None:
+    """The life of that process. Raises InputError."""
+    from torchpace.commands import set_threads
+    from torchpace.runtimes.aot import Loader, expect_conditions
+    from torchpace.workload import device_of, load_libraries
+
+    load_libraries(settings)
+    set_threads(settings)
+    path, device = Path(settings.text("file")), device_of(settings)
+    expect_conditions(path, device)
+    content = tensors.load(settings.text("state"), "inputs")
+    inputs = [content[str(i)].to(device) for i in range(len(content))]
+    try:
+        loader = Loader(path, device)
+    except Exception as error:
+        raise InputError(does_not_load(path, error)) from None
+    with torch.no_grad():
+        try:
+            values = _watched(path, lambda *x: loader.run(list(x)), inputs, {})
+        except InputError:
+            raise
+        except Exception as error:
+            raise InputError(_does_not_run(path, error, inputs, "")) from None
+    tensors.save(settings.text("values"), {str(i): outputs.plain(x) for i, x in enumerate(values)})
+
+
+def _takes(module: Any) -> str:
+    """Its forward's arguments, `(Tensor x, Tensor? mask=None)`."""
+    with contextlib.suppress(Exception):
+        return ", ".join(
+            f"{a.type} {a.name}" + (f"={a.default_value}" if a.has_default_value() else "")
+            for a in module.forward.schema.arguments[1:]
+        )
+    return ""
+
+
+def does_not_load(path: Path, error: Exception) -> str:
+    traceback.print_exception(error, file=sys.stderr)
+    text = str(error)
+    unknown = re.search(
+        r"(?:Unknown builtin op: |Could not find schema for |operator )(\w+::\w+)", text
+    )
+    if unknown and ("Unknown builtin op" in text or "schema" in text or "does not exist" in text):
+        return f"{path}: expected operators that torch knows, found {unknown[1]}; {LOAD_LIBRARY}"
+    return (
+        f"{path}: expected a file that loads, found: {_first(text)}; save it again with this torch"
+    )
+
+
+def _does_not_run(path: Path, error: Exception, inputs: list[Tensor], takes: str) -> str:
+    traceback.print_exception(error, file=sys.stderr)
+    wants = f" (its forward takes {takes})" if takes else ""
+    return (
+        f"{path}: expected a model that takes {_shapes(inputs)}{wants}, found that it raised: "
+        f"{_raised(str(error))}; give others with --input, integers with --below"
+    )
+
+
+def _raised(text: str) -> str:
+    """What TorchScript says at the end of its traceback, else the first line."""
+    found = re.findall(r"^\s*(?:\w+Error|builtins\.\w+): (.+)$", text, re.MULTILINE)
+    return found[-1][:200] if found else _first(text)
+
+
+def _first(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[0][:200] if lines else "no reason"
+
+
+def _last(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1][:200] if lines else "no reason"
+
+
+def _shapes(inputs: list[Tensor]) -> str:
+    return ", ".join(tensors.spec_of(x) for x in inputs)
+
+
+def main() -> int:
+    """One settings line; `ok` or one line of what is wrong."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what the package prints is no answer
+    try:
+        _run_package(Settings.parse(sys.argv[1]))
+    except (InputError, Skipped) as error:
+        print(" ".join(str(error).split()), file=answers)
+        return 1
+    print("ok", file=answers)
+    answers.flush()
+    os._exit(0)  # without the destructors of a package's library
+
+
+if __name__ == "__main__":
+    sys.exit(main())
