@@ -10,6 +10,7 @@
 #include <thread>
 #include <utility>
 
+#include "affinity.hpp"
 #include "process.hpp"
 #include "results.hpp"
 #include "torchpace/statistics.hpp"
@@ -27,28 +28,6 @@ constexpr int kAsks = 50;  // until a core that was idle has its speed
 struct alignas(128) Flag {
   std::atomic<int> value{0};
 };
-
-cpu_set_t affinity() {
-  cpu_set_t set;
-  CPU_ZERO(&set);
-  sched_getaffinity(0, sizeof set, &set);
-  return set;
-}
-
-std::vector<int> cpus_of(const cpu_set_t& set) {
-  std::vector<int> cpus;
-  for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu) {
-    if (CPU_ISSET(cpu, &set)) cpus.push_back(cpu);
-  }
-  return cpus;
-}
-
-bool bind(int cpu) {
-  cpu_set_t set;
-  CPU_ZERO(&set);
-  CPU_SET(cpu, &set);
-  return sched_setaffinity(0, sizeof set, &set) == 0;
-}
 
 int get(const Flag& flag) { return flag.value.load(std::memory_order_acquire); }
 
@@ -82,15 +61,17 @@ std::vector<double> read(Flag& there, const Flag& back) {
 }  // namespace
 
 double message_ns(int threads) {
-  const auto allowed = affinity();
-  const auto cpus = cpus_of(allowed);
+  cpu_set_t allowed;
+  CPU_ZERO(&allowed);
+  sched_getaffinity(0, sizeof allowed, &allowed);
+  const auto cpus = allowed_cpus();
   const auto used = std::min(cpus.size(), static_cast<size_t>(std::max(threads, 0)));
   if (used < 2) return kUnknown;
   Flag there, back;
   std::thread other;
   try {
     other = std::thread([&, cpu = cpus[used - 1]] {
-      const bool bound = bind(cpu);
+      const bool bound = bind_to(cpu);
       set(back, bound ? kReady : kNotBound);
       for (int i = 1; bound; ++i) {
         int message = get(there);
@@ -102,7 +83,7 @@ double message_ns(int threads) {
   } catch (const std::system_error&) {
     return kUnknown;
   }
-  const bool bound = bind(cpus[0]);
+  const bool bound = bind_to(cpus[0]);
   while (get(back) == 0) std::this_thread::yield();
   std::vector<double> readings_ns;
   if (bound && get(back) == kReady) readings_ns = read(there, back);

@@ -5,12 +5,15 @@
 #include <cmath>
 #include <set>
 
+#include "plausible.hpp"
 #include "results.hpp"
 #include "torchpace/comparison.hpp"
 
 namespace torchpace::cli {
 namespace {
 
+constexpr const char* kImplausible = "IMPLAUSIBLE";      // verdict
+constexpr const char* kImplausibleCode = "implausible";  // of a warning
 constexpr double kFaultRatio = 10;        // page faults per step that differ more than this
 constexpr double kRareBlocks = 0.01;      // that met the cores elsewhere, of all: not worth a word
 constexpr double kShortWait_s = 0.5;      // nor is this
@@ -138,11 +141,13 @@ double matmul_rate(const CaseResult& result) {
 }
 
 void derive_verdict(CaseResult& result, RuntimeResult& row, double delta) {
-  if (row.runtime == result.reference) {
-    row.speedup.verdict = "REFERENCE";
-  } else if (row.status == Status::invalid) {
+  if (row.status == Status::invalid) {
     row.speedup.verdict = to_string(Verdict::kInvalid);
-  } else if (row.status == Status::ok && !row.is_copy() && !std::isnan(row.speedup.ratio.median)) {
+  } else if (!row.implausible.empty()) {
+    row.speedup.verdict = kImplausible;
+  } else if (row.runtime == result.reference) {
+    row.speedup.verdict = "REFERENCE";
+  } else if (result.counts(row) && !row.is_copy() && !std::isnan(row.speedup.ratio.median)) {
     row.speedup.verdict = to_string(judge(row.speedup.ratio, result.noise_floor, delta));
     row.speedup.advice = advice(row.speedup.ratio, result.noise_floor, delta);
   }
@@ -192,18 +197,89 @@ double break_even(const RuntimeResult& reference, const RuntimeResult& row) {
   return gain_s > 0 ? std::ceil(extra_s / gain_s) : INFINITY;
 }
 
-/// What a row is beside the reference, other than its speed.
-void derive_beside(const RuntimeResult& reference, RuntimeResult& row) {
-  row.differs.clear();
-  row.break_even_steps = kUnknown;
-  if (&row == &reference || row.is_copy() || row.status != Status::ok) return;
-  for (auto& key : differences(reference, row)) {
-    if (kMustAgree.contains(key)) row.differs.push_back(std::move(key));
-  }
-  row.break_even_steps = break_even(reference, row);
+/// Keys of the environment in which a row differs unfairly.
+std::vector<std::string> unfair_keys(const RuntimeResult* reference, const RuntimeResult& row) {
+  if (reference == nullptr || &row == reference) return {};
+  if (row.is_copy() || row.status != Status::ok) return {};
+  auto keys = differences(*reference, row);
+  std::erase_if(keys, [](const std::string& key) { return !kMustAgree.contains(key); });
+  return keys;
 }
 
-void derive_case(CaseResult& result, double delta) {
+void derive_break_even(const CaseResult& result, RuntimeResult& row) {
+  const auto* reference = result.find(result.reference);
+  row.break_even_steps = kUnknown;
+  if (reference == nullptr || &row == reference || row.is_copy() || !result.counts(row)) return;
+  row.break_even_steps = break_even(*reference, row);
+}
+
+void derive_fastest(CaseResult& result) {
+  struct Entry {
+    const RuntimeResult* row;
+    Interval ratio;
+  };
+  std::vector<Entry> entries;
+  for (const auto& row : result.runtimes) {
+    if (!result.counts(row) || row.is_copy() || row.is_variant()) continue;
+    const bool is_reference = row.runtime == result.reference;
+    const auto ratio = is_reference ? Interval{.median = 1, .low = 1, .high = 1, .confidence = 1}
+                                    : row.speedup.ratio;
+    if (!std::isnan(ratio.low) && !std::isnan(ratio.high)) entries.push_back({&row, ratio});
+  }
+  result.fastest.reset();
+  if (entries.size() < 2) return;
+  std::stable_sort(entries.begin(), entries.end(),
+                   [](const auto& a, const auto& b) { return a.ratio.median > b.ratio.median; });
+  const auto& best = entries.front();
+  auto& fastest = result.fastest.emplace(best.row->runtime);
+  for (size_t i = 1; i < entries.size(); ++i) {
+    if (entries[i].ratio.high < best.ratio.low) continue;
+    fastest.equals.push_back(entries[i].row->runtime);
+  }
+}
+
+/// Texts with the rows that they are true of, in the order in which they came.
+class RowsByText {
+ public:
+  void add(const std::string& runtime, const std::string& text) {
+    const auto same = [&](const auto& group) { return group.second == text; };
+    auto found = std::find_if(groups_.begin(), groups_.end(), same);
+    if (found == groups_.end()) found = groups_.insert(found, {{}, text});
+    auto& names = found->first;
+    if (!runtime.empty() && std::find(names.begin(), names.end(), runtime) == names.end()) {
+      names.push_back(runtime);
+    }
+  }
+
+  void append_to(std::vector<std::string>& lines) const {
+    for (const auto& [names, text] : groups_) {
+      const auto rows = fmt::format("{}", fmt::join(names, ", "));
+      lines.push_back(rows.empty() ? text : rows + ": " + text);
+    }
+  }
+
+ private:
+  std::vector<std::pair<std::vector<std::string>, std::string>> groups_;
+};
+
+/// The lines below the case's table, one for all rows of which the same is true.
+void derive_notes(CaseResult& result, const std::vector<Warning>& warnings) {
+  RowsByText broken, said;
+  for (const auto& row : result.runtimes) {
+    if (row.is_copy()) continue;
+    if (row.status == Status::invalid) broken.add(row.runtime, "invalid: " + row.reason);
+    if (!row.implausible.empty()) broken.add(row.runtime, "implausible: " + row.implausible);
+  }
+  for (const auto& warning : warnings) {
+    if (!is_note(warning) || warning.case_name != result.name) continue;
+    said.add(warning.runtime, warning.text);
+  }
+  result.notes.clear();
+  broken.append_to(result.notes);
+  said.append_to(result.notes);
+}
+
+void derive_case(Results& results, CaseResult& result) {
   const auto* reference = result.find(result.reference);
   result.noise_floor = {};
   result.matmul_flops_per_s = matmul_rate(result);
@@ -222,9 +298,15 @@ void derive_case(CaseResult& result, double delta) {
     if (row.is_copy()) result.noise_floor = row.speedup.ratio;
   }
   for (auto& row : result.runtimes) {
-    derive_verdict(result, row, delta);
-    if (reference != nullptr) derive_beside(*reference, row);
+    row.differs = unfair_keys(reference, row);
+    row.implausible = implausible(results, result, row);
   }
+  for (auto& row : result.runtimes) {
+    derive_verdict(result, row, results.plan.delta);
+    derive_break_even(result, row);
+  }
+  derive_fastest(result);
+  derive_notes(result, results.warnings);
 }
 
 /// A variant differs on purpose; its name says in what.
@@ -265,6 +347,16 @@ void warn_of_faults(std::vector<Warning>& warnings, const CaseResult& result,
        .runtime = row.runtime});
 }
 
+void warn_of_implausible(std::vector<Warning>& warnings, const CaseResult& result) {
+  for (const auto& row : result.runtimes) {
+    if (row.implausible.empty()) continue;
+    warnings.push_back({.code = kImplausibleCode,
+                        .text = row.runtime + ": " + row.implausible,
+                        .case_name = result.name,
+                        .runtime = row.runtime});
+  }
+}
+
 /// The host moved the cores: what that did to the numbers.
 void warn_of_cores(std::vector<Warning>& warnings, const Results& results) {
   const auto& cores = results.cores;
@@ -291,8 +383,8 @@ void warn_of_cores(std::vector<Warning>& warnings, const Results& results) {
 }
 
 bool is_derived(const Warning& warning) {
-  return warning.code.starts_with("unequal-") || warning.code == "page-faults-differ" ||
-         warning.code.starts_with("cores-");
+  return warning.code == kImplausibleCode || warning.code.starts_with("unequal-") ||
+         warning.code == "page-faults-differ" || warning.code.starts_with("cores-");
 }
 
 /// One warning where many cases say the same.
@@ -313,8 +405,9 @@ void derive(Results& results) {
   std::vector<Warning> found;
   warn_of_cores(found, results);
   for (auto& result : results.cases) {
-    derive_case(result, results.plan.delta);
+    derive_case(results, result);
     derive_explanation(result);
+    warn_of_implausible(found, result);
     const auto* reference = result.find(result.reference);
     if (reference == nullptr) continue;
     for (const auto& row : result.runtimes) {

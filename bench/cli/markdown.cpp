@@ -48,10 +48,10 @@ std::string percentile_of(const RuntimeResult& row, const char* name) {
   return found == row.percentiles_ns.end() ? "n/a" : show_seconds(found->second / 1e9);
 }
 
-std::string verdict_of(const CaseResult& result, const RuntimeResult& row) {
-  if (row.status != Status::ok) return to_string(row.status);
+std::string verdict_of(const RuntimeResult& row) {
+  if (row.status == Status::failed || row.status == Status::skipped) return to_string(row.status);
   if (row.is_copy()) return "A/A copy";
-  if (row.runtime == result.reference) return "reference";
+  if (row.speedup.verdict == "REFERENCE") return "reference";
   return fmt::format("**{}**{}", row.speedup.verdict, row.differs.empty() ? "" : "\\*");
 }
 
@@ -76,7 +76,7 @@ std::string case_table(const CaseResult& result, const std::vector<Folded>& fold
     const bool measured = row.status == Status::ok;
     const bool is_reference = row.runtime == result.reference;
     text +=
-        line({cell(row.runtime), verdict_of(result, row),
+        line({cell(row.runtime), verdict_of(row),
               measured && is_reference ? "1" : show_ratio(row.speedup.ratio).both(),
               show_duration(row.step_ns).both(), percentile_of(row, "p90"),
               percentile_of(row, "p99"), show_rate(result.items, row.step_ns).both(),
@@ -87,13 +87,14 @@ std::string case_table(const CaseResult& result, const std::vector<Folded>& fold
   }
   for (const auto& row : result.runtimes) {
     if (is_folded(folded, row.runtime)) continue;
-    if (row.status != Status::ok) {
+    if (row.status == Status::failed || row.status == Status::skipped) {
       text +=
           fmt::format("\n- {} {}: {}", cell(row.runtime), to_string(row.status), cell(row.reason));
     } else if (!row.speedup.advice.empty()) {
       text += fmt::format("\n- {}: to settle it: {}", cell(row.runtime), cell(row.speedup.advice));
     }
   }
+  for (const auto& note : result.notes) text += "\n- " + cell(note);
   if (const auto elsewhere = elsewhere_text(result); !elsewhere.empty()) {
     text += "\n- " + cell(elsewhere);
   }
@@ -159,8 +160,8 @@ std::string markdown_report(const Results& results) {
   }
   text += fmt::format(
       "{}; {}, {}, {}, {} allocator; {}; reference {}. Medians, in brackets their intervals; "
-      "speedup "
-      "= reference time / runtime time.\n\n",
+      "speedup = reference time / runtime time. Error: the largest difference from the float64 run "
+      "(without one: from the reference), of what is allowed.\n\n",
       results.created, plan.device, plan.dtype, counted(plan.threads, "thread"), plan.allocator,
       counted(plan.generations, "generation"), cell(plan.reference));
   const auto folded = folded_rows(results);
@@ -173,9 +174,9 @@ std::string markdown_report(const Results& results) {
     text += markdown_table(table);
   }
   text += markdown_table(cold_table(results)) + markdown_table(memory_table(results));
-  if (!results.warnings.empty()) {
+  if (const auto warnings = grouped_warnings(results); !warnings.empty()) {
     text += "## Warnings\n\n";
-    for (const auto& warning : grouped_warnings(results)) {
+    for (const auto& warning : warnings) {
       text += fmt::format("- **{}** {}\n", warning.severity, cell(warning.text));
     }
     text += "\n";

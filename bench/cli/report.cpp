@@ -37,7 +37,9 @@ struct Style {
   /// Blue and orange are apart for every eye; the word says the same.
   std::string verdict(const std::string& word, const std::string& text) const {
     if (word.starts_with("FASTER")) return paint("1;36", text);
-    if (word.starts_with("SLOWER") || word == "INVALID") return paint("1;33", text);
+    if (word.starts_with("SLOWER") || word == "INVALID" || word == "IMPLAUSIBLE") {
+      return paint("1;33", text);
+    }
     return text;
   }
 };
@@ -92,15 +94,21 @@ Cells heading(const CaseResult& result) {
 
 Cells cells(const CaseResult& result, const RuntimeResult& row) {
   const bool is_reference = row.runtime == result.reference;
+  const bool measured = row.status == Status::ok;
   return {.step = show_duration(row.step_ns).both(),
-          .speedup = is_reference ? "1" : show_ratio(row.speedup.ratio).both(),
-          .verdict = row.is_copy()  ? "A/A"
-                     : is_reference ? "reference"
-                                    : verdict_text(row),
+          .speedup = is_reference && measured ? "1" : show_ratio(row.speedup.ratio).both(),
+          .verdict = row.is_copy()                        ? "A/A"
+                     : row.speedup.verdict == "REFERENCE" ? "reference"
+                                                          : verdict_text(row),
           .items = show_rate(result.items, row.step_ns).median,
           .matmul = show_share(row.matmul_share),
           .parity = row.parity ? show_error(row.parity->max_abs_error) : "n/a",
           .faults = show_number(row.page_faults_per_step)};
+}
+
+/// An invalid row has a line like any other; the reason stands below the table.
+bool has_cells(const RuntimeResult& row) {
+  return row.status == Status::ok || row.status == Status::invalid;
 }
 
 class CaseTable {
@@ -114,7 +122,7 @@ class CaseTable {
     widths_.resize(shown_.size());
     measure(head);
     for (const auto& row : result.runtimes) {
-      if (row.status == Status::ok) measure(cells(result, row));
+      if (has_cells(row)) measure(cells(result, row));
     }
     size_t taken = 2;
     for (const auto width : widths_) taken += 2 + width;
@@ -142,6 +150,7 @@ class CaseTable {
       if (row.status != Status::skipped && !is_folded(folded_, row.runtime)) print(row);
     }
     print_skipped();
+    for (const auto& note : result_.notes) out_ << wrapped("  ", note, 4);
     if (const auto text = elsewhere_text(result_); !text.empty()) out_ << wrapped("  ", text, 4);
   }
 
@@ -182,7 +191,7 @@ class CaseTable {
   }
 
   void print(const RuntimeResult& row) {
-    if (row.status != Status::ok) {
+    if (!has_cells(row)) {
       const auto start = "  " + padded(row.runtime, name_) + "  ";
       const bool has_room = columns(start) + 20 < kWidth;
       if (!has_room) out_ << "  " << row.runtime << "\n";
@@ -278,19 +287,21 @@ void print_heading(const Results& results, std::ostream& out, const Style& style
 }
 
 void print_warnings(const Results& results, std::ostream& out, const Style& style) {
-  for (const auto& [severity, text] : grouped_warnings(results)) {
+  const auto warnings = grouped_warnings(results);
+  for (const auto& [severity, text] : warnings) {
     const bool is_note = severity == "info";
     const auto label = (is_note ? "note" : severity) + ": ";
     const auto lines = wrapped(label, text, 2);
     out << style.paint(is_note ? "2" : "33", lines.substr(0, label.size()))
         << lines.substr(label.size());
   }
+  if (!warnings.empty()) out << "\n";
 }
 
 /// How often each verdict fell: `FASTER 3, SLOWER 1`.
 std::string tally(const Results& results) {
   std::vector<std::string> parts;
-  for (const char* word : {"FASTER", "SLOWER", "SAME", "UNSURE", "INVALID"}) {
+  for (const char* word : {"FASTER", "SLOWER", "SAME", "UNSURE", "INVALID", "IMPLAUSIBLE"}) {
     size_t count = 0;
     for (const auto& result : results.cases) {
       count += static_cast<size_t>(
@@ -319,11 +330,13 @@ std::vector<std::string> compared(const Results& results) {
 /// Geometric mean of a runtime's speedups, in a line; only if it was measured on every case.
 std::string mean_line(const Results& results, const std::string& runtime) {
   double logs = 0;
-  std::vector<std::string> missing;
+  std::vector<std::string> missing, implausible;
   for (const auto& result : results.cases) {
     const auto* row = result.find(runtime);
     if (row == nullptr || row->status != Status::ok || std::isnan(row->speedup.ratio.median)) {
       missing.push_back(result.name);
+    } else if (!result.counts(*row)) {
+      implausible.push_back(result.name);
     } else {
       logs += std::log(row->speedup.ratio.median);
     }
@@ -334,37 +347,24 @@ std::string mean_line(const Results& results, const std::string& runtime) {
                            : std::string("any case");
     return fmt::format("{}: no geometric mean, not measured on {}", runtime, where);
   }
+  if (!implausible.empty()) {
+    return fmt::format("{}: no geometric mean, implausible on {}", runtime,
+                       fmt::join(implausible, ", "));
+  }
   const double mean = std::exp(logs / static_cast<double>(results.cases.size()));
   return fmt::format("{}: geometric mean of {} speedups {}", runtime, results.cases.size(),
                      show_ratio(Interval{.median = mean}).median);
 }
 
-/// The fastest runtime of a case, and those whose intervals meet its own. Empty if none has one.
+/// The fastest runtime of a case, and those that are not told apart from it. Empty if none is
+/// known.
 std::string fastest_text(const CaseResult& result) {
-  struct Entry {
-    const RuntimeResult* row;
-    Interval ratio;
-  };
-  std::vector<Entry> entries;
-  for (const auto& row : result.runtimes) {
-    if (row.status != Status::ok || row.is_copy() || row.is_variant()) continue;
-    const bool is_reference = row.runtime == result.reference;
-    const auto ratio = is_reference ? Interval{.median = 1, .low = 1, .high = 1, .confidence = 1}
-                                    : row.speedup.ratio;
-    if (!std::isnan(ratio.low) && !std::isnan(ratio.high)) entries.push_back({&row, ratio});
-  }
-  if (entries.size() < 2) return "";
-  std::stable_sort(entries.begin(), entries.end(),
-                   [](const auto& a, const auto& b) { return a.ratio.median > b.ratio.median; });
-  const auto& best = entries.front();
-  const auto mark = best.row->differs.empty() ? "" : "*";
-  std::vector<std::string> equals;
-  for (size_t i = 1; i < entries.size(); ++i) {
-    if (entries[i].ratio.high >= best.ratio.low) equals.push_back(entries[i].row->runtime);
-  }
-  const bool is_reference = best.row->runtime == result.reference;
-  const auto speedup = is_reference ? " (the reference)" : ", " + show_ratio(best.ratio).both();
-  return best.row->runtime + speedup + mark +
+  if (!result.fastest) return "";
+  const auto& [runtime, equals] = *result.fastest;
+  const auto& row = *result.find(runtime);
+  const auto speedup = runtime == result.reference ? " (the reference)"
+                                                   : ", " + show_ratio(row.speedup.ratio).both();
+  return runtime + speedup + (row.differs.empty() ? "" : "*") +
          (equals.empty() ? "" : fmt::format("; not told apart from {}", fmt::join(equals, ", ")));
 }
 
@@ -450,10 +450,7 @@ void print_report(const Results& results, std::ostream& out, bool colour) {
   } else {
     out << "Cold start and memory of each case are in report.md.\n\n";
   }
-  if (!results.warnings.empty()) {
-    print_warnings(results, out, style);
-    out << "\n";
-  }
+  print_warnings(results, out, style);
   print_fastest(results, out, style);
   print_summary(results, out, style);
 }
@@ -468,6 +465,7 @@ std::vector<WarningLine> grouped_warnings(const Results& results) {
   };
   std::vector<Group> groups;
   for (const auto& warning : results.warnings) {
+    if (is_note(warning)) continue;
     auto group = std::find_if(groups.begin(), groups.end(), [&](const Group& other) {
       return other.first->text == warning.text && other.first->severity == warning.severity;
     });

@@ -28,7 +28,7 @@ struct WarningLine {
   std::string text;
 };
 
-/// Errors first.
+/// Errors first; without those that are notes of a case.
 std::vector<WarningLine> grouped_warnings(const Results& results);
 
 /// Results with the name of their file.

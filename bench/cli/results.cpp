@@ -38,6 +38,18 @@ RuntimeResult* CaseResult::find(const std::string& runtime) {
   return const_cast<RuntimeResult*>(std::as_const(*this).find(runtime));
 }
 
+bool CaseResult::counts(const RuntimeResult& row) const {
+  const auto* other = find(reference);
+  return row.status == Status::ok && row.implausible.empty() &&
+         (other == nullptr || other->implausible.empty());
+}
+
+bool is_note(const Warning& warning) {
+  const auto& code = warning.code;
+  return !warning.case_name.empty() &&
+         (code == "note" || code == "artifact" || code == "no-golden");
+}
+
 void Results::warn(Warning warning) {
   const auto same = [&](const Warning& w) {
     return w.code == warning.code && w.case_name == warning.case_name &&

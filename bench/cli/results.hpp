@@ -11,6 +11,7 @@
 #include <string>
 #include <vector>
 
+#include "limits.hpp"
 #include "torchpace/statistics.hpp"  // Interval
 
 namespace torchpace::cli {
@@ -103,14 +104,16 @@ inline auto rounds_that_count(const Generation& generation) {
 struct Speedup {
   Interval ratio;  // reference time / runtime time
   std::string method;
-  std::string verdict = "NONE";  // FASTER SLOWER SAME UNSURE INVALID REFERENCE NONE
-  std::string advice;            // for UNSURE: what would settle it
+  // FASTER SLOWER SAME UNSURE INVALID IMPLAUSIBLE REFERENCE NONE
+  std::string verdict = "NONE";
+  std::string advice;  // for UNSURE: what would settle it
 };
 
 struct Parity {
   bool passed = false;
   double max_abs_error = kUnknown;
   double tolerance = kUnknown;
+  double rms_error = kUnknown, rms_tolerance = kUnknown;  // for the reason alone: not in the file
   std::string worst;
   int compared = 0;
   std::string note;
@@ -147,6 +150,7 @@ struct RuntimeResult {
   double cold_total_s = kUnknown;      // until the end of the first step
   double break_even_steps = kUnknown;  // infinite: never
   double elsewhere = kUnknown;         // median speedup in the rounds that are set aside
+  std::string implausible;             // why it cannot have done the work of its case
   std::vector<std::string> differs;    // keys of the environment; the speedup has a mark
 
   bool is_copy() const { return !copy_of.empty(); }
@@ -190,6 +194,12 @@ struct Explanation {
   std::vector<std::string> notes;             // one line each: what is left out and why
 };
 
+/// The runtime with the highest speedup, and those whose intervals meet its own.
+struct Fastest {
+  std::string runtime;
+  std::vector<std::string> equals;
+};
+
 struct CaseResult {
   std::string name;                             // dnn_deep_train/size:quick/batch:64
   std::string family;                           // dnn_deep; empty for a worker's own case
@@ -212,9 +222,15 @@ struct CaseResult {
   double matmul_flops_per_s = kUnknown;  // median of the products of this run
   double set_aside_share = 0;            // of its rounds
   bool mixed = false;  // rounds that met the cores elsewhere count, since too few others are there
+  std::optional<Fastest> fastest;  // where two runtimes or more have an interval
+  std::vector<std::string>
+      notes;  // lines below its table: invalid rows, what rows say of themselves
 
   const RuntimeResult* find(const std::string& runtime) const;
   RuntimeResult* find(const std::string& runtime);
+
+  /// Whether the row's speedup counts: measured, and neither it nor the reference is implausible.
+  bool counts(const RuntimeResult& row) const;
 };
 
 /// Where the host kept the cores, told by the time of a message between two of them. Derived from
@@ -255,6 +271,7 @@ struct Results {
   Cores cores;
   PlanRecord plan;
   Json environment = Json::object();  // of the machine
+  std::optional<Limits> limits;       // of the machine, where a case needs them
   std::vector<Warning> warnings;
   std::vector<CaseResult> cases;
 
@@ -267,6 +284,9 @@ void derive(Results& results);
 
 /// The derived part of `cores`, and which rounds are set aside.
 void derive_cores(Results& results);
+
+/// Whether a warning is a line below its case's table (CaseResult::notes), and nowhere else.
+bool is_note(const Warning& warning);
 
 /// What the rounds know of the time of a message, in ns.
 std::vector<double> all_message_ns(const Results& results);

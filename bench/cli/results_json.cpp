@@ -24,7 +24,7 @@ concept Is = std::same_as<std::remove_const_t<T>, Struct>;
 
 // The shape of each object, for both directions: `required` and `optional` members are written and
 // read, `derived` ones only written, since derive() gives them. `unless_empty`, `unless_unknown`:
-// absent where empty or NaN; `derived_flag`: absent where false.
+// absent where empty or NaN; `derived_flag`, `derived_unless_empty`: absent where false or empty.
 
 void describe(auto& io, Is<Interval> auto& interval) {
   io.derived("median", interval.median);
@@ -123,6 +123,7 @@ void describe(auto& io, Is<RuntimeResult> auto& row) {
   io.optional("compile_cached", row.compile_cached);
   io.derived("break_even_steps", Steps{row.break_even_steps});
   io.derived("elsewhere", row.elsewhere);
+  io.derived_unless_empty("implausible", row.implausible);
   io.optional("peak_bytes", row.peak_bytes);
   io.derived("matmul_share", row.matmul_share);
   io.derived("page_faults_per_step", row.page_faults_per_step);
@@ -170,6 +171,11 @@ void describe(auto& io, Is<Explanation> auto& explanation) {
   io.derived("notes", explanation.notes);
 }
 
+void describe(auto& io, Is<Fastest> auto& fastest) {
+  io.derived("runtime", fastest.runtime);
+  io.derived("equals", fastest.equals);
+}
+
 void describe(auto& io, Is<CaseResult> auto& result) {
   io.required("case", result.name);
   io.required("family", result.family);
@@ -186,6 +192,8 @@ void describe(auto& io, Is<CaseResult> auto& result) {
   io.derived("matmul_flops_per_s", result.matmul_flops_per_s);
   io.derived("set_aside_share", result.set_aside_share);
   io.derived_flag("mixed", result.mixed);
+  io.derived_unless_empty("fastest", result.fastest);
+  io.derived("notes", result.notes);
   io.optional("curves", result.curves);
   io.required("runtimes", result.runtimes);
   io.unless_empty("explanation", result.explanation);
@@ -195,6 +203,18 @@ void describe(auto& io, Is<Cores> auto& cores) {
   io.derived("usual_ns", cores.usual_ns);
   io.derived("elsewhere_ns", cores.elsewhere_ns);
   io.derived("elsewhere_share", cores.elsewhere_share);
+}
+
+void describe(auto& io, Is<ReadTime> auto& read) {
+  io.required("bytes", read.bytes);
+  io.required("seconds", read.seconds);
+}
+
+void describe(auto& io, Is<Limits> auto& limits) {
+  io.required("threads", limits.threads);
+  io.required("isa", limits.isa);
+  io.required("fma_flops_per_s", limits.fma_flops_per_s);
+  io.required("read", limits.read);
 }
 
 void describe(auto& io, Is<PlanRecord> auto& plan) {
@@ -234,6 +254,7 @@ void describe(auto& io, Is<Results> auto& results) {
   io.derived("cores", results.cores);
   io.required("plan", results.plan);
   io.required("environment", results.environment);
+  io.unless_empty("limits", results.limits);
   io.required("warnings", results.warnings);
   io.required("cases", results.cases);
 }
@@ -257,6 +278,7 @@ class Writer {
   void derived_flag(const char* key, bool value) {
     if (value) required(key, value);
   }
+  void derived_unless_empty(const char* key, const auto& value) { unless_empty(key, value); }
   void unless_unknown(const char* key, double value) {
     if (!std::isnan(value)) required(key, value);
   }
@@ -400,6 +422,7 @@ class Place {
   void word(const char* key, std::string& value, Words words) const { at(key).into(value, words); }
   void derived(const char*, const auto&) const {}
   void derived_flag(const char*, bool) const {}
+  void derived_unless_empty(const char*, const auto&) const {}
 
  private:
   [[noreturn]] void fail(const std::string& expected, const std::string& found) const {

@@ -115,7 +115,8 @@ std::vector<Folded> folded_rows(const Results& results) {
   std::vector<Folded> folded;
   if (results.cases.size() < 2) return folded;
   for (const auto& row : results.cases.front().runtimes) {
-    if (row.status == Status::ok || row.is_copy()) continue;
+    // Invalid rows stay in their tables, and their reasons below.
+    if (row.status == Status::ok || row.status == Status::invalid || row.is_copy()) continue;
     const bool everywhere =
         std::all_of(results.cases.begin(), results.cases.end(), [&](const CaseResult& result) {
           const auto* other = result.find(row.runtime);

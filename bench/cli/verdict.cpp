@@ -32,6 +32,12 @@ Regressions find_regressions(const Results& results, const FailOn& rule) {
   for (const auto& result : results.cases) {
     for (const auto& row : result.runtimes) {
       if (row.is_copy() || row.runtime == result.reference || row.status != Status::ok) continue;
+      if (!result.counts(row)) {
+        regressions.not_judged.push_back(
+            fmt::format("{}: the speedup of {} is implausible, so --fail-on does not judge it",
+                        result.name, row.runtime));
+        continue;
+      }
       const auto& ratio = row.speedup.ratio;
       if (!ratio.bounded()) {
         regressions.not_judged.push_back(fmt::format(
