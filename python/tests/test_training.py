@@ -154,9 +154,13 @@ def test_first_gradients_do_not_change_with_the_moment():
     assert gradient.tolist() == [1.0, 2.0]
 
 
+class OddlyNamed(nn.ModuleDict):
+    def forward(self, x):
+        return self["ä layer%"](x)
+
+
 def test_contents_survive_the_metadata():
-    module = nn.ModuleDict({"ä layer%": nn.Linear(3, 2)})
-    module.forward = lambda x: module["ä layer%"](x)
+    module = OddlyNamed({"ä layer%": nn.Linear(3, 2)})
     step = TrainingStep(
         module, F.mse_loss, (torch.ones(4, 3),), torch.ones(4, 2), Recipe("sgd"), "none"
     )
@@ -180,6 +184,7 @@ def test_contents_survive_the_metadata():
         ({"path": "x.pt"}, "expected a file"),
         ({"path": "/nowhere/x.pt2"}, "expected a folder"),
         ({"module": nn.ReLU()}, "expected parameters to train, found none"),
+        ({"module": nn.Linear(3, 2).requires_grad_(False)}, "none that requires a gradient"),
     ],
 )
 def test_refuses_what_it_cannot_export(change, message, tmp_path):

@@ -98,7 +98,7 @@ def start_janitor() -> None:
 
 
 def watch(folder: Path, lock: Path | None = None) -> None:
-    """Has the janitor remove `folder`, unless another process then holds `lock`."""
+    """Has the janitor remove `folder`, or a file, unless another process then holds `lock`."""
     _tell({"folder": str(folder), "lock": str(lock or "")})
 
 
@@ -163,6 +163,8 @@ def _remove(folder: str, lock: str) -> None:
             except OSError:
                 return  # another process makes the same
         for _ in range(20):  # a compiler that has just been killed may still write a file
+            if os.path.isfile(folder):
+                os.unlink(folder)
             shutil.rmtree(folder, ignore_errors=True)
             if not os.path.exists(folder):
                 return

@@ -15,6 +15,7 @@ import json
 import math
 import os
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,20 +24,20 @@ import time
 import warnings
 import zipfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from torchpace import inductor, models, optimizers
-from torchpace.artifacts import refused
+from torchpace import inductor, models, optimizers, scratch, training_check
 from torchpace.axes import AUTOCAST
 from torchpace.errors import InputError, Skipped
 from torchpace.joined import joined_in_place
 from torchpace.matmul import own_products
 from torchpace.protocol import die_with_parent, one_line
+from torchpace.refusal import refused
 from torchpace.settings import Settings, expand_case, read_cases
 from torchpace.tensors import parse_spec, spec_of
 from torchpace.training_package import INITIAL, Recipe
@@ -46,6 +47,9 @@ COMPILE_LIMIT_S = 600.0
 # Operations. The code that calls the kernels is one function, on which g++ at O1 spends time as the
 # square of its length: of longer ones at O0, which costs a net of small layers 9 % of its step.
 LONG_PROGRAM = 5000
+CHECK_LIMIT_S = 600.0  # of the process that runs the package's first steps
+CHECKED = "torchpace.checked"  # of a package's metadata
+_LIBRARIES = ("MKL", "DNNL", "ONEDNN", "OPENBLAS")  # of kernels; their variables are not unset
 
 
 def export_training(
@@ -65,6 +69,7 @@ def export_training(
     autocast: str | torch.dtype | None = None,
     deterministic: bool = False,
     compile_limit: float | None = COMPILE_LIMIT_S,
+    check: bool = True,
     inductor_configs: dict[str, Any] | None = None,
     progress: bool = False,
 ) -> Path:
@@ -72,9 +77,11 @@ def export_training(
 
     inputs, target: one batch on the module's device; the package takes batches of these shapes.
     weight_decay: 0.01 for adamw, else 0. compile_limit: seconds for the compiler, which runs in a
-    process of its own that the limit ends; None compiles in this process without a limit. progress:
-    says on standard error what goes on. Leaves the module and the random state as they are. Raises
-    InputError on what cannot be exported, in one line that names it.
+    process of its own that the limit ends; None compiles in this process without a limit. check:
+    steps of the package must be those of eager torch on this batch (training_check.py), else there
+    is no file. progress: says on standard error what goes on. Each module keeps the mode that it
+    has, train or eval. Leaves the module and the random state as they are. Raises InputError on
+    what cannot be exported, in one line that names it.
     """
     path = Path(path)
     if path.suffix != ".pt2":
@@ -93,29 +100,43 @@ def export_training(
         accumulate,
     )
     say = _Progress(progress)
-    compiler = _Compiler(compile_limit, say) if compile_limit is not None else None
-    try:
+    if not any(part.training for part in module.modules()):
+        say.aloud(
+            "the module is in eval mode, as given: it trains without dropout and with the running "
+            "statistics of BatchNorm; module.train() before the export changes that"
+        )
+    part = path.with_name(f".{path.stem}.{os.getpid()}.part.pt2")
+    with _Process(say, part) as process:
+        if compile_limit is not None:
+            process.start()
         batch = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
-        with deterministic_algorithms(deterministic):
+        with deterministic_algorithms(deterministic), inductor.caches_in(str(process.folder)):
             step = TrainingStep(module, loss, batch, target, recipe, _autocast_name(autocast))
             program = step.trace()
             arguments = tuple(map(spec_of, step.arguments()))
         say(f"traced: {len(program.graph.nodes)} operations, {step.elements} trained numbers")
         metadata = step.contents(deterministic).metadata() | _conditions(step.device)
         device = str(step.device)
+        code, package = process.folder / "code.pt2", process.folder / "package.pt2"
         job = Job(program, arguments, device, metadata, deterministic, inductor_configs or {})
-        temporary = path.with_name(f".{path.stem}.{os.getpid()}.part.pt2")
+        if compile_limit is None:
+            compile_package(job, code)
+        else:
+            process.begin_compile(job, code)
+        with deterministic_algorithms(deterministic):
+            expected = training_check.Expected(step) if check else None
+        if compile_limit is not None:
+            process.end_compile(compile_limit)
+        checked = {}
         try:
-            (compiler.run if compiler else compile_package)(job, temporary)
-            _append(temporary, INITIAL, step.initial_bytes())
-            os.replace(temporary, path)
+            if expected:
+                _pack(code, {}, step, package)
+                checked[CHECKED] = expected.judge(process.steps_of(package, step))
+                say(f"checked against eager torch: {checked[CHECKED]}")
+            _pack(code, checked, step, part)
+            os.replace(part, path)
         except OSError as error:
             raise InputError(f"cannot write {path}: {error.strerror}") from None
-        finally:
-            temporary.unlink(missing_ok=True)
-    finally:
-        if compiler:
-            compiler.close()
     say(f"wrote {path}")
     return path
 
@@ -157,78 +178,157 @@ def compile_package(job: Job, path: Path) -> None:
         raise refused("AOTInductor: expected a step that it can compile", error) from None
 
 
-class _Compiler:
-    """A process that compiles one job, started early: it imports torch's compiler meanwhile."""
+class _Process:
+    """A process that compiles a job and runs steps of the package, with a folder for all that is
+    written on the way, and `part`, the file beside the package: none of it stays.
+    """
 
-    def __init__(self, limit: float, say: Callable[[str], None]):
-        self.limit, self.say = limit, say
-        self.folder = tempfile.TemporaryDirectory(prefix="torchpace-training-")
+    def __init__(self, say: _Progress, part: Path):
+        self.say, self.part = say, part.absolute()
+        self.process: subprocess.Popen[str] | None = None
+        self.folder = _temporary_folder()
+
+    def __enter__(self) -> _Process:
+        scratch.watch(self.part)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.process:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.communicate()
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.part.unlink(missing_ok=True)
+        scratch.forget(self.part)
+
+    def start(self) -> None:
+        """Early, so that it imports torch's compiler meanwhile."""
         # Bound to a core by OMP_PROC_BIND, it would hand that one core down to every compiler.
-        environment = {k: v for k, v in os.environ.items() if k != "OMP_PROC_BIND"}
-        environment["PYTHONPATH"] = os.pathsep.join(p for p in sys.path if p)
+        unwanted = {"OMP_PROC_BIND", *compile_variables()}
+        environment = {k: v for k, v in os.environ.items() if k not in unwanted}
+        environment |= {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+        environment |= {"TMPDIR": str(self.folder)}
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "torchpace.training", "--compile"],
+            [sys.executable, "-m", "torchpace.training", "--serve", str(self.folder)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=environment,
             text=True,
             start_new_session=True,
         )
+        scratch.watch_group(self.process.pid)
 
-    def run(self, job: Job, path: Path) -> None:
-        """Raises InputError where it fails, or is not done in time."""
-        program = Path(self.folder.name) / "program"
+    def begin_compile(self, job: Job, out: Path) -> None:
+        program = self.folder / "program"
         program.write_bytes(_bytes_of(job.program))
         question = {
             "program": str(program),
             "job": {name: value for name, value in vars(job).items() if name != "program"},
-            "out": str(path.absolute()),
+            "out": str(out),
+        }
+        self._ask({"compile": question})
+
+    def end_compile(self, limit: float) -> None:
+        """Raises InputError where it fails, or is not done in time."""
+        self._answer("compile", "compiles", limit, "; --compile-limit (compile_limit) raises it")
+
+    def steps_of(self, package: Path, step: TrainingStep) -> training_check.Values:
+        """What the package makes of its own batch. Raises InputError where it fails or dies."""
+        if self.process is None:
+            self.start()
+        batch, out = self.folder / "batch", self.folder / "values"
+        torch.save([x.contiguous().cpu() for x in (*step.inputs, step.target)], batch)
+        request = training_check.Request(
+            str(package.absolute()), str(step.device), str(batch), str(out)
+        )
+        self._ask({"check": asdict(request)})
+        self._answer("check", "runs the package's first steps", CHECK_LIMIT_S)
+        return torch.load(out, weights_only=True)
+
+    def _ask(self, question: dict[str, Any]) -> None:
+        assert self.process and self.process.stdin
+        question |= {
             "threads": torch.get_num_threads(),
             "tf32": [torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32],
         }
-        assert self.process.stdin and self.process.stdout
         with contextlib.suppress(BrokenPipeError):
             self.process.stdin.write(json.dumps(question) + "\n")
             self.process.stdin.flush()
+
+    def _answer(self, what: str, doing: str, limit: float, advice: str = "") -> None:
+        assert self.process and self.process.stdout
         begun = time.monotonic()
-        while not select.select([self.process.stdout], [], [], 5.0)[0]:
+        while not select.select([self.process.stdout], [], [], min(5.0, limit))[0]:
             elapsed = time.monotonic() - begun
-            self.say(f"compiles: {elapsed:.0f} s of at most {self.limit:g} s")
-            if elapsed > self.limit:
+            self.say(f"{doing}: {elapsed:.0f} s of at most {limit:g} s")
+            if elapsed > limit:
                 raise InputError(
-                    f"compile: expected an end within {self.limit:g} s, it was stopped; "
-                    "--compile-limit (compile_limit) raises it"
+                    f"{what}: expected an end within {limit:g} s, it was stopped{advice}"
                 )
         line = self.process.stdout.readline()
-        answer = json.loads(line) if line else {"error": "the process that compiled died"}
+        if not line:
+            code = self.process.wait()
+            died = f"was killed by signal {-code}" if code < 0 else f"ended with {code}"
+            raise InputError(f"{what}: the process that {doing} {died}; its output is above")
+        answer = json.loads(line)
         if "error" in answer:
             raise InputError(answer["error"])
 
-    def close(self) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.communicate()
-        self.folder.cleanup()
+
+def _temporary_folder() -> Path:
+    """Makes one where torch's compiler can work: in TMPDIR, elsewhere where that has a space."""
+    faults = []
+    for parent in dict.fromkeys((tempfile.gettempdir(), "/tmp", "/var/tmp", "/dev/shm")):
+        fault = scratch.fault_of(Path(parent))
+        if not fault:
+            return Path(tempfile.mkdtemp(prefix="torchpace-training-", dir=parent))
+        faults.append(fault)
+    raise InputError(f"TMPDIR: expected a folder for a compiler, found {', '.join(faults)}")
 
 
-def _compile_as_asked() -> int:
-    """The life of _Compiler's process: one line of JSON in, one out."""
+def compile_variables() -> list[str]:
+    """Names of the variables in force that change what torch compiles, not which kernels run."""
+    names = [variable.partition("=")[0] for variable in inductor.compiler_variables()]
+    return [name for name in names if not name.startswith(_LIBRARIES)]
+
+
+def start_without_compile_variables() -> None:
+    """Starts this program again without such variables, if there are some: torch has read them."""
+    if found := compile_variables():
+        for name in found:
+            del os.environ[name]
+        print(
+            f"torchpace.training: unset {', '.join(found)}, on which no package may depend",
+            file=sys.stderr,
+            flush=True,
+        )
+        os.execv(sys.executable, sys.orig_argv)
+
+
+def _serve(folder: Path) -> int:
+    """The life of _Process's process: lines of JSON in, one out for each."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     die_with_parent()
     warnings.simplefilter("ignore", FutureWarning)  # torch's own, of itself
+    inductor.use_caches(folder / "caches", warm=True)
     inductor.prepare()
     inductor.start_making()
-    question = json.loads(sys.stdin.readline())
-    try:
-        torch.set_num_threads(question["threads"])
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = question["tf32"]
-        program = _program_of(Path(question["program"]).read_bytes())
-        compile_package(Job(program, **question["job"]), Path(question["out"]))
-        answer = {}
-    except Exception as error:
-        answer = {"error": one_line(error)}
-    print(json.dumps(answer), file=answers, flush=True)
+    for line in sys.stdin:
+        question = json.loads(line)
+        try:
+            torch.set_num_threads(question["threads"])
+            matmul, cudnn = question["tf32"]
+            torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = matmul, cudnn
+            if compile_ := question.get("compile"):
+                program = _program_of(Path(compile_["program"]).read_bytes())
+                compile_package(Job(program, **compile_["job"]), Path(compile_["out"]))
+            else:
+                training_check.answer(training_check.Request(**question["check"]))
+            answer = {}
+        except Exception as error:
+            answer = {"error": one_line(error)}
+        print(json.dumps(answer), file=answers, flush=True)
     return 0
 
 
@@ -255,7 +355,10 @@ class _Progress:
 
     def __call__(self, what: str) -> None:
         if self.wanted:
-            print(f"{time.monotonic() - self.begun:6.1f} s  {what}", file=sys.stderr, flush=True)
+            self.aloud(what)
+
+    def aloud(self, what: str) -> None:
+        print(f"{time.monotonic() - self.begun:6.1f} s  {what}", file=sys.stderr, flush=True)
 
 
 def _conditions(device: torch.device) -> dict[str, str]:
@@ -264,10 +367,16 @@ def _conditions(device: torch.device) -> dict[str, str]:
     return aot.conditions(device)
 
 
-def _append(path: Path, name: str, content: bytes) -> None:
-    with zipfile.ZipFile(path, "a", zipfile.ZIP_STORED) as package:
-        folder = package.namelist()[0].partition("/")[0]
-        package.writestr(f"{folder}/{name}", content)
+def _pack(code: Path, metadata: dict[str, str], step: TrainingStep, out: Path) -> None:
+    """Writes compiled code, with more metadata, and the initial state as one package."""
+    with zipfile.ZipFile(code) as source, zipfile.ZipFile(out, "w") as package:
+        for entry in source.infolist():
+            content = source.read(entry)
+            if entry.filename.endswith("_metadata.json"):
+                content = json.dumps(json.loads(content) | metadata).encode()
+            package.writestr(entry, content)
+        folder = source.namelist()[0].partition("/")[0]
+        package.writestr(f"{folder}/{INITIAL}", step.initial_bytes(), zipfile.ZIP_STORED)
 
 
 def _autocast_name(autocast: str | torch.dtype | None) -> str:
@@ -304,26 +413,36 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--deterministic", action="store_true")
     parser.add_argument("--compile-limit", type=float, default=COMPILE_LIMIT_S, metavar="SECONDS")
     options = parser.parse_args(arguments)
+    for wish in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(wish, signal.default_int_handler)
     try:
-        module, loss, inputs, target = _case(options)
-        export_training(
-            module,
-            loss,
-            inputs,
-            target,
-            path=options.out,
-            optimizer=options.optimizer,
-            weight_decay=options.weight_decay,
-            clip_norm=options.clip_norm,
-            accumulate=options.accumulate,
-            autocast=options.autocast,
-            deterministic=options.deterministic,
-            compile_limit=options.compile_limit,
-            progress=True,
-        )
+        inductor.work_in_own_folder()
+        return _export(options)
     except (InputError, Skipped) as error:
         print(f"torchpace.training: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("torchpace.training: interrupted", file=sys.stderr)
+        return 130
+
+
+def _export(options: argparse.Namespace) -> int:
+    module, loss, inputs, target = _case(options)
+    export_training(
+        module,
+        loss,
+        inputs,
+        target,
+        path=options.out,
+        optimizer=options.optimizer,
+        weight_decay=options.weight_decay,
+        clip_norm=options.clip_norm,
+        accumulate=options.accumulate,
+        autocast=options.autocast,
+        deterministic=options.deterministic,
+        compile_limit=options.compile_limit,
+        progress=True,
+    )
     return 0
 
 
@@ -332,7 +451,8 @@ def _case(
 ) -> tuple[nn.Module, Callable[[Any, Tensor], Tensor], tuple[Tensor, ...], Tensor]:
     """Module, loss, inputs and target that the command line names."""
     from torchpace.commands import set_threads
-    from torchpace.workload import device_of, dtype_of, to_device
+    from torchpace.module_state import place
+    from torchpace.workload import device_of, dtype_of, loss_module, to_device
 
     more: dict[str, Any] = {"device": options.device, "seed": options.seed}
     if options.threads is not None:
@@ -357,15 +477,18 @@ def _case(
     device, dtype = device_of(settings), dtype_of(settings)
     model = models.of(settings)
     torch.manual_seed(options.seed)
-    module = model.make(settings).to(device=device, dtype=dtype)
+    module = place(model.make(settings), device, dtype)
     tokens = None
     if settings.text("data", "") == "text":  # only their shape counts
         size = 4 * settings.integer("context")
         tokens = torch.randint(settings.integer("vocabulary"), (size,), dtype=torch.uint8)
     *inputs, target = model.inputs(settings, torch.Generator().manual_seed(0), tokens)
     placed = tuple(to_device(x, device, dtype) for x in inputs)
-    return module, model.loss, placed, to_device(target, device, dtype)
+    return module, loss_module(model) or model.loss, placed, to_device(target, device, dtype)
 
 
 if __name__ == "__main__":
-    sys.exit(_compile_as_asked() if sys.argv[1:] == ["--compile"] else main())
+    if sys.argv[1:2] == ["--serve"]:
+        sys.exit(_serve(Path(sys.argv[2])))
+    start_without_compile_variables()
+    sys.exit(main())

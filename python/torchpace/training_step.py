@@ -9,14 +9,18 @@ import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.stateless import _reparametrize_module
 
-from torchpace.artifacts import refused
+from torchpace import random_draws
 from torchpace.axes import AUTOCAST
 from torchpace.errors import InputError
+from torchpace.refusal import refused
 from torchpace.tensors import spec_of
+from torchpace.training_module import copied, expect_trainable, placed_loss
 from torchpace.training_package import (
     ALIGNMENT,
     Contents,
@@ -41,26 +45,23 @@ class TrainingStep:
         recipe: Recipe,
         autocast: str,
     ):
-        self.module, self.loss, self.recipe, self.autocast = module, loss, recipe, autocast
-        self.inputs, self.target = inputs, target
-        parameters = dict(module.named_parameters())
-        if not parameters:
-            raise InputError("module: expected parameters to train, found none")
-        self.device = next(iter(parameters.values())).device
-        for x in (*parameters.values(), *module.buffers(), *inputs, target):
-            if x.device != self.device:
-                raise InputError(
-                    f"module: expected parameters, buffers, inputs and target on one device, found "
-                    f"{self.device} and {x.device}"
-                )
-        self.places = _places(module)
-        trained = self._trained(parameters)
-        self.fixed = {n: p for n, p in parameters.items() if n not in trained}
-        dtypes = {p.dtype for p in trained.values()}
+        expect_trainable(module, loss, (*inputs, target))
+        self.source, self.recipe, self.autocast = module, recipe, autocast
+        self.module = copied(module)  # to trace: hooks and counters leave their marks in it
+        parameters = dict(self.module.named_parameters())
+        wanted = {n: p for n, p in parameters.items() if p.requires_grad}
+        dtypes = {p.dtype for p in wanted.values()}
         if len(dtypes) > 1:
             found = ", ".join(sorted(str(d).removeprefix("torch.") for d in dtypes))
             raise InputError(f"module: expected trained parameters of one dtype, found {found}")
         self.dtype = dtypes.pop()
+        self.device = next(iter(wanted.values())).device
+        self.loss = placed_loss(loss, self.device, self.dtype)
+        self.inputs, self.target = tuple(x.detach() for x in inputs), target.detach()
+        self.places = _places(module)
+        self.draws = 0  # random tensors of a call, once it is traced
+        trained = self._trained(wanted)
+        self.fixed = {n: p for n, p in parameters.items() if n not in trained}
         self.trained, self.elements = _lay_out(trained, self.dtype)
         self.initial, self.layout = self._state(parameters)
 
@@ -90,18 +91,24 @@ class TrainingStep:
         """
         from torch.fx.experimental.proxy_tensor import make_fx
 
+        def run(*arguments: Tensor) -> tuple[Tensor]:
+            with random_draws.Traced() as draws:
+                loss = self(*arguments)
+            self.draws = draws.count
+            return (loss,)
+
         trace = make_fx(
-            lambda *arguments: (self(*arguments),),
+            run,
             tracing_mode="fake",
             _allow_non_fake_inputs=True,  # what the module holds beside parameters and buffers
         )
-        try:
-            with self._as_trained(), torch.no_grad():
-                return trace(*self.arguments())
-        except InputError:
-            raise
-        except Exception as error:
-            raise refused("export: expected a step that torch can trace", error) from None
+        with (
+            refusing("export: expected a step that torch can trace"),
+            kept_random_state(self.device),
+            _traceable(),
+            torch.no_grad(),
+        ):
+            return trace(*self.arguments())
 
     def arguments(self) -> list[Tensor]:
         """Those of a first call: state, learning rate, inputs and target."""
@@ -116,23 +123,24 @@ class TrainingStep:
         for leaf in leaves.values():
             leaf.requires_grad_()
         given = {n.split(".", 1)[1]: t for n, t in state.items() if "." in n}
-        with torch.enable_grad():
-            loss = self._forward({**given, **leaves}, tuple(inputs), target)
+        tensors = {**given, **leaves}
+        held = {place: tensors[name] for place, name in self.places.items()}
+        # Held until the gradients are there: checkpointing computes again in the backward.
+        with torch.enable_grad(), _reparametrize_module(self.module, held):
+            loss = loss_of(self.module, self.loss, tuple(inputs), target, self.autocast)
             gradients = torch.autograd.grad(loss, list(leaves.values()))
+            self._keep_replaced(held)
         self._update(state, rate, self._join(gradients))
         return loss.detach()
 
-    def _forward(
-        self, tensors: dict[str, Tensor], inputs: tuple[Tensor, ...], target: Tensor
-    ) -> Tensor:
-        scope = contextlib.nullcontext()
-        if self.autocast != "none":
-            scope = torch.autocast(self.device.type, dtype=AUTOCAST[self.autocast])
-        given = {place: tensors[name] for place, name in self.places.items()}
-        # Without tie_weights, which leaves its tensors in a module that has two names.
-        call = torch.func.functional_call
-        with scope:
-            return self.loss(call(self.module, given, inputs, tie_weights=False), target)
+    def _keep_replaced(self, held: dict[str, Tensor]) -> None:
+        """Writes buffers that the module has replaced, not changed, into the state."""
+        for place, old in held.items():
+            prefix, _, name = place.rpartition(".")
+            new = self.module.get_submodule(prefix)._buffers.get(name)
+            if new is not None and new is not old:
+                with torch.no_grad():
+                    old.copy_(new)
 
     def _join(self, gradients: Sequence[Tensor]) -> Tensor:
         parts, end = [], 0
@@ -148,6 +156,7 @@ class TrainingStep:
     def _update(self, state: dict[str, Tensor], rate: Tensor, g: Tensor) -> None:
         """The arithmetic of torch.optim, one tensor for all parameters."""
         r, last, count = self.recipe, None, state["steps"]
+        rate = rate.to(_of_scalars(self.dtype))
         if r.accumulate > 1:
             g = state["gradient"] + g / r.accumulate
             last = state["part"] == r.accumulate - 1
@@ -167,7 +176,7 @@ class TrainingStep:
             new["second_moment"] = v * r.beta2 + g * g * (1 - r.beta2)
             scale = new["second_moment"].sqrt() / c[1] + r.eps
             new["parameters"] = p - (rate / c[0]) * (new["first_moment"] / scale)
-            new["corrections"] = corrections(r, count + 2)
+            new["corrections"] = corrections(r, count + 2, self.dtype)
         else:
             new["momentum"] = state["momentum"] * r.momentum + g
             new["parameters"] = p - rate * new["momentum"]
@@ -180,25 +189,38 @@ class TrainingStep:
             state["gradient"].copy_(torch.where(last, 0.0, joined))
             state["part"].copy_(torch.where(last, 0, state["part"] + 1))
 
-    def _trained(self, parameters: dict[str, nn.Parameter]) -> dict[str, nn.Parameter]:
-        """Those that get a gradient, found by a step of eager torch."""
-        copies = {
-            n: p.detach().clone().requires_grad_(p.requires_grad) for n, p in parameters.items()
-        }
-        buffers = {n: b.clone() for n, b in self.module.named_buffers()}
-        wanted = {n: p for n, p in copies.items() if p.requires_grad}
-        with self._as_trained(), torch.enable_grad():
-            loss = self._forward({**buffers, **copies}, self.inputs, self.target)
-            scalar = isinstance(loss, Tensor) and loss.numel() == 1 and loss.is_floating_point()
-            if not scalar or not loss.requires_grad:
-                found = type(loss).__name__
-                if isinstance(loss, Tensor):
-                    found = spec_of(loss) + ("" if loss.requires_grad else " without a gradient")
+    def _trained(self, wanted: dict[str, nn.Parameter]) -> dict[str, nn.Parameter]:
+        """Those that get a gradient, found by a step of eager torch on a copy."""
+        module, inputs = copied(self.source), tuple(x.clone() for x in self.inputs)
+        versions = [x._version for x in inputs]
+        with (
+            refusing("module: expected one that eager torch trains"),
+            kept_random_state(self.device),
+            torch.enable_grad(),
+        ):
+            loss = loss_of(module, self.loss, inputs, self.target, self.autocast)
+            _expect_scalar(loss)
+            loss.backward()
+        for index, (x, version) in enumerate(zip(inputs, versions, strict=True)):
+            if x._version != version:
                 raise InputError(
-                    f"loss: expected a floating-point scalar to differentiate, found {found}"
+                    f"module: changes its input {index} in place, so every step would see another "
+                    "one; clone it first (x = x.clone())"
                 )
-            gradients = torch.autograd.grad(loss, list(wanted.values()), allow_unused=True)
-        return {n: parameters[n] for n, g in zip(wanted, gradients, strict=True) if g is not None}
+        gradients = {name: p.grad for name, p in module.named_parameters()}
+        for name, gradient in gradients.items():
+            if gradient is not None and gradient.layout is not torch.strided:
+                raise InputError(
+                    f"module: expected dense gradients, found a sparse one of {name}; construct "
+                    "its layer with sparse=False"
+                )
+        trained = {name: p for name, p in wanted.items() if gradients[name] is not None}
+        if not trained:
+            raise InputError(
+                "module: expected parameters that get a gradient, found none in a copy of it; a "
+                "forward that was assigned to it must not hold its weights itself"
+            )
+        return trained
 
     def _state(self, parameters: dict[str, nn.Parameter]) -> tuple[dict[str, Tensor], Layout]:
         flat = torch.zeros(self.elements, dtype=self.dtype, device=self.device)
@@ -210,7 +232,7 @@ class TrainingStep:
         initial |= {name: torch.zeros_like(flat) for name in self.recipe.moments}
         initial["steps"] = torch.zeros((), dtype=torch.int64, device=self.device)
         if self.recipe.is_adam:
-            initial["corrections"] = corrections(self.recipe, initial["steps"] + 1)
+            initial["corrections"] = corrections(self.recipe, initial["steps"] + 1, self.dtype)
         if self.recipe.accumulate > 1:
             initial["gradient"] = torch.zeros_like(flat)
             initial["part"] = torch.zeros_like(initial["steps"])
@@ -233,18 +255,73 @@ class TrainingStep:
         )
         return initial, Layout(tuple(tensors), views)
 
-    @contextlib.contextmanager
-    def _as_trained(self) -> Iterator[None]:
-        """Train mode, and no effect on the module's modes or on the random state."""
-        modes = {m: m.training for m in self.module.modules()}
-        devices = [self.device] if self.device.type == "cuda" else []
-        self.module.train()
-        try:
-            with torch.random.fork_rng(devices):
-                yield
-        finally:
-            for module, mode in modes.items():
-                module.training = mode
+
+def loss_of(
+    module: nn.Module,
+    loss: Callable[[Any, Tensor], Tensor],
+    inputs: Sequence[Tensor],
+    target: Tensor,
+    autocast: str,
+) -> Tensor:
+    """Forward and loss. Autocast is entered anew each time: its cache would keep old weights."""
+    scope: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
+    if autocast != "none":
+        scope = torch.autocast(target.device.type, dtype=AUTOCAST[autocast])
+    with scope:
+        return loss(module(*inputs), target)
+
+
+def _expect_scalar(loss: Any) -> None:
+    scalar = isinstance(loss, Tensor) and loss.numel() == 1 and loss.is_floating_point()
+    if scalar and loss.requires_grad:
+        return
+    found = type(loss).__name__
+    if isinstance(loss, Tensor):
+        found = spec_of(loss) + ("" if loss.requires_grad else " without a gradient")
+    raise InputError(f"loss: expected a floating-point scalar to differentiate, found {found}")
+
+
+@contextlib.contextmanager
+def refusing(what: str) -> Iterator[None]:
+    """Makes whatever the block raises one line that names the place in the model's code."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        raise refused(what, error) from None
+
+
+@contextlib.contextmanager
+def kept_random_state(device: torch.device) -> Iterator[None]:
+    """torch's random state after the block as before it."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        yield
+
+
+class _Checkpoint:
+    """torch's reentrant checkpointing as the other kind, which autograd.grad can go through."""
+
+    @staticmethod
+    def apply(function: Callable[..., Any], preserve: bool, *arguments: Any) -> Any:
+        checkpoint = torch.utils.checkpoint.checkpoint
+        return checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=preserve)
+
+
+@contextlib.contextmanager
+def _traceable() -> Iterator[None]:
+    """Without what compiles to something else than it was: oneDNN's recurrent layers, whose
+    workspace is no tensor, and reentrant checkpointing.
+    """
+    import torch.utils.checkpoint
+
+    usual = torch.backends.mkldnn.enabled
+    torch.backends.mkldnn.enabled = False
+    try:
+        with mock.patch.object(torch.utils.checkpoint, "CheckpointFunction", _Checkpoint):
+            yield
+    finally:
+        torch.backends.mkldnn.enabled = usual
 
 
 def _places(module: nn.Module) -> dict[str, str]:
@@ -261,10 +338,16 @@ def _places(module: nn.Module) -> dict[str, str]:
     return places
 
 
-def corrections(recipe: Recipe, step: Tensor) -> Tensor:
-    """Adam's 1 - beta1^t and sqrt(1 - beta2^t), computed in float64. float32 [2]."""
+def corrections(recipe: Recipe, step: Tensor, dtype: torch.dtype) -> Tensor:
+    """Adam's 1 - beta1^t and sqrt(1 - beta2^t), computed in float64. [2]"""
     t = step.to(torch.float64)
-    return torch.stack([1 - recipe.beta1**t, (1 - recipe.beta2**t).sqrt()]).to(torch.float32)
+    found = torch.stack([1 - recipe.beta1**t, (1 - recipe.beta2**t).sqrt()])
+    return found.to(_of_scalars(dtype))
+
+
+def _of_scalars(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of numbers that scale parameters of `dtype`."""
+    return torch.float64 if dtype is torch.float64 else torch.float32
 
 
 @contextlib.contextmanager

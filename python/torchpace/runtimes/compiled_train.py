@@ -14,7 +14,16 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from torchpace import inductor, matmul, optimizers, training, training_package, training_step
+from torchpace import (
+    inductor,
+    matmul,
+    optimizers,
+    random_draws,
+    training,
+    training_module,
+    training_package,
+    training_step,
+)
 from torchpace.compiled_training import CompiledTraining
 from torchpace.errors import InputError, Skipped
 from torchpace.inference import artifact_of
@@ -26,6 +35,7 @@ from torchpace.workload import (
     build,
     dropouts,
     fresh_losses,
+    loss_module,
     seed_of,
     swap_parameters,
     update_values,
@@ -35,7 +45,7 @@ RUNTIMES = {"py-compiled-train": "the whole training step as one compiled packag
 ARTIFACTS = {"py-compiled-train": "compiled-train"}
 # What its artifact depends on beside what all do: keys of the settings line, modules and files.
 RELATED = ("optimizer", "eps")
-SOURCES = (training, training_step, training_package, matmul)
+SOURCES = (training, training_module, training_step, training_package, random_draws, matmul)
 FILES = (matmul.SOURCE,)
 
 
@@ -63,7 +73,7 @@ def make_artifact(kind: str, target: Path, settings: Settings, model: ModuleType
     kind, _ = optimizers.parse(settings)
     path = training.export_training(
         source.module,
-        model.loss,
+        loss_module(model) or model.loss,
         inputs,
         batch_target,
         path=target / "step.pt2",
@@ -71,6 +81,7 @@ def make_artifact(kind: str, target: Path, settings: Settings, model: ModuleType
         eps=settings.number("eps", optimizers.ADAM_EPS),
         autocast=settings.text("autocast", "none"),
         compile_limit=None,  # the process that makes artifacts has one
+        check=False,  # parity checks ten steps
     )
     shutil.rmtree(target / "caches", ignore_errors=True)
     return path
@@ -165,6 +176,7 @@ class CompiledTrain(Workload):
                         gradients, before, self.training.parameters(), self.settings
                     )
             after = {f"parameter.{n}": p.clone() for n, p in self.training.parameters().items()}
+            after |= {f"buffer.{n}": b.clone() for n, b in self.training.buffers().items()}
         return {"losses": torch.stack(losses), **values, **after}
 
     def losses(self, steps: int, tokens: Tensor | None) -> list[float]:

@@ -1,0 +1,290 @@
+"""Steps of a finished training package against eager torch, before the package gets its name.
+
+Rules: docs/training.md, "What is checked".
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import random
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map
+
+from torchpace import parity
+from torchpace.axes import AUTOCAST
+from torchpace.compiled_training import CompiledTraining
+from torchpace.errors import InputError
+from torchpace.module_state import place
+from torchpace.random_draws import Philox
+from torchpace.training_module import copied, placed_loss, references
+from torchpace.training_package import Recipe
+from torchpace.training_step import TrainingStep, kept_random_state, loss_of
+
+STEPS = 3
+SEED = 0
+# Learning rates that float32 holds exactly, so large that a wrong second step shows in the third.
+RATES = {"adam": 2**-8, "adamw": 2**-8, "sgd": 2**-5}
+SHADOWS = 4  # perturbed float64 runs, whose largest difference is the rounding sensitivity
+SHADOWS_S = 12.0  # that they may take together; at least one is run
+_POOL = 1 << 18  # signs of perturbations, of which every tensor takes some
+
+Values = dict[str, Tensor]
+
+
+def calls_of(recipe: Recipe) -> int:
+    return STEPS * recipe.accumulate
+
+
+def package_values(training: CompiledTraining, inputs: Sequence[Tensor], target: Tensor) -> Values:
+    """Losses, parameters and buffers of STEPS steps on one batch, from the package's start."""
+    torch.manual_seed(SEED)
+    rate = RATES[training.recipe.kind]
+    losses = [training.step(inputs, target, rate) for _ in range(calls_of(training.recipe))]
+    buffers = {
+        name.split(".", 1)[1]: x
+        for name, x in training.state.items()
+        if name.startswith(("buffer.", "transient."))
+    }
+    return _values(training.recipe, losses, training.parameters(), buffers)
+
+
+class Expected:
+    """What eager torch makes of the same steps, with torch.optim, on a copy of the module in the
+    modes that it has, and by how much rounding may move it.
+
+    The bound is that of parity: 4 times the rounding sensitivity of a float64 run and 8 eps of its
+    size. Where there is no such run, it is sqrt(eps), or the sensitivity of the run itself.
+    """
+
+    def __init__(self, step: TrainingStep):
+        """Raises InputError where eager torch does not train, or differs from itself."""
+        self.step = step
+        self.dtype = AUTOCAST[step.autocast] or step.dtype
+        with kept_random_state(step.device):
+            with _expect_no_other_draws():
+                self.reference = _train(step)
+            for name, x in self.reference.items():
+                if name.startswith("loss") and not x.isfinite().all():
+                    raise InputError(
+                        f"the {name} on the given batch is {x.item():g}, so the package cannot be "
+                        "checked; give a batch on which the module trains"
+                    )
+            self.golden, self.bound = self._golden()
+
+    def judge(self, found: Values) -> str:
+        """What is to be said of values that are right. Raises InputError where they are not."""
+        result = parity.compare(found, self.reference, self.golden, self.dtype)
+        if result.worst and result.max_abs_error is not None:
+            difference, allowed = _decisive(result)
+            what = f"{result.worst} by {difference:.2g}, allowed {allowed:.2g}"
+        else:
+            what = result.note
+        if not result.passed:
+            held = references(self.step.source)
+            cause = f"; it holds its own reference to a parameter: {held[0]}" if held else ""
+            raise InputError(f"the package trains differently from eager torch: {what}{cause}")
+        worst = what.replace(" by", " differs by")
+        return f"{STEPS} steps; losses, parameters, buffers; worst {worst}; bound: {self.bound}"
+
+    def _golden(self) -> tuple[Values, str]:
+        """Values with their sensitivities, in the form of parity's, and what they are."""
+        started = time.perf_counter()
+        try:
+            golden = _train(self.step, torch.float64)
+        except Exception as error:
+            lines = str(error).strip().splitlines() or [type(error).__name__]
+            return self._without_float64(lines[0][:120])
+        shadows = max(1, min(SHADOWS, int(SHADOWS_S / (3 * (time.perf_counter() - started)))))
+        golden |= _sensitivity(self.step, golden, torch.float64, shadows, self.dtype)
+        own = parity.compare(self.reference, self.reference, golden, self.dtype)
+        if own.passed:
+            return golden, f"float64 run, {shadows} perturbed"
+        difference, allowed = _decisive(own) if own.max_abs_error is not None else (math.nan, 0.0)
+        return self._without_float64(
+            f"eager torch differs from it in {own.worst} by {difference:.2g}, allowed {allowed:.2g}"
+        )
+
+    def _without_float64(self, reason: str) -> tuple[Values, str]:
+        eps = torch.finfo(self.dtype).eps
+        moved = _sensitivity(self.step, self.reference, None, 1, self.dtype)
+        for name, x in self.reference.items():
+            floor = torch.tensor(parity.norms(x), dtype=torch.float64) * math.sqrt(eps) / 4
+            key = parity.SPREAD + name
+            moved[key] = torch.maximum(moved[key], floor)
+        return self.reference | moved, f"sqrt(eps), no float64 run: {reason}"
+
+
+def _decisive(result: parity.Parity) -> tuple[float, float]:
+    """Difference and tolerance of the norm that is closer to its tolerance, or farther over it."""
+    pairs = [
+        (result.max_abs_error or 0.0, result.tolerance or 0.0),
+        (result.rms_error or 0.0, result.rms_tolerance or 0.0),
+    ]
+    return max(pairs, key=lambda p: p[0] / p[1] if p[1] else p[0] * math.inf if p[0] else 0.0)
+
+
+def _train(
+    step: TrainingStep,
+    dtype: torch.dtype | None = None,
+    perturbation: tuple[float, int] | None = None,
+) -> Values:
+    """The steps in eager torch; in `dtype` without autocast. perturbation: size and seed, of
+    weights and inputs, 4 times the size, and of every result of an operation.
+    """
+    module, loss = copied(step.source), placed_loss(step.loss, step.device, step.dtype)
+    inputs, target, autocast = step.inputs, step.target, step.autocast
+    if dtype is not None:
+        module, autocast = place(module, step.device, dtype), "none"
+        loss = placed_loss(loss, step.device, dtype)
+        inputs = tuple(x.to(dtype) if x.is_floating_point() else x for x in inputs)
+        target = target.to(dtype) if target.is_floating_point() else target
+    rounding: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
+    if perturbation is not None:
+        rounding = _Rounding(*perturbation)
+        inputs = tuple(rounding.moved(x, 4) for x in inputs)
+        with torch.no_grad():
+            for p in module.parameters():
+                p.copy_(rounding.moved(p, 4))
+    recipe, seeds = step.recipe, torch.Generator().manual_seed(SEED)
+    optimizer = optimizer_of(recipe, module.parameters(), RATES[recipe.kind])
+    losses = []
+    torch.manual_seed(SEED)
+    for call in range(calls_of(recipe)):
+        draws = Philox(step.draws, seeds) if step.draws else contextlib.nullcontext()
+        with torch.enable_grad(), draws, rounding:
+            value = loss_of(module, loss, inputs, target, autocast)
+            (value / recipe.accumulate).backward()
+        losses.append(value.detach())
+        if (call + 1) % recipe.accumulate == 0:
+            if recipe.clip_norm < math.inf:
+                nn.utils.clip_grad_norm_(module.parameters(), recipe.clip_norm)
+            optimizer.step()
+            optimizer.zero_grad()
+    parameters = dict(module.named_parameters(remove_duplicate=False))
+    return _values(recipe, losses, parameters, dict(module.named_buffers()))
+
+
+def optimizer_of(
+    recipe: Recipe, parameters: Iterator[nn.Parameter], rate: float
+) -> torch.optim.Optimizer:
+    """torch's own, that the recipe stands for."""
+    given: dict[str, Any] = {"lr": rate, "weight_decay": recipe.weight_decay}
+    if not recipe.is_adam:
+        return torch.optim.SGD(parameters, momentum=recipe.momentum, **given)
+    kind = torch.optim.AdamW if recipe.kind == "adamw" else torch.optim.Adam
+    return kind(parameters, betas=(recipe.beta1, recipe.beta2), eps=recipe.eps, **given)
+
+
+def _values(
+    recipe: Recipe, losses: Sequence[Tensor], parameters: Values, buffers: Values
+) -> Values:
+    unit = "step" if recipe.accumulate == 1 else "call"
+    values = {f"loss of {unit} {i + 1}": x.reshape(()) for i, x in enumerate(losses)}
+    values |= {f"parameter {name}": x for name, x in parameters.items()}
+    values |= {f"buffer {name}": x for name, x in buffers.items()}
+    return {name: x.detach().cpu().clone() for name, x in values.items()}
+
+
+def _sensitivity(
+    step: TrainingStep,
+    values: Values,
+    dtype: torch.dtype | None,
+    shadows: int,
+    rounded: torch.dtype,
+) -> Values:
+    """`spread.<name>` [2]: how far rounding moves the values, the farthest of perturbed runs."""
+    size, spread = torch.finfo(rounded).eps, {name: [0.0, 0.0] for name in values}
+    for seed in range(shadows):
+        for name, x in _train(step, dtype, (size, seed)).items():
+            moved = parity.norms(x, values[name])
+            spread[name] = [max(pair) for pair in zip(spread[name], moved, strict=True)]
+    return {
+        parity.SPREAD + name: torch.tensor(pair, dtype=torch.float64)
+        for name, pair in spread.items()
+    }
+
+
+class _Rounding(TorchDispatchMode):
+    """Multiplies what operations give by 1 + size or 1 - size, element by element at random.
+
+    Perturbed weights alone do not show what rounding does where terms cancel: a bias before
+    BatchNorm has the gradient 0 for any weights, and rounding errors are what Adam then divides by
+    themselves.
+    """
+
+    def __init__(self, size: float, seed: int):
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)
+        self.signs = 2.0 * torch.randint(0, 2, (_POOL,), generator=generator).double() - 1
+        self.size, self.place = size, random.Random(seed)  # not torch's: that draws are counted
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        aliases = any(value.alias_info is not None for value in func._schema.returns)
+        if aliases or func._schema.is_mutable:
+            return result
+        return tree_map(lambda x: self.moved(x) if isinstance(x, Tensor) else x, result)
+
+    def moved(self, x: Tensor, factor: float = 1) -> Tensor:
+        count = x.numel()
+        if not x.is_floating_point() or not count or x.layout is not torch.strided:
+            return x
+        begin = self.place.randrange(_POOL)
+        signs = self.signs.roll(-begin) if count > _POOL - begin else self.signs[begin:]
+        if count > _POOL:
+            signs = signs.repeat(-(-count // _POOL))
+        signs = signs[:count].view(x.shape).to(x.device)
+        changed = (x * (1 + factor * self.size * signs)).to(x.dtype)
+        # a mask's lowest number becomes infinite
+        return changed if changed.isfinite().all() else x
+
+
+@contextlib.contextmanager
+def _expect_no_other_draws() -> Iterator[None]:
+    """Raises InputError where the block draws from generators that no compiled step knows."""
+    import numpy
+
+    states: dict[str, Callable[[], Any]] = {
+        "Python's random": random.getstate,
+        "numpy.random": lambda: str(numpy.random.get_state(legacy=False)),
+    }
+    before = {name: state() for name, state in states.items()}
+    kept = random.getstate(), numpy.random.get_state()
+    try:
+        yield
+        changed = next((name for name, state in states.items() if state() != before[name]), "")
+    finally:
+        random.setstate(kept[0])
+        numpy.random.set_state(kept[1])
+    if changed:
+        raise InputError(
+            f"module: draws random numbers by {changed}, as a compiled step cannot; draw by torch"
+        )
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a process needs to run a package's steps."""
+
+    package: str
+    device: str
+    batch: str  # a file of tensors: input 0, ..., target
+    out: str  # the file of values to write
+
+
+def answer(request: Request) -> None:
+    """Runs the steps, and writes their values."""
+    batch = torch.load(request.batch, weights_only=True)
+    *inputs, target = (x.to(request.device) for x in batch)
+    values = package_values(CompiledTraining(request.package, request.device), inputs, target)
+    torch.save(values, request.out)
