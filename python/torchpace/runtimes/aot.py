@@ -175,14 +175,18 @@ class Loader:
     """A package's code, loaded. `runners` threads may run it at the same time."""
 
     def __init__(self, path: Path, device: torch.device, runners: int = 1):
-        """Raises RuntimeError where the code does not load."""
+        """Raises RuntimeError where the code does not load, InputError where a mount is why."""
         index = device.index if device.index is not None else -1
         # Without the locks that several runners need.
         alone = runners == 1
         with _temporary_folder() as folder:
-            self.loader = torch._C._aoti.AOTIModelPackageLoader(
-                str(path), "model", alone, runners, index
-            )
+            try:
+                self.loader = torch._C._aoti.AOTIModelPackageLoader(
+                    str(path), "model", alone, runners, index
+                )
+            except RuntimeError as error:
+                _expect_no_noexec(error)
+                raise
             self.unpacked = _unpacked_folder(folder)
         if device.type == "cpu":
             self.remove_unpacked()
@@ -250,6 +254,19 @@ def _temporary_folder() -> Iterator[Path]:
             del os.environ["TMPDIR"]
         else:
             os.environ["TMPDIR"] = usual
+
+
+def _expect_no_noexec(error: RuntimeError) -> None:
+    """Raises InputError where the mount is the reason why unpacked code does not load, and removes
+    what torch's loader then leaves behind.
+    """
+    pattern = r"(/\S*/)([^/\s]+)/(?:\S+/)?data/aotinductor/\S+: failed to map segment"
+    if found := re.search(pattern, str(error)):
+        shutil.rmtree(found[1] + found[2], ignore_errors=True)
+        raise InputError(
+            f"{found[1].rstrip('/')}: expected a folder that code can be loaded from, where torch "
+            "unpacks packages, found it mounted noexec; mount it with exec"
+        ) from None
 
 
 def _unpacked_folder(temporary: Path) -> Path:
