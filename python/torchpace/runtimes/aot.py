@@ -258,14 +258,14 @@ def _temporary_folder() -> Iterator[Path]:
 
 def _expect_no_noexec(error: RuntimeError) -> None:
     """Raises InputError where the mount is the reason why unpacked code does not load, and removes
-    what torch's loader then leaves behind.
+    what torch's loader then leaves behind: 2.11 unpacks in /tmp/XXXXXX.
     """
-    pattern = r"(/\S*/)([^/\s]+)/(?:\S+/)?data/aotinductor/\S+: failed to map segment"
-    if found := re.search(pattern, str(error)):
-        shutil.rmtree(found[1] + found[2], ignore_errors=True)
+    if found := re.search(r"dlopen: (/\S+): failed to map segment", str(error)):
+        if left := re.match(r"/tmp/\w{6}(?=/(\w+/)?data/aotinductor/)", found[1]):
+            shutil.rmtree(left[0], ignore_errors=True)
         raise InputError(
-            f"{found[1].rstrip('/')}: expected a folder that code can be loaded from, where torch "
-            "unpacks packages, found it mounted noexec; mount it with exec"
+            f"{found[1]}: expected a folder that code can be loaded from, where torch unpacks "
+            "packages, found it mounted noexec; mount it with exec"
         ) from None
 
 
