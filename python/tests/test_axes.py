@@ -46,9 +46,9 @@ def test_autocast_passes_its_own_parity_and_sees_a_swap(exported, family, phase)
     assert all(p.dtype == torch.float32 for p in workload.module.parameters())
     reference = workload.values()
     if phase == "inference":
-        assert reference["output"].dtype == torch.bfloat16
+        assert reference["batch0.output"].dtype == torch.bfloat16
     plain = load(settings.replace(autocast="none")).values()
-    value = {"train": "losses", "inference": "output"}[phase]
+    value = {"train": "losses", "inference": "batch0.output"}[phase]
     assert not torch.equal(plain[value].double(), reference[value].double())
     # what float32 computes is as right as what bfloat16 computes
     assert parity.compare(plain, reference, truth, torch.bfloat16).passed
@@ -65,8 +65,8 @@ def test_the_truth_is_float64_without_autocast_and_its_spread_is_of_bfloat16(exp
         tensors.load(exported("gptlite_inference/size:smoke", **axes)[1]["truth"], "truth")
         for axes in ({}, {"autocast": "bfloat16"})
     ]
-    assert torch.equal(truths[0]["output"], truths[1]["output"])
-    assert (truths[1]["spread.output"] > 1000 * truths[0]["spread.output"]).all()
+    assert torch.equal(truths[0]["batch0.output"], truths[1]["batch0.output"])
+    assert (truths[1]["spread.batch0.output"] > 1000 * truths[0]["spread.batch0.output"]).all()
 
 
 def test_axes_that_do_not_change_the_truth_share_it(exported):

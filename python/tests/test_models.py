@@ -149,5 +149,5 @@ def test_wrong_shapes_and_options_are_refused():
     ):
         with pytest.raises(SettingsError, match="expected"):
             gptlite.cost(expand_case("gptlite_train/size:smoke", **wrong))
-    with pytest.raises(SettingsError, match="model: expected one of dnn, gptlite"):
+    with pytest.raises(SettingsError, match="model: expected one of dnn, file, gptlite"):
         models.find("nothing")

@@ -16,45 +16,89 @@ def tensor(*values):
     return torch.tensor(values, dtype=torch.float64)
 
 
+def compare(own, reference, golden, dtype=torch.float32):
+    return parity.compare(own, reference, golden, dtype)
+
+
 def test_the_tolerance_is_computed():
-    truth = {"y": tensor(1.0, -2.0)}
-    reference = {"y": tensor(1.0, -2.0 + 1e-5)}
+    golden = {"y": tensor(1.0, -2.0), "spread.y": tensor(1e-5, 1e-5)}
     bound = 4 * 1e-5 + 8 * EPS * 2
     for off, passed in ((0.99 * bound, True), (1.01 * bound, False)):
-        own = {"y": reference["y"] + tensor(0.0, off)}
-        found = parity.compare(own, reference, truth, torch.float32)
+        own = {"y": golden["y"] + tensor(0.0, off)}
+        found = compare(own, own, golden)
         assert found.passed is passed
         assert found.max_abs_error == pytest.approx(off) and found.tolerance == pytest.approx(bound)
 
 
-def test_the_spread_of_the_truth_counts_where_the_reference_was_lucky():
-    truth = {"y": tensor(1.0, 1.0), "spread.y": tensor(1e-3, 1e-3)}
-    own, reference = {"y": tensor(1.003, 1.0)}, {"y": tensor(1.0, 1.0)}
-    assert parity.compare(own, reference, truth, torch.float32).passed
-    assert not parity.compare(own, reference, {"y": truth["y"]}, torch.float32).passed
+def test_a_wrong_reference_fails_and_excuses_nobody():
+    golden = {"y": tensor(1.0, 1.0), "spread.y": tensor(1e-6, 1e-6)}
+    wrong, right = {"y": tensor(7.0, 1.0)}, {"y": tensor(1.0, 1.0)}
+    assert not compare(wrong, wrong, golden).passed
+    found = compare({"y": tensor(3.0, 1.0)}, wrong, golden)
+    assert not found.passed and found.tolerance < 1e-4
+    assert compare(right, wrong, golden).passed  # it is the reference that its own check fails
+
+
+def test_what_rounding_may_do_is_allowed():
+    golden = {"y": tensor(1.0, 1.0), "spread.y": tensor(1e-3, 1e-3)}
+    own = {"y": tensor(1.003, 1.0)}
+    assert compare(own, own, golden).passed
+    assert not compare(own, own, {"y": golden["y"]}).passed
 
 
 def test_a_small_error_of_all_fails_by_the_root_mean_square():
-    truth = {"y": torch.zeros(1000, dtype=torch.float64)}
-    reference = {"y": truth["y"].clone()}
-    reference["y"][0] = (
-        1.0  # one large error of the reference hides all others from the largest magnitude
-    )
-    own = {"y": reference["y"] + 0.5}
-    found = parity.compare(own, reference, truth, torch.float32)
-    assert (
-        found.max_abs_error < found.tolerance
-        and found.rms_error > found.rms_tolerance
-        and not found.passed
-    )
+    golden = {"y": torch.zeros(1000, dtype=torch.float64), "spread.y": tensor(1.0, 0.01)}
+    own = {"y": golden["y"] + 0.5}
+    found = compare(own, own, golden)
+    assert found.max_abs_error < found.tolerance and found.rms_error > found.rms_tolerance
+    assert not found.passed
 
 
-def test_without_truth_the_bound_is_the_root_of_eps():
+def test_without_a_golden_run_the_bound_is_the_root_of_eps():
     reference = {"y": tensor(2.0)}
     for factor, passed in ((0.9, True), (1.1, False)):
         own = {"y": reference["y"] + factor * math.sqrt(EPS) * 2}
-        found = parity.compare(own, reference, None, torch.float32)
-        assert found.passed is passed and "no truth" in found.note
+        found = compare(own, reference, None)
+        assert found.passed is passed and "no float64 run" in found.note
+
+
+def test_integers_and_bools_are_compared_exactly():
+    reference = {"label": torch.tensor([3, 1]), "mask": torch.tensor([True, False])}
+    assert compare(dict(reference), reference, None).passed
+    for name, wrong in (("label", torch.tensor([3, 2])), ("mask", torch.tensor([True, True]))):
+        found = compare(reference | {name: wrong}, reference, None)
+        assert not found.passed and found.worst == name and found.max_abs_error == 1
+        assert not compare(reference | {name: wrong}, reference, dict(reference)).passed
+
+
+def test_labels_that_rounding_flips_may_flip():
+    golden = {"label": torch.arange(100), "spread.label": tensor(2.0, 0.02)}
+    own = golden["label"].clone()
+    own[:8] = 0
+    assert compare({"label": own}, {"label": golden["label"]}, golden).passed  # 7 of at most 8
+    own[:20] = 0
+    assert not compare({"label": own}, {"label": golden["label"]}, golden).passed
+
+
+def test_complex_numbers_are_pairs():
+    reference = {"y": torch.tensor([1 + 2j, 3 - 1j])}
+    golden = {"y": reference["y"].to(torch.complex128)}
+    assert compare(dict(reference), reference, golden).passed
+    assert not compare({"y": torch.tensor([1 + 2j, 3 + 1j])}, reference, golden).passed
+    found = compare({"y": reference["y"].real}, reference, golden)
+    assert not found.passed and "expected complex values" in found.note
+
+
+def test_equal_infinities_and_nans_in_the_same_places_are_equal():
+    values = {"y": torch.tensor([math.nan, math.inf, -math.inf, 1.0])}
+    assert compare(dict(values), values, None).passed
+    assert compare(dict(values), values, {"y": values["y"].double()}).passed
+    for other in ([math.nan, math.inf, math.inf, 1.0], [0.0, math.inf, -math.inf, 1.0]):
+        found = compare({"y": torch.tensor(other)}, values, None)
+        assert not found.passed and found.worst == "y" and "or in other places" in found.note
+    overflown = {"y": torch.tensor([math.inf])}
+    assert compare(overflown, overflown, {"y": tensor(1e300)}).passed  # infinite in float32
+    assert not compare(overflown, overflown, {"y": tensor(1e30)}).passed
 
 
 @pytest.mark.parametrize(
@@ -63,11 +107,12 @@ def test_without_truth_the_bound_is_the_root_of_eps():
         ({}, "the runtime lacks a"),
         ({"a": tensor(1.0), "b": tensor(1.0)}, "reference lacks b"),
         ({"a": tensor(1.0, 2.0)}, r"a: expected shape \[1\] of the reference, found \[2\]"),
-        ({"a": tensor(math.nan)}, "a: expected finite numbers, found own values"),
+        ({"a": torch.tensor([1])}, "a: expected floating-point values .* found integer"),
+        ({"a": tensor(math.nan)}, "a: the float64 run has 0 of 1 values NaN, the runtime 1"),
     ],
 )
-def test_names_shapes_and_finiteness_come_first(own, message):
-    found = parity.compare(own, {"a": tensor(1.0)}, {"a": tensor(1.0)}, torch.float32)
+def test_names_shapes_and_kinds_come_first(own, message):
+    found = compare(own, {"a": tensor(1.0)}, {"a": tensor(1.0)})
     assert not found.passed and found.max_abs_error is None
     assert re.search(message, found.note)
 

@@ -71,7 +71,7 @@ def compare(
         expected = yardstick[name]
         if problem := _not_finite(own[name], expected, dtype, f"{name}: the {what} has"):
             return Parity(False, None, None, None, None, name, note=problem)
-        errors, sizes = norms(own[name], expected), norms(expected)
+        errors, sizes = norms(own[name], expected), norms(expected, where=own[name])
         if golden is None:
             tolerances = [math.sqrt(eps) * size for size in sizes]
         else:
@@ -88,20 +88,25 @@ def compare(
     return result
 
 
-def norms(x: Tensor, other: Tensor | None = None) -> list[float]:
-    """Largest magnitude and root mean square of x - other, or of x, over what is finite; complex
-    numbers count as pairs. Of integers and bools the number and the share of the elements that
-    differ; their own size, by which a tolerance would grow, is 0.
+def norms(x: Tensor, other: Tensor | None = None, where: Tensor | None = None) -> list[float]:
+    """Largest magnitude and root mean square of x - other, or of x, over what is finite, also in
+    `where`; complex numbers count as pairs. Of integers and bools the number and the share of the
+    elements that differ; their own size, by which a tolerance would grow, is 0.
     """
     if x.numel() == 0:
         return [0.0, 0.0]
     if is_exact(x):
         differing = 0 if other is None else int((x != other).sum())
         return [float(differing), differing / x.numel()]
-    x = _wide(x)
+    y = _wide(x)
+    finite = y.isfinite()
+    for another in (other, where):
+        if another is not None:
+            finite &= _wide(another).isfinite()
     if other is not None:
-        x = x - _wide(other)
-    return [x.abs().max().item(), x.square().mean().sqrt().item()]
+        y = y - _wide(other)
+    y = torch.where(finite, y, 0.0)
+    return [y.abs().max().item(), y.square().mean().sqrt().item()]
 
 
 def is_exact(x: Tensor) -> bool:
@@ -110,9 +115,9 @@ def is_exact(x: Tensor) -> bool:
 
 
 def _wide(x: Tensor) -> Tensor:
-    """In float64, complex as pairs, 0 where it is not finite."""
+    """In float64, complex as pairs."""
     x = torch.view_as_real(x.resolve_conj()) if x.is_complex() else x
-    return torch.nan_to_num(x.detach().to("cpu", torch.float64), nan=0.0, posinf=0.0, neginf=0.0)
+    return x.detach().to("cpu", torch.float64)
 
 
 def _ratio(error: float, tolerance: float) -> float:

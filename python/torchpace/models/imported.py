@@ -274,6 +274,8 @@ class Imported:
             for key, x in module_state.state_of(module).items():
                 kind = kinds.get(key.partition(".")[0] + ".", "buffer")
                 watched[f"its {kind} '{key.partition('.')[2]}'"] = x
+        # what an earlier call has left behind has no version
+        watched = {name: x for name, x in watched.items() if not x.is_inference()}
         versions = {name: x._version for name, x in watched.items()}
         kept = [x.clone() for x in inputs]
         with self._running(inputs):
