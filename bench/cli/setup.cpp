@@ -9,6 +9,7 @@
 #include "cases_json.hpp"
 #include "cores.hpp"
 #include "error.hpp"
+#include "file_rows.hpp"
 #include "host.hpp"
 #include "machine.hpp"
 #include "terminal.hpp"
@@ -19,6 +20,8 @@ namespace torchpace::cli {
 namespace {
 
 namespace fs = std::filesystem;
+
+constexpr double kExportLimit_s = 3600, kExportLimitOfModel_s = 600;
 
 void require(bool holds, const std::string& option, const std::string& expected,
              const std::string& found) {
@@ -105,10 +108,10 @@ bool only_own(const std::vector<WorkerSpec>& specs) {
 /// The name that a user may give to a runtime of any version.
 std::string base_of(const std::string& runtime) { return runtime.substr(0, runtime.find('@')); }
 
-/// torchpace's own runtimes that take part, of every version.
-std::vector<WorkerSpec> chosen_of_ours(const CompareOptions& options, const Preset& preset,
+/// torchpace's own runtimes that `patterns` choose, of every version.
+std::vector<WorkerSpec> chosen_of_ours(const CompareOptions& options,
+                                       std::vector<std::string> patterns,
                                        const std::vector<Version>& versions) {
-  auto patterns = options.runtimes.empty() ? preset.runtimes : options.runtimes;
   if (patterns.empty()) patterns.emplace_back("all");
   std::vector<WorkerSpec> chosen;
   for (size_t i = 0; i < versions.size(); ++i) {
@@ -138,13 +141,51 @@ std::vector<WorkerSpec> chosen_runtimes(const CompareOptions& options, const Pre
   std::vector<WorkerSpec> own;
   for (const auto& text : options.workers) own.push_back(own_worker(text));
   std::vector<WorkerSpec> chosen;
-  if (own.empty() || !options.runtimes.empty()) chosen = chosen_of_ours(options, preset, versions);
+  if (own.empty() || !options.runtimes.empty()) {
+    chosen = chosen_of_ours(options, options.runtimes.empty() ? preset.runtimes : options.runtimes,
+                            versions);
+  }
   for (auto& spec : own) {
     require(!has_runtime(chosen, spec.runtime), "--worker", "a name that no other runtime has",
             spec.runtime);
     chosen.push_back(std::move(spec));
   }
   return chosen;
+}
+
+/// The files of --model; none where it names factories. Throws Error.
+std::vector<ModelFile> model_files(const CompareOptions& options) {
+  const auto& models = options.models;
+  const auto file = std::find_if(models.begin(), models.end(), names_file);
+  if (file == models.end()) return {};
+  const auto factory = std::find_if_not(models.begin(), models.end(), names_file);
+  if (factory != models.end()) {
+    throw Error(fmt::format(
+        "--model: expected files or factories, found both, {} and {}; files given together are "
+        "taken for one model: compare the factory in a run of its own",
+        *file, *factory));
+  }
+  return read_model_files(models);
+}
+
+/// The modes of TorchScript, which are rows of a file and not cases: those of --set, else all.
+std::vector<std::string> take_modes(std::vector<Axis>& axes) {
+  const std::vector<std::string> known = {"plain", "freeze", "optimize"};
+  const auto found = std::find_if(axes.begin(), axes.end(),
+                                  [](const Axis& axis) { return axis.key == "torchscript"; });
+  if (found == axes.end()) return known;
+  const auto modes = found->values;
+  for (const auto& mode : modes) require_word("--set: torchscript", mode, known);
+  axes.erase(found);
+  return modes;
+}
+
+/// The rows of the files of --model.
+std::vector<WorkerSpec> rows_of(const CompareOptions& options, const std::vector<ModelFile>& files,
+                                const std::vector<std::string>& modes,
+                                const std::vector<Version>& versions) {
+  const auto known = chosen_of_ours(options, runtimes_of(files, options.runtimes), versions);
+  return file_rows(files, known, modes, options.runtimes);
 }
 
 /// With several versions a name without one means the first version's.
@@ -184,7 +225,7 @@ std::vector<std::string> offered_cases(const std::vector<WorkerSpec>& runtimes, 
 
 std::vector<Case> chosen_cases(const CompareOptions& options, const Catalogue& catalogue,
                                const Preset& preset, const std::vector<WorkerSpec>& runtimes,
-                               const Settings& common) {
+                               const std::vector<Axis>& axes, const Settings& common) {
   if (only_own(runtimes)) {
     const auto offered = offered_cases(runtimes, options.patience_s);
     if (std::find(offered.begin(), offered.end(), "*") == offered.end()) {
@@ -197,7 +238,7 @@ std::vector<Case> chosen_cases(const CompareOptions& options, const Catalogue& c
        {std::pair{"optimizer", "adam"}, {"lr", "2e-4"}, {"eps", "1e-8"}}) {
     trained.set(key, value);
   }
-  return catalogue.expand(options.cases, preset.size, parse_axes(options.set), trained);
+  return catalogue.expand(options.cases, preset.size, axes, trained);
 }
 
 /// How to ask where the cores are. Tests name a file with the answers in TORCHPACE_MESSAGE_NS, of
@@ -215,11 +256,13 @@ std::function<double()> message_source(const PlanRecord& plan) {
 }
 
 PlanRecord plan_record(const CompareOptions& options, const Preset& preset,
-                       const std::vector<WorkerSpec>& runtimes, const Json& host) {
+                       const std::vector<ModelFile>& files, const std::vector<WorkerSpec>& runtimes,
+                       const Json& host) {
   PlanRecord plan;
   plan.arguments = options.arguments;
   plan.preset = preset.name;
-  plan.reference = chosen_reference(options.reference, runtimes);
+  plan.reference = files.empty() ? chosen_reference(options.reference, runtimes)
+                                 : file_reference(options.reference, files, runtimes);
   for (const auto& spec : runtimes) plan.runtimes.push_back(spec.runtime);
   plan.generations = options.generations.value_or(preset.generations);
   plan.generations_asked = plan.generations;
@@ -228,7 +271,7 @@ PlanRecord plan_record(const CompareOptions& options, const Preset& preset,
   plan.max_seconds =
       options.max_seconds.value_or(preset.max_seconds + further * preset.seconds_per_runtime);
   plan.compile_limit = options.compile_limit.value_or(preset.compile_limit);
-  plan.threads = options.threads.value_or(usable_cores(host));
+  plan.threads = options.threads.value_or(threads_of_environment().value_or(usable_cores(host)));
   plan.dtype = options.dtype;
   plan.allocator = options.allocator;
   plan.seed = options.seed;
@@ -257,7 +300,18 @@ void check_values(const CompareOptions& o) {
     require(*o.compile_limit > 0 && std::isfinite(*o.compile_limit), "--compile-limit",
             "a number above 0", fmt::format("{}", *o.compile_limit));
   }
+  if (o.export_limit) {
+    require(*o.export_limit > 0 && std::isfinite(*o.export_limit), "--export-limit",
+            "a number above 0", fmt::format("{}", *o.export_limit));
+  }
   require(o.inputs.empty() || !o.models.empty(), "--input", "a --model beside it", "none");
+  if (!o.below.empty()) {
+    const bool counts = o.below.find_first_not_of("0123456789") == std::string::npos;
+    require(counts && o.below.size() < 19 && o.below != "0", "--below", "an integer above 0",
+            o.below);
+    require(std::any_of(o.models.begin(), o.models.end(), names_file), "--below",
+            "a --model FILE beside it", "none");
+  }
   require(o.models.empty() || o.workers.empty(), "--model", "no --worker beside it",
           "both: a worker of your own brings its own cases");
   check_versions(o.torch);
@@ -273,17 +327,25 @@ void check_values(const CompareOptions& o) {
 
 ExperimentOptions planned(const CompareOptions& options, const Installation& current,
                           const Json& host) {
+  const auto libraries = paths_of_libraries(options.libraries);
   Catalogue catalogue(kCasesJson);
   const auto preset = catalogue.preset(options.preset);
-  if (!options.models.empty()) {
+  auto axes = parse_axes(options.set);
+  const auto files = model_files(options);
+  std::vector<std::string> modes;
+  if (!files.empty()) {
+    modes = take_modes(axes);
+    catalogue.import_files(files, options.inputs, options.below, axes);
+  } else if (!options.models.empty()) {
     catalogue.import_models(options.models, fs::current_path(), options.inputs);
   }
   ExperimentOptions experiment;
   const auto versions = chosen_versions(options, current);
   const auto& installation = versions.front().installation;
-  experiment.runtimes = chosen_runtimes(options, preset, versions);
+  experiment.runtimes = files.empty() ? chosen_runtimes(options, preset, versions)
+                                      : rows_of(options, files, modes, versions);
   experiment.adapts_generations = !options.generations && !options.rounds;
-  experiment.plan = plan_record(options, preset, experiment.runtimes, host);
+  experiment.plan = plan_record(options, preset, files, experiment.runtimes, host);
   auto& plan = experiment.plan;
   plan.device = chosen_device(options.device, installation);
   if (options.device != "auto" && !only_own(experiment.runtimes))
@@ -294,16 +356,27 @@ ExperimentOptions planned(const CompareOptions& options, const Installation& cur
                                                        .binds_threads = !is_cuda(plan.device)},
                                                       installation));
   }
-  const Settings common{{"dtype", plan.dtype},
-                        {"threads", std::to_string(plan.threads)},
-                        {"seed", std::to_string(plan.seed)}};
-  experiment.cases = chosen_cases(options, catalogue, preset, experiment.runtimes, common);
+  if (!options.threads && threads_of_environment()) {
+    experiment.warnings.push_back(
+        {"threads", "info",
+         fmt::format("threads: {}, as OMP_NUM_THREADS says; --threads for another number",
+                     plan.threads),
+         "", ""});
+  }
+  Settings common{{"dtype", plan.dtype},
+                  {"threads", std::to_string(plan.threads)},
+                  {"seed", std::to_string(plan.seed)}};
+  if (!libraries.empty()) common.set("libraries", libraries);
+  experiment.cases = chosen_cases(options, catalogue, preset, experiment.runtimes, axes, common);
   experiment.output = options.output;
   prepare_output(experiment.output);
   for (auto& item : experiment.cases) item.settings.set("device", plan.device);
   experiment.curves = preset.curves;
   experiment.message_ns = message_source(plan);
   experiment.patience_s = options.patience_s;
+  // A family of ours may have a golden run of an hour; a model of the user's may hang.
+  experiment.export_limit_s = options.export_limit.value_or(
+      options.models.empty() ? kExportLimit_s : kExportLimitOfModel_s);
   std::vector<std::string> words{"--cache", cache_folder(options.cache)};
   if (!plan.text.empty()) words.insert(words.end(), {"--text", plan.text});
   for (const auto& version : versions) {

@@ -15,13 +15,14 @@ namespace torchpace::cli {
 struct CompareOptions {
   std::vector<std::string> arguments;  // recorded
   std::string preset = "quick";
-  std::vector<std::string> cases, set, runtimes, workers, torch, models, inputs;
+  std::vector<std::string> cases, set, runtimes, workers, torch, models, inputs, libraries;
   std::string reference;
   std::string device = "auto", dtype = "float32", allocator = "tuned";
   std::optional<int> threads, rounds, generations;
-  std::optional<double> max_seconds, compile_limit;
+  std::optional<double> max_seconds, compile_limit, export_limit;
   double delta = 0.02;
   long long seed = 0;
+  std::string below;  // of the integer inputs of files
   std::string output = "torchpace-report", cache, text, python, fail_on;
   double patience_s = 30;
   bool resume = false;

@@ -173,8 +173,8 @@ def _watched(path: Path, function: Any, inputs: list[Tensor], buffers: dict[str,
             moved, size = parity.norms(y, x)[0], parity.norms(x)[0]
             if moved > REPEATABLE * size:
                 raise InputError(
-                    f"{path}: expected the same output from the same inputs, found that {why} "
-                    f"moves output {index} by {moved:.1g}; {advice}"
+                    f"{path}: expected the same output from the same inputs, found that "
+                    f"output {index} moves by {moved:.1g} with {why}; {advice}"
                 )
     return result
 

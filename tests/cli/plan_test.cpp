@@ -1,6 +1,10 @@
 #include "plan.hpp"
 
 #include <gtest/gtest.h>
+#include <unistd.h>
+
+#include <filesystem>
+#include <fstream>
 #ifdef TORCHPACE_WITH_RAPIDCHECK
 #include <rapidcheck.h>
 #endif
@@ -8,6 +12,9 @@
 #include "cases_json.hpp"
 #include "error.hpp"
 #include "experiment.hpp"
+#include "file_rows.hpp"
+#include "model_file.hpp"
+#include "torchpace/io/crc32.hpp"
 
 namespace torchpace::cli {
 namespace {
@@ -192,6 +199,222 @@ TEST(Plan, AModelOfYourOwnTakesThePlaceOfTheFamilies) {
   EXPECT_EQ(all.size(), 9u);
   for (const auto& c : all) EXPECT_EQ(c.optional, c.phase == "train");
   expect_error([&] { own.expand({"dnn_deep_train"}, "quick", {}, {}); }, kBadInput, "unknown case");
+}
+
+/// A zip archive whose entries are stored, as torch writes them.
+std::string archive(const std::vector<std::pair<std::string, std::string>>& entries) {
+  std::string files, directory;
+  const auto add = [](std::string& text, uint64_t value, int bytes) {
+    for (int i = 0; i < bytes; ++i) text += static_cast<char>(value >> (8 * i));
+  };
+  for (const auto& [name, bytes] : entries) {
+    const auto offset = files.size();
+    std::string both;
+    for (const int zero : {2, 2, 2, 2}) add(both, 0, zero);  // flags, method, time, date
+    add(both, torchpace::crc32(bytes), 4);
+    add(both, bytes.size(), 4);
+    add(both, bytes.size(), 4);
+    add(both, name.size(), 2);
+    add(both, 0, 2);
+    files += "PK\3\4";
+    add(files, 20, 2);
+    files += both + name + bytes;
+    directory += "PK\1\2";
+    add(directory, 20, 2);
+    add(directory, 20, 2);
+    directory += both;
+    for (const int zero : {2, 2, 2, 4}) add(directory, 0, zero);
+    add(directory, offset, 4);
+    directory += name;
+  }
+  std::string end = "PK\5\6";
+  for (const int zero : {2, 2}) add(end, 0, zero);
+  add(end, entries.size(), 2);
+  add(end, entries.size(), 2);
+  add(end, directory.size(), 4);
+  add(end, files.size(), 4);
+  add(end, 0, 2);
+  return files + directory + end;
+}
+
+/// Files of models in a folder that goes with the test.
+class ModelFiles : public ::testing::Test {
+ protected:
+  ModelFiles() { std::filesystem::create_directories(folder_ / "other"); }
+  ~ModelFiles() override { std::filesystem::remove_all(folder_); }
+
+  std::string write(const std::string& name, const std::string& bytes) const {
+    std::ofstream(folder_ / name, std::ios::binary) << bytes;
+    return folder_ / name;
+  }
+  std::string script(const std::string& name) const {
+    return write(name,
+                 archive({{"m/code/a.py", "x"}, {"m/data.pkl", "x"}, {"m/constants.pkl", ""}}));
+  }
+  std::string package(const std::string& name, const std::string& inputs) const {
+    const auto metadata = inputs.empty() ? "{}" : "{\"torchpace.inputs\": \"" + inputs + "\"}";
+    return write(name, archive({{"p/data/aotinductor/model/a.so", "code"},
+                                {"p/data/aotinductor/model/a_metadata.json", metadata},
+                                {"p/archive_format", "pt2"}}));
+  }
+  std::string program(const std::string& name) const {
+    return write(name, archive({{"e/models/model.json", "{}"}, {"e/archive_format", "pt2"}}));
+  }
+  /// The names of the cases that files give.
+  static Words cases(const Words& paths, const Words& inputs, const Words& set = {}) {
+    Catalogue own(kCasesJson);
+    const auto axes = parse_axes(set);
+    own.import_files(read_model_files(paths), inputs, "", axes);
+    return names(own.expand({}, "quick", axes, {}));
+  }
+
+  std::filesystem::path folder_ =
+      std::filesystem::temp_directory_path() / ("torchpace-files-" + std::to_string(getpid()));
+};
+
+TEST_F(ModelFiles, AreToldFromFactories) {
+  EXPECT_TRUE(names_file(script("m.anything")));
+  EXPECT_TRUE(names_file("nowhere/m.pt"));
+  EXPECT_TRUE(names_file("m.pth"));
+  EXPECT_TRUE(names_file("m.pt2"));
+  EXPECT_FALSE(names_file("zoo:resnet18"));
+  EXPECT_FALSE(names_file("zoo.pt:make"));
+}
+
+TEST_F(ModelFiles, TheirKindStandsInTheDirectory) {
+  EXPECT_EQ(read_model_file(script("m.pt")).kind, ModelFile::Kind::torchscript);
+  EXPECT_EQ(read_model_file(package("k.pt2", "")).kind, ModelFile::Kind::package);
+  EXPECT_EQ(read_model_file(package("k.pt2", "?x8:float32")).inputs, "?x8:float32");
+  EXPECT_EQ(read_model_file(program("p.pt2")).kind, ModelFile::Kind::program);
+  const auto file = read_model_file(script("a b:c.pt"));
+  EXPECT_EQ(file.name, "a-b-c");
+  EXPECT_EQ(file.path, folder_ / "a b:c.pt");
+  EXPECT_TRUE(file.stamp.ends_with(" " + file.path)) << file.stamp;
+}
+
+TEST_F(ModelFiles, WhatIsNoModelIsRefusedInOneLine) {
+  const auto refused = [](const std::string& path, const std::string& part) {
+    expect_error([&] { read_model_file(path); }, kBadInput, part);
+  };
+  refused(folder_ / "none.pt", "expected a file, found none");
+  refused(folder_, "found a folder");
+  refused(write("empty.pt", ""), "an empty file");
+  refused(write("text.pt", "just text"), "9 bytes of something else");
+  refused(write("old.pt", std::string("\x80\x02") + "}q"), "pickle of torch.save before 1.6");
+  const auto whole = archive({{"m/code/a.py", "x"}, {"m/constants.pkl", ""}});
+  refused(write("cut.pt", whole.substr(0, whole.size() - 30)), "truncated or damaged");
+  refused(write("head.pt", whole.substr(0, 20)), "truncated or damaged");
+  auto flipped = whole;
+  flipped[flipped.find("a.py") + 4] = 'y';  // the one byte of that entry
+  refused(write("flipped.pt", flipped), "the bytes of its checksum in m/code/a.py");
+  const auto saved = [&](const std::string& pickle) {
+    return write("saved.pt", archive({{"s/data.pkl", "\x80\x02" + pickle}, {"s/data/0", "x"}}));
+  };
+  refused(saved("ccollections\nOrderedDict\nq"), "a dictionary of torch.save (weights)");
+  refused(saved("}q\1"), "a dictionary of torch.save (weights)");
+  refused(saved("cmy.nets\nNet\nq"), "a pickled my.nets.Net of torch.save");
+  refused(write("zip.pt", archive({{"a.txt", "x"}})), "an archive without a model");
+  refused(write("many.pt2",
+                archive({{"p/data/aotinductor/a/x.so", ""}, {"p/data/aotinductor/b/x.so", ""}})),
+          "named 'model', found a, b");
+  refused(write("trains.pt2", archive({{"p/data/aotinductor/model/a.so", ""},
+                                       {"p/data/aotinductor/model/a_metadata.json",
+                                        "{\"torchpace.kind\": \"training\"}"}})),
+          "a package that trains");
+}
+
+TEST_F(ModelFiles, NoTwoHaveTheSameName) {
+  const auto files = read_model_files({script("m.pt"), package("m.pt2", ""), script("n.pt"),
+                                       script("other/n.pt"), program("p.pt2")});
+  Words found;
+  for (const auto& file : files) found.push_back(file.name);
+  EXPECT_EQ(found,
+            (Words{"m.pt", "m.pt2", folder_.filename().string() + "-n.pt", "other-n.pt", "p"}));
+  expect_error([&] { read_model_files({script("m.pt"), script("m.pt")}); }, kBadInput, "once");
+}
+
+TEST_F(ModelFiles, ABatchOfOneIsLatencyAlone) {
+  EXPECT_EQ(cases({script("m.pt")}, {"1x8"}), Words{"m_latency"});
+  EXPECT_EQ(cases({script("m.pt")}, {"4x8"}), (Words{"m_inference", "m_latency"}));
+  EXPECT_EQ(cases({script("m.pt")}, {"1x8"}, {"batch=1,8"}),
+            (Words{"m_inference/batch:1", "m_inference/batch:8", "m_latency"}));
+  EXPECT_EQ(cases({package("k.pt2", "4x8:float32")}, {}), Words{"k_inference"});
+  EXPECT_EQ(cases({package("k.pt2", "1x8:float32")}, {}), Words{"k_latency"});
+  EXPECT_EQ(cases({package("k.pt2", "?x8:float32")}, {}), Words{"k_latency"});
+  EXPECT_EQ(cases({package("k.pt2", "?x8:float32")}, {"4x8"}), (Words{"k_inference", "k_latency"}));
+  EXPECT_EQ(cases({program("p.pt2")}, {}), (Words{"p_inference", "p_latency"}));
+}
+
+TEST_F(ModelFiles, SeveralAreOneCase) {
+  Catalogue own(kCasesJson);
+  const auto a = script("a.pt"), b = package("b.pt2", "4x8:float32"), p = program("p.pt2");
+  own.import_files(read_model_files({a, b}), {}, "7", {});
+  const auto found = own.expand({}, "quick", {}, {});
+  ASSERT_EQ(found.size(), 2u);
+  EXPECT_EQ(found[0].name, "a_inference");
+  EXPECT_TRUE(found[0].optional);  // where the file cannot have it, it is left out
+  EXPECT_EQ(found[0].settings.get("model", ""), "file");
+  EXPECT_EQ(found[0].settings.get("file", ""), a);
+  EXPECT_EQ(found[0].settings.get("input", ""), "4x8:float32");  // as the package says
+  EXPECT_EQ(found[0].settings.get("below", ""), "7");
+  EXPECT_TRUE(found[0].settings.get("others", "").starts_with(b + "\n"));
+  EXPECT_FALSE(own.expand({"a_latency"}, "quick", {}, {})[0].optional);  // named
+  EXPECT_EQ(cases({a, p}, {}), (Words{"p_inference", "p_latency"}));     // a program can do more
+  expect_error([&] { cases({p, program("q.pt2")}, {}); }, kBadInput, "expected one program");
+  expect_error([&] { cases({a}, {}); }, kBadInput, "expected --input");
+  expect_error([&] { cases({package("c.pt2", "")}, {}); }, kBadInput, "expected --input");
+  expect_error([&] { cases({a}, {"4y8"}); }, kBadInput, "--input: expected sizes");
+}
+
+TEST_F(ModelFiles, RowsAreFilesInRuntimesAndModes) {
+  std::vector<WorkerSpec> runtimes;
+  for (const auto& [name, artifact] : {std::pair{"cpp-aot", "aot"},
+                                       {"cpp-torchscript", "torchscript"},
+                                       {"py-aot", "aot"},
+                                       {"py-eager", ""},
+                                       {"py-torchscript", "torchscript"}}) {
+    runtimes.emplace_back();
+    runtimes.back().runtime = name;
+    runtimes.back().artifact = artifact;
+  }
+  const auto rows = [&](const Words& paths, const Words& modes, const Words& patterns = {}) {
+    return file_rows(read_model_files(paths), runtimes, modes, patterns);
+  };
+  const auto names_of = [](const std::vector<WorkerSpec>& specs) {
+    Words found;
+    for (const auto& spec : specs) found.push_back(spec.runtime);
+    return found;
+  };
+  const auto a = script("a.pt"), b = package("b.pt2", ""), p = program("p.pt2");
+  const auto alone = rows({a}, {"plain", "freeze"});
+  EXPECT_EQ(names_of(alone), (Words{"py-torchscript", "cpp-torchscript", "py-torchscript@freeze",
+                                    "cpp-torchscript@freeze"}));
+  EXPECT_EQ(alone[3].settings.get("artifact", ""), a);
+  EXPECT_EQ(alone[3].settings.get("torchscript", ""), "freeze");
+  EXPECT_TRUE(alone[3].settings.get("stamp", "").ends_with(a));
+  EXPECT_TRUE(alone[3].artifact.empty());  // nothing is made of it
+  const auto both = rows({b, a}, {"plain"});
+  EXPECT_EQ(names_of(both),
+            (Words{"py-aot:b", "cpp-aot:b", "py-torchscript:a", "cpp-torchscript:a"}));
+  const auto with_program = rows({a, p}, {"plain"});
+  EXPECT_EQ(names_of(with_program),
+            (Words{"py-aot:p", "py-eager:p", "py-torchscript:p", "cpp-aot:p", "cpp-torchscript:p",
+                   "py-torchscript:a", "cpp-torchscript:a"}));
+  EXPECT_EQ(with_program[0].artifact, "aot");  // made of the program
+  EXPECT_EQ(file_reference("", read_model_files({a, p}), with_program), "py-eager:p");
+  EXPECT_EQ(names_of(rows({b, a}, {"plain", "freeze"}, {"*-aot", "py-torchscript:a@freeze"})),
+            (Words{"py-aot:b", "cpp-aot:b", "py-torchscript:a@freeze"}));
+  EXPECT_EQ(runtimes_of(read_model_files({b, a}), {"cpp-aot:b", "py-torchscript@freeze"}),
+            (Words{"cpp-aot", "py-torchscript"}));
+  expect_error([&] { rows({a}, {"plain"}, {"py-eager"}); }, kNothingMatched, "one that loads");
+
+  const auto files = read_model_files({b, a});
+  EXPECT_EQ(file_reference("", files, both), "py-aot:b");
+  EXPECT_EQ(file_reference("a", files, both), "py-torchscript:a");
+  EXPECT_EQ(file_reference("cpp-aot", files, both), "cpp-aot:b");
+  EXPECT_EQ(file_reference("cpp-torchscript:a", files, both), "cpp-torchscript:a");
+  EXPECT_EQ(file_reference("a", read_model_files({a}), alone), "py-torchscript");
+  expect_error([&] { file_reference("c", files, both); }, kBadInput, "neither a file nor a row");
 }
 
 TEST(Plan, FewerGenerationsWhereStartingTakesTheTime) {
