@@ -5,6 +5,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import pytest
 import random_modules
 import torch
@@ -66,3 +70,18 @@ def test_what_is_not_as_in_plain_torch_is_seen(change, words):
     own = {k: v for k, v in (plain | change).items() if v is not None}
     found = difference(own, plain, "inference")
     assert words in found and bool(words) == bool(found)
+
+
+def test_a_factory_is_called_without_an_import_of_the_compiler(tmp_path):
+    """Which takes 1.5 s, in every load."""
+    (tmp_path / "plain.py").write_text("from torch import nn\ndef make(): return nn.Linear(2, 2)\n")
+    code = (
+        "import sys\n"
+        "from torchpace import models\n"
+        "from torchpace.settings import Settings\n"
+        f"settings = Settings(model='imported', factory='plain:make', path={str(tmp_path)!r})\n"
+        "models.of(settings).make(settings)\n"
+        "assert 'torch._dynamo' not in sys.modules\n"
+    )
+    environment = os.environ | {"PYTHONPATH": str(CPP_WORKER.parents[3] / "python")}
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment)

@@ -348,19 +348,22 @@ class Imported:
         """Raises InputError on a module that is, or holds, what another runtime has made of one:
         its row would not be what it is called.
         """
+        # Not imported for this: it takes 1.5 s, which every load would pay.
+        dynamo = sys.modules.get("torch._dynamo.eval_frame")
+        compiled = dynamo.OptimizedModule if dynamo else ()
         for name, part in module.named_modules():
             where = f" in '{name}'" if name else ""
-            if isinstance(part, torch._dynamo.eval_frame.OptimizedModule) or getattr(
-                part, "_compiled_call_impl", None
-            ):
+            if isinstance(part, compiled) or getattr(part, "_compiled_call_impl", None):
                 raise self._error(
-                    "a module as it is", f"one of torch.compile{where}; return the module itself: "
-                    "py-compile:default and the like compile it"
+                    "a module as it is",
+                    f"one of torch.compile{where}; return the module itself: "
+                    "py-compile:default and the like compile it",
                 )
             if isinstance(part, torch.jit.ScriptModule):
                 raise self._error(
-                    "a module as it is", f"one of TorchScript{where}; return the module itself, or "
-                    "compare a saved file with --model FILE.pt"
+                    "a module as it is",
+                    f"one of TorchScript{where}; return the module itself, or "
+                    "compare a saved file with --model FILE.pt",
                 )
             if isinstance(part, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
                 raise self._error(
@@ -397,9 +400,7 @@ class _FlopCounter(TorchDispatchMode):
         super().__init__()
         self.flops = 0
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         packet = func._overloadpacket
         if packet not in flop_registry and func is not torch.ops.prim.device.default:
