@@ -63,6 +63,11 @@ TEST_F(AotPackageTest, RefusesWhatIsNoPackage) {
         AotPackage(write({{"x/code/a.py", ""}, {"x/constants.pkl", "1"}}));
       },
       "found a TorchScript file");
+  expect(
+      [&] {
+        AotPackage(write({{"x/models/model.json", "{}"}, {"x/version", "1"}}));
+      },
+      "torchpace compare --model FILE.pt2");
   expect([&] { AotPackage(write({{"x/data.pkl", ""}})); }, "found another archive");
   expect([&] { AotPackage(write({{kModel + "a.so", ""}})); }, "expected the metadata");
   expect([&] { AotPackage(write({{kModel + "a.so", ""}, {kModel + "b.so", ""}})); }, "found two");
@@ -70,6 +75,27 @@ TEST_F(AotPackageTest, RefusesWhatIsNoPackage) {
        {"", "{", "[]", R"({"a": 1})", R"({"a": "b)", R"({"a" "b"})", R"({"a":"\u1"})"})
     expect([&] { AotPackage{package(json)}; }, "expected metadata of names and texts");
   expect([&] { AotPackage{package("{}")}; }, "expected the key AOTI_DEVICE_KEY");
+}
+
+TEST_F(AotPackageTest, ChoosesAmongItsModels) {
+  const std::string json = R"({"AOTI_DEVICE_KEY": "cpu", "of": ")";
+  const auto entries = [&](const std::string& name) {
+    const auto folder = "x/data/aotinductor/" + name + "/";
+    return std::vector<testing::Written>{{folder + "a.so", "no ELF"},
+                                         {folder + "a_metadata.json", json + name + "\"}"}};
+  };
+  const auto both = [&](const std::string& a, const std::string& b) {
+    auto all = entries(a);
+    for (const auto& each : entries(b)) all.push_back(each);
+    return write(all);
+  };
+  expect([&] { AotPackage{both("encoder", "decoder")}; },
+         "expected a package with the model 'model', found one of decoder, encoder; choose one "
+         "with --model-name");
+  EXPECT_EQ(AotPackage(both("encoder", "decoder"), "encoder").get("of"), "encoder");
+  EXPECT_EQ(AotPackage(both("model", "decoder")).get("of"), "model");
+  EXPECT_EQ(AotPackage(write(entries("encoder"))).get("of"), "encoder") << "the only one";
+  expect([&] { AotPackage(write(entries("encoder")), "decoder"); }, "the model 'decoder'");
 }
 
 TEST_F(AotPackageTest, RefusesAnotherEnvironment) {
@@ -106,7 +132,7 @@ TEST_F(AotPackageTest, RefusesOtherInputs) {
 
 TEST_F(AotPackageTest, LeavesNothingWhereTheCodeDoesNotLoad) {
   const AotPackage made(package(R"({"AOTI_DEVICE_KEY": "cpu"})"));
-  expect([&] { made.load(torch::kCPU); }, "the package does not load");
+  expect([&] { made.load(torch::kCPU); }, "make the package again");
   const AotPackage other(package(R"({"AOTI_DEVICE_KEY": "abacus"})"));
   expect([&] { other.load(torch::kCPU); }, "found one for abacus");
 }
@@ -121,7 +147,14 @@ TEST(TensorSpec, ReadsAndWrites) {
   for (const auto* text : {"1x3x224x224:float32", "?x8:int64", ":bool", "4:bfloat16"})
     EXPECT_EQ(TensorSpec::parse(text).text(), text);
   EXPECT_EQ(TensorSpec::parse("2x3").text(), "2x3:float32");
-  for (const auto* text : {"x", "1x", "x1", "-1:float32", "1.5", "1x3:float", "a:float32", "1 x 2"})
+  const auto last = TensorSpec::parse("2x3x4x5:float32:channels_last");
+  EXPECT_EQ(last.text(), "2x3x4x5:float32:channels_last");
+  const auto tensor = torch::ones(last.sizes).contiguous(last.memory_format());
+  EXPECT_EQ(tensor.stride(1), 1);
+  EXPECT_EQ(TensorSpec::of(tensor).text(), last.text());
+  EXPECT_EQ(TensorSpec::of(torch::ones(last.sizes)).text(), "2x3x4x5:float32");
+  for (const auto* text : {"x", "1x", "x1", "-1:float32", "1.5", "1x3:float", "a:float32", "1 x 2",
+                           "2x3:float32:channels_last", "1x2x3x4:float32:banana"})
     EXPECT_NE(error_of([&] { TensorSpec::parse(text); }), "") << text;
 }
 

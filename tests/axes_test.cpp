@@ -106,7 +106,7 @@ TEST(Axes, EagerRunsForwardAndLossUnderAutocast) {
   settings.set("phase", "inference");
   settings.set("autocast", "bfloat16");
   const auto load = [&] { return eager_runtimes().front().load(settings, make_dnn(settings)); };
-  EXPECT_EQ(load().values().at("output").scalar_type(), torch::kBFloat16);
+  EXPECT_EQ(load().values().at("batch0.output").scalar_type(), torch::kBFloat16);
   EXPECT_EQ(load().axes.precision(torch::kFloat32), torch::kBFloat16);
   settings.set("phase", "train");
   const auto values = load().values();

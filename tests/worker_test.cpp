@@ -174,6 +174,34 @@ TEST(Worker, LargeWeightsAreMappedWhereStepsKeepTheHeap) {
 }
 #endif
 
+TEST(Worker, LoadsTheLibrariesOfACaseFirst) {
+  int steps = 0;
+  bool loaded = false;
+  auto worker = worker_of([&](const Settings&) {
+    loaded = true;
+    return counting(steps);
+  });
+  const auto answer = worker.answer("load case=default libraries=/none/first.so,/none/second.so");
+  EXPECT_NE(
+      answer.find("--load-library /none/first.so: expected a library of operators that loads"),
+      std::string::npos)
+      << answer;
+  EXPECT_NE(answer.find("cannot open shared object file"), std::string::npos) << answer;
+  EXPECT_FALSE(loaded);
+  worker.answer("load case=default libraries=libc.so.6");
+  EXPECT_TRUE(loaded);
+}
+
+TEST(Worker, WhatOnlyChecksIsNoPartOfALoad) {
+  int steps = 0;
+  auto worker = worker_of([&](const Settings&) {
+    auto w = counting(steps);
+    w.check_s = 1e6;
+    return w;
+  });
+  EXPECT_EQ(field(worker.answer("load case=default"), "load_s"), "0");
+}
+
 TEST(Worker, WritesAndChecksValues) {
   TemporaryFolder folder;
   int steps = 0;
@@ -191,6 +219,14 @@ TEST(Worker, WritesAndChecksValues) {
   offset = 0.01;
   EXPECT_NE(worker.answer("check " + Settings::encode(path)).find(R"("passed": false)"),
             std::string::npos);
+  // The controller asks the reference the same: its own values, and the golden run.
+  worker.answer("write " + Settings::encode(path));
+  const auto golden = folder.file("golden.pt");
+  write_tensors(golden, {{"output", torch::ones({3}, torch::kFloat64)}});
+  const auto answer =
+      worker.answer("check " + Settings::encode(path) + ' ' + Settings::encode(golden));
+  EXPECT_NE(answer.find(R"("passed": false)"), std::string::npos) << answer;
+  EXPECT_EQ(field(answer, "worst"), R"("output")");
 }
 
 }  // namespace

@@ -20,6 +20,7 @@
 #include "torchpace/error.hpp"
 #include "torchpace/io/tensors.hpp"
 #include "torchpace/json.hpp"
+#include "torchpace/libraries.hpp"
 #include "torchpace/parity.hpp"
 #include "torchpace/profile.hpp"
 #include "torchpace/workload.hpp"
@@ -150,6 +151,7 @@ class Worker {
     const auto threads = settings.get<int>("threads", 0);
     if (threads > 0) at::set_num_threads(threads);
     torch::manual_seed(static_cast<uint64_t>(settings.get<int64_t>("seed", 0)));
+    load_libraries(settings);
     std::optional<Workload> workload;
     const double seconds = time_once_s([&] { workload = load_mapped(settings); }, torch::kCPU);
     workload_ = std::move(workload);
@@ -159,7 +161,7 @@ class Worker {
       for (auto& [name, run] : w.parts) run = slowed(run, w.device, options_.slow);
     }
     return JsonObject()
-        .add("load_s", seconds)
+        .add("load_s", std::max(0.0, seconds - w.check_s))
         .add("flops", w.flops)
         .add("items", w.items)
         .add("item", w.item)
@@ -230,10 +232,10 @@ class Worker {
   std::string check(const std::vector<std::string>& paths) {
     if (paths.empty()) throw SettingsError("check: expected the reference's file");
     const auto reference = read_tensors(paths[0]);
-    std::optional<TensorDict> truth;
-    if (paths.size() > 1) truth = read_tensors(paths[1]);
+    std::optional<TensorDict> golden;
+    if (paths.size() > 1) golden = read_tensors(paths[1]);
     auto workload = parity_workload();
-    auto parity = check_parity(workload.values(), reference, truth ? &*truth : nullptr,
+    auto parity = check_parity(workload.values(), reference, golden ? &*golden : nullptr,
                                workload.axes.precision(workload.dtype));
     if (settings_.get<double>("dropout", 0) != 0)
       parity.note += (parity.note.empty() ? "" : "; ") + std::string("checked at dropout 0");

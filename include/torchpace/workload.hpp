@@ -41,6 +41,7 @@ struct Workload {
   Phase phase = Phase::kThroughput;
   std::string optimizer = {};  // as recorded: "adam per-tensor"
   double compile_s = 0;        // of the load, what compiled
+  double check_s = 0;          // of the load, what only checks the file: it counts nowhere
   double flops = 0;
   double items = 0;
   std::string item = "items";

@@ -22,6 +22,7 @@ struct Batches {
   std::vector<std::vector<torch::Tensor>> all_inputs;  // of a batch, each input of the model
   std::vector<torch::Tensor> targets;                  // empty for a model without a loss
 
+  int64_t count() const { return static_cast<int64_t>(all_inputs.size()); }
   /// Of step `i`: the batches are used in turn.
   const std::vector<torch::Tensor>& inputs(int64_t i) const {
     return all_inputs[static_cast<std::size_t>(i) % all_inputs.size()];

@@ -1,5 +1,6 @@
 // Shapes and dtypes as text: "1x3x224x224:float32", several joined by ";", "?" for a size that may
-// vary. Twin: the key `input` of a model of your own (docs/design.md).
+// vary; ":channels_last" behind the dtype for that memory format. Twin: the key `input` of a model
+// of your own (docs/design.md).
 #pragma once
 
 #include <torch/torch.h>
@@ -52,6 +53,7 @@ inline torch::ScalarType dtype_named(std::string_view name) {
 struct TensorSpec {
   std::vector<int64_t> sizes;  // kAnySize: any
   torch::ScalarType dtype = torch::kFloat32;
+  bool channels_last = false;
 
   /// "1x8:float32"; a scalar is ":float32".
   std::string text() const {
@@ -62,16 +64,22 @@ struct TensorSpec {
     }
     result += ':';
     result += dtype_name(dtype);
+    if (channels_last) result += ":channels_last";
     return result;
   }
 
   /// Throws SettingsError unless `text` is sizes joined by x, a colon and a dtype (float32 where
-  /// there is no colon).
+  /// there is no colon), and channels_last, or nothing, behind another colon.
   static TensorSpec parse(std::string_view text) {
     const auto colon = text.find(':');
     auto sizes = text.substr(0, colon);
     TensorSpec spec;
-    if (colon != std::string_view::npos) spec.dtype = dtype_named(text.substr(colon + 1));
+    if (colon != std::string_view::npos) {
+      const auto rest = text.substr(colon + 1);
+      const auto second = rest.find(':');
+      spec.dtype = dtype_named(rest.substr(0, second));
+      if (second != std::string_view::npos) spec.read_format(rest.substr(second + 1), text);
+    }
     while (!sizes.empty()) {
       const auto end = std::min(sizes.find('x'), sizes.size());
       const auto size = sizes.substr(0, end);
@@ -86,11 +94,25 @@ struct TensorSpec {
       spec.sizes.push_back(value);
       sizes = end == sizes.size() ? "" : sizes.substr(end + 1);
     }
+    if (spec.channels_last) static_cast<void>(spec.memory_format());
     return spec;
   }
 
   static TensorSpec of(const torch::Tensor& tensor) {
-    return {tensor.sizes().vec(), tensor.scalar_type()};
+    TensorSpec spec{tensor.sizes().vec(), tensor.scalar_type()};
+    spec.channels_last =
+        !tensor.is_contiguous() && ((tensor.dim() == 4 && tensor.is_contiguous(kFormats[0])) ||
+                                    (tensor.dim() == 5 && tensor.is_contiguous(kFormats[1])));
+    return spec;
+  }
+
+  /// Throws SettingsError where channels_last means nothing for so many sizes.
+  torch::MemoryFormat memory_format() const {
+    if (!channels_last) return torch::MemoryFormat::Contiguous;
+    if (sizes.size() == 4) return kFormats[0];
+    if (sizes.size() == 5) return kFormats[1];
+    throw SettingsError("input: expected 4 or 5 sizes for channels_last, got " +
+                        std::to_string(sizes.size()));
   }
 
   bool admits(const torch::Tensor& tensor) const {
@@ -100,6 +122,18 @@ struct TensorSpec {
       if (sizes[i] != kAnySize && sizes[i] != tensor.size(static_cast<int64_t>(i))) return false;
     }
     return true;
+  }
+
+ private:
+  static constexpr torch::MemoryFormat kFormats[] = {torch::MemoryFormat::ChannelsLast,
+                                                     torch::MemoryFormat::ChannelsLast3d};
+
+  void read_format(std::string_view format, std::string_view text) {
+    if (format != "channels_last" && format != "contiguous") {
+      throw SettingsError("input: expected channels_last or nothing behind the dtype, got '" +
+                          std::string(text) + "'");
+    }
+    channels_last = format == "channels_last";
   }
 };
 
@@ -118,6 +152,12 @@ inline std::string text_of(const std::vector<TensorSpec>& specs) {
     text += spec.text();
   }
   return text;
+}
+
+inline std::string text_of(const std::vector<torch::Tensor>& tensors) {
+  std::vector<TensorSpec> specs;
+  for (const auto& tensor : tensors) specs.push_back(TensorSpec::of(tensor));
+  return text_of(specs);
 }
 
 }  // namespace torchpace

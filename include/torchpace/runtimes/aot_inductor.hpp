@@ -4,24 +4,33 @@
 
 #include <torch/torch.h>
 
-#include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
+#include "torchpace/runtimes/aot_checks.hpp"
 #include "torchpace/runtimes/aot_package.hpp"
 #include "torchpace/runtimes/artifact.hpp"
 
 namespace torchpace {
 
-/// The package of a case, all that can be checked checked, as a function: its first floating
-/// output. `runners` may be called by that many threads at a time. Throws ArchiveError.
-inline TensorFunction load_aot(const std::string& path, const torch::Device& device, int threads,
-                               const std::vector<torch::Tensor>& inputs, std::size_t runners = 1) {
-  const AotPackage package(path);
+/// The package of a case as a function, all that can be checked checked. `runners` may be called by
+/// that many threads at a time. Throws ArchiveError.
+inline CompiledForward load_aot(const AotPackage& package, const torch::Device& device, int threads,
+                                const Tensors& inputs, std::size_t runners = 1) {
   package.check_environment(device, threads);
   package.check_inputs(inputs);
-  return [runner = std::shared_ptr<AotRunner>(package.load(device, runners))](
-             const std::vector<torch::Tensor>& x) { return first_floating(runner->run(x)); };
+  return aot_forward(package.load(device, runners));
+}
+
+/// Seconds that it takes to run a package that does not say what it takes, once, on these inputs
+/// with AOTInductor's own checks; 0 of another. Throws ArchiveError where it refuses them.
+inline double check_foreign(const AotPackage& package, const torch::Device& device,
+                            const Tensors& inputs) {
+  if (package.is_own()) return 0;
+  return time_once_s(
+      [&] { check_by_running(package, device, {inputs}, "give it those that it was made for"); },
+      device);
 }
 
 inline std::vector<Runtime> aot_inductor_runtimes() {
@@ -33,9 +42,13 @@ inline std::vector<Runtime> aot_inductor_runtimes() {
     const auto runners = s.get<int64_t>("runners", 1);
     if (runners < 1)
       throw SettingsError("runners: expected 1 or more, got " + std::to_string(runners));
-    const auto forward = load_aot(s.require<std::string>("artifact"), device, s.get("threads", 0),
-                                  batches.inputs(0), static_cast<std::size_t>(runners));
-    return inference_workload(forward, std::move(batches), model.cost, s, phase);
+    const AotPackage package(s.require<std::string>("artifact"), s.get("model_name", ""));
+    const double check_s = check_foreign(package, device, batches.inputs(0));
+    const auto forward = load_aot(package, device, s.get("threads", 0), batches.inputs(0),
+                                  static_cast<std::size_t>(runners));
+    auto workload = inference_workload(forward, std::move(batches), model.cost, s, phase);
+    workload.check_s = check_s;
+    return workload;
   };
   return {{.name = "cpp-aot",
            .description = "an AOTInductor package, in C++",

@@ -21,6 +21,7 @@
 #include <fstream>
 #include <map>
 #include <memory>
+#include <set>
 #include <sstream>
 #include <string>
 #include <string_view>
@@ -36,6 +37,7 @@
 #include "torchpace/error.hpp"
 #include "torchpace/io/archive.hpp"
 #include "torchpace/io/tensor_spec.hpp"
+#include "torchpace/libraries.hpp"
 
 namespace torchpace {
 
@@ -190,21 +192,13 @@ class AotRunner {
   std::unique_ptr<torch::inductor::AOTIModelContainerRunner> runner_;
 };
 
-/// The output that counts: the first floating one, else the first.
-inline torch::Tensor first_floating(std::vector<torch::Tensor> outputs) {
-  for (auto& output : outputs) {
-    if (output.is_floating_point()) return std::move(output);
-  }
-  TORCH_CHECK(!outputs.empty(), "forward: expected an output, found none");
-  return std::move(outputs.front());
-}
-
 class AotPackage {
  public:
-  /// Checks the archive (Archive) and reads the metadata; loads nothing. Throws ArchiveError on a
-  /// damaged file or one that is no AOTInductor package.
-  explicit AotPackage(const std::string& path) : archive_(path) {
-    const auto* library = find_library();
+  /// Checks the archive (Archive) and reads the metadata of one of its models, by default the one
+  /// named model, or the only one; loads nothing. Throws ArchiveError on a damaged file or one that
+  /// is no AOTInductor package, or has no such model.
+  explicit AotPackage(const std::string& path, const std::string& model = "") : archive_(path) {
+    const auto* library = find_library(choose_model(model));
     folder_ = library->name.substr(0, library->name.rfind('/') + 1);
     library_ = library->name.substr(folder_.size());
     const auto* entry =
@@ -218,6 +212,14 @@ class AotPackage {
     }
     if (get("AOTI_DEVICE_KEY").empty())
       archive_.fail("expected the key AOTI_DEVICE_KEY in the metadata, found none; " + kRemake);
+  }
+
+  /// The names of the models in a package.
+  static std::set<std::string> models(const Archive& archive) {
+    std::set<std::string> names;
+    for (const auto& entry : archive.entries()) names.insert(model_of(entry.name));
+    names.erase("");
+    return names;
   }
 
   const std::string& path() const { return archive_.path(); }
@@ -274,9 +276,7 @@ class AotPackage {
     bool fits = specs.size() == inputs.size();
     for (std::size_t i = 0; fits && i < specs.size(); ++i) fits = specs[i].admits(inputs[i]);
     if (fits) return;
-    std::vector<TensorSpec> found;
-    for (const auto& input : inputs) found.push_back(TensorSpec::of(input));
-    throw ArchiveError(path + ": expected inputs " + text_of(specs) + ", found " + text_of(found) +
+    throw ArchiveError(path + ": expected inputs " + text_of(specs) + ", found " + text_of(inputs) +
                        "; make the package for these, or with a dynamic batch");
   }
 
@@ -309,7 +309,8 @@ class AotPackage {
       if (device.is_cpu()) folder.reset();
       return std::make_unique<AotRunner>(std::move(folder), std::move(runner));
     } catch (const std::exception& error) {
-      archive_.fail("the package does not load: " + one_line_of(error) + "; " + kRemake);
+      const auto reason = one_line_of(error);
+      archive_.fail("the package does not load: " + reason + "; " + load_advice(reason));
     }
   }
 
@@ -317,27 +318,58 @@ class AotPackage {
   inline static const std::string kRemake =
       "make the package again (torch._inductor.aoti_compile_and_package)";
 
-  const ArchiveEntry* find_library() const {
+  /// The name of the model that a library belongs to; empty: the entry is no such library.
+  static std::string model_of(const std::string& entry) {
+    constexpr std::string_view kFolder = "data/aotinductor/";
+    const auto begin = entry.find(kFolder);
+    if (begin == std::string::npos || !entry.ends_with(".so")) return "";
+    const auto name = entry.substr(begin + kFolder.size());
+    return name.substr(0, name.find('/'));
+  }
+
+  std::string choose_model(const std::string& named) const {
+    const auto models = AotPackage::models(archive_);
+    if (models.empty()) {
+      archive_.fail("expected an AOTInductor package with a shared library, found " +
+                    std::string(what_it_is()));
+    }
+    const bool only = named.empty() && models.size() == 1;
+    const auto wanted = only ? *models.begin() : named.empty() ? "model" : named;
+    if (models.contains(wanted)) return wanted;
+    std::string all;
+    for (const auto& each : models) all += (all.empty() ? "" : ", ") + each;
+    archive_.fail("expected a package with the model '" + wanted + "', found one of " + all +
+                  "; choose one with --model-name");
+  }
+
+  const ArchiveEntry* find_library(const std::string& model) const {
     const ArchiveEntry* found = nullptr;
     for (const auto& entry : archive_.entries()) {
-      if (entry.name.find("data/aotinductor/model/") == std::string::npos ||
-          !entry.name.ends_with(".so"))
-        continue;
+      if (model_of(entry.name) != model) continue;
       if (found != nullptr) archive_.fail("expected one shared library, found two; " + kRemake);
       found = &entry;
     }
-    if (found != nullptr) return found;
-    archive_.fail(
-        "expected an AOTInductor package with the model 'model' and its shared library, " +
-        std::string("found ") + what_it_is() + "; " + kRemake);
+    return found;
   }
 
   const char* what_it_is() const {
-    if (archive_.has_folder("aotinductor")) return "a package without one";
+    if (archive_.has_folder("aotinductor"))
+      return "a package without one; make it again (torch._inductor.aoti_compile_and_package)";
     if (archive_.has_folder("models"))
-      return "a program of torch.export.save, which is not compiled";
-    if (archive_.has_folder("code")) return "a TorchScript file";
-    return "another archive";
+      return "a program of torch.export.save, which is not compiled; torchpace compare --model "
+             "FILE.pt2 makes and times what can be made from it";
+    if (archive_.has_folder("code")) return "a TorchScript file; name it .pt";
+    return "another archive; make one with torch._inductor.aoti_compile_and_package";
+  }
+
+  /// Why the code does not load, and what to do.
+  std::string load_advice(const std::string& reason) const {
+    if (const auto operators = operators_advice(reason); !operators.empty()) return operators;
+    if (reason.find("failed to map segment") == std::string::npos) return kRemake;
+    const char* folder = std::getenv("TMPDIR");
+    return "its code is unpacked to " +
+           (folder == nullptr ? std::string("/tmp") : "TMPDIR, " + std::string(folder)) +
+           ", where nothing may be executed (a noexec mount): set TMPDIR to another folder";
   }
 
   static std::string without_build(const std::string& version) {

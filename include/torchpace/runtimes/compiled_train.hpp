@@ -70,6 +70,7 @@ struct CompiledTrainingWorkload {
     }
     result["losses"] = torch::stack(losses);
     for (const auto& [name, p] : training.parameters()) result["parameter." + name] = p.clone();
+    for (const auto& [name, b] : training.buffers()) result["buffer." + name] = b.clone();
     restore();
     return result;
   }

@@ -124,25 +124,27 @@ inline Settings with_fused_optimizer(Settings settings) {
   return settings;
 }
 
-/// `forward` on copies of the inputs, captured. The output is overwritten by the next call.
-inline TensorFunction graphed(const TensorFunction& forward, const torch::Device& device,
-                              const std::vector<torch::Tensor>& example) {
+/// `outputs` on copies of the inputs, captured. What it gives is overwritten by the next call.
+inline CompiledForward graphed(const std::function<Tensors(const Tensors&)>& outputs,
+                               const torch::Device& device, const Tensors& example) {
   struct Captured {
-    std::vector<torch::Tensor> inputs;
-    torch::Tensor output;
+    Tensors inputs, outputs;
     std::unique_ptr<CapturedGraph> graph;
   };
   auto captured = std::make_shared<Captured>();
   for (const auto& input : example) captured->inputs.push_back(input.clone());
   captured->graph = std::make_unique<CapturedGraph>(device, [&] {
     c10::InferenceMode inference;
-    captured->output = forward(captured->inputs);
+    captured->outputs = outputs(captured->inputs);
   });
-  return [captured](const std::vector<torch::Tensor>& inputs) {
+  const auto call = [captured](const Tensors& inputs) {
     for (std::size_t i = 0; i < inputs.size(); ++i) captured->inputs[i].copy_(inputs[i]);
     captured->graph->replay();
-    return captured->output;
   };
+  return {.call = call, .outputs = [captured, call](const Tensors& inputs) {
+            call(inputs);
+            return captured->outputs;
+          }};
 }
 
 /// The device of a case that is captured. Throws DeviceUnavailable where there is none.
@@ -169,9 +171,9 @@ inline Workload load_graphed(const Settings& s, const Model& model) {
   const auto axes = Axes::from(s);
   axes.apply();
   const auto forward = graphed(
-      [model, axes, device](const std::vector<torch::Tensor>& inputs) {
+      [model, axes, device](const Tensors& inputs) {
         AutocastScope scope(axes, device);
-        return model.forward(inputs.at(0));
+        return Tensors{model.forward(inputs.at(0))};
       },
       device, batches.inputs(0));
   return inference_workload(forward, std::move(batches), model.cost, s, phase);
@@ -182,10 +184,13 @@ inline Workload load_graphed_aot(const Settings& s, const Model& model) {
       inference_phase(s, "AOTInductor packages are for inference; cpp-cuda-graph trains");
   const auto device = graph_device(s);
   auto batches = load_batches(s, device);
-  const auto package =
-      load_aot(s.require<std::string>("artifact"), device, s.get("threads", 0), batches.inputs(0));
-  const auto forward = graphed(package, device, batches.inputs(0));
-  return inference_workload(forward, std::move(batches), model.cost, s, phase);
+  const AotPackage package(s.require<std::string>("artifact"), s.get("model_name", ""));
+  const double check_s = check_foreign(package, device, batches.inputs(0));
+  const auto loaded = load_aot(package, device, s.get("threads", 0), batches.inputs(0));
+  auto workload = inference_workload(graphed(loaded.outputs, device, batches.inputs(0)),
+                                     std::move(batches), model.cost, s, phase);
+  workload.check_s = check_s;
+  return workload;
 }
 
 }  // namespace detail

@@ -13,6 +13,7 @@
 #include "torchpace/data/text.hpp"
 #include "torchpace/io/state.hpp"
 #include "torchpace/optim/choice.hpp"
+#include "torchpace/outputs.hpp"
 #include "torchpace/workload.hpp"
 
 namespace torchpace {
@@ -109,6 +110,9 @@ struct EagerTraining {
     result["losses"] = torch::stack(losses);
     for (const auto& p : model.module->named_parameters()) {
       result["parameter." + p.key()] = p.value().detach().clone();
+    }
+    for (const auto& b : model.module->named_buffers()) {
+      result["buffer." + b.key()] = b.value().detach().clone();
     }
     restore();
     return result;
@@ -215,8 +219,11 @@ inline Workload eager_inference(const Model& model, Batches batches,
   return {.step = step,
           .restore = [next] { *next = 0; },
           .values =
-              [forward, shared] {
-                return TensorDict{{"output", forward(shared->input(0))}};
+              [forward, shared, names = settings.get("outputs", "output")] {
+                TensorDict values;
+                for (int64_t b = 0; b < shared->count(); ++b)
+                  values.merge(named_outputs(b, {forward(shared->input(b))}, names));
+                return values;
               },
           .parts = {{"forward", step}},
           .device = device,

@@ -8,34 +8,16 @@
 #include <torch/torch.h>
 
 #include <memory>
-#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
 
-#include "torchpace/runtimes/aot_package.hpp"
+#include "torchpace/error.hpp"
+#include "torchpace/io/archive.hpp"
+#include "torchpace/libraries.hpp"
 #include "torchpace/runtimes/artifact.hpp"
 
 namespace torchpace {
-
-/// The first floating tensor of an output that may be nested; none if there is none.
-inline std::optional<torch::Tensor> first_floating_tensor(const c10::IValue& value) {
-  const auto search = [](const auto& all) -> std::optional<torch::Tensor> {
-    for (const auto& each : all) {
-      if (auto found = first_floating_tensor(each)) return found;
-    }
-    return std::nullopt;
-  };
-  if (value.isTensor() && value.toTensor().is_floating_point()) return value.toTensor();
-  if (value.isTuple()) return search(value.toTupleRef().elements());
-  if (value.isList()) return search(value.toListRef());
-  if (value.isGenericDict()) {
-    for (const auto& entry : value.toGenericDict()) {
-      if (auto found = first_floating_tensor(entry.value())) return found;
-    }
-  }
-  return std::nullopt;
-}
 
 /// A checked TorchScript module on the device, in eval mode. `mode`: freeze, plain or optimize
 /// (optimize_for_inference). Throws ArchiveError on a damaged file or one that is no TorchScript.
@@ -46,7 +28,8 @@ inline torch::jit::Module load_torchscript(const std::string& path, const torch:
     archive.fail(std::string("expected a TorchScript file (torch.jit.save), found ") +
                  (archive.has_folder("aotinductor") ? "an AOTInductor package; name it .pt2"
                   : archive.has_folder("models")
-                      ? "a program of torch.export.save; compile it to a package"
+                      ? "a program of torch.export.save, which is not compiled; torchpace compare "
+                        "--model FILE.pt2 makes and times what can be made from it"
                       : "a dictionary of torch.save, which has no code; save the module with "
                         "torch.jit.script(module).save(path)"));
   }
@@ -57,23 +40,31 @@ inline torch::jit::Module load_torchscript(const std::string& path, const torch:
     if (mode == "optimize") return torch::jit::optimize_for_inference(module);
     return mode == "plain" || frozen ? module : torch::jit::freeze(module);
   } catch (const std::exception& error) {
-    archive.fail("the file does not load: " + one_line_of(error) +
-                 "; save it again with this torch");
+    const auto reason = one_line_of(error), operators = operators_advice(reason);
+    archive.fail("the file does not load: " + reason + "; " +
+                 (operators.empty() ? "save it again with this torch" : operators));
   }
 }
 
-/// Its forward, the first floating tensor of the output. Throws c10::Error where it has none.
-inline TensorFunction torchscript_forward(torch::jit::Module module) {
+/// Its forward. Throws c10::Error, from `outputs`, where something that it returns may hide
+/// tensors.
+inline CompiledForward torchscript_forward(torch::jit::Module module) {
   auto shared = std::make_shared<torch::jit::Module>(std::move(module));
   auto method = std::make_shared<torch::jit::Method>(shared->get_method("forward"));
-  return [shared, method](const std::vector<torch::Tensor>& inputs) {
-    const auto output = (*method)(std::vector<c10::IValue>(inputs.begin(), inputs.end()));
-    if (output.isTensor()) return output.toTensor();
-    const auto tensor = first_floating_tensor(output);
-    TORCH_CHECK(tensor, "forward: expected an output with a floating tensor, found ",
-                output.tagKind());
-    return *tensor;
+  const auto call = [method](const Tensors& inputs) {
+    return (*method)(std::vector<c10::IValue>(inputs.begin(), inputs.end()));
   };
+  const auto state = [shared] {
+    TensorDict tensors;
+    for (const auto& attribute : shared->named_attributes(/*recurse=*/true)) {
+      if (attribute.value.isTensor() && attribute.value.toTensor().defined())
+        tensors[attribute.name] = attribute.value.toTensor();
+    }
+    return tensors;
+  };
+  return {.call = call,
+          .outputs = [call](const Tensors& inputs) { return tensors_of(call(inputs)); },
+          .state = state};
 }
 
 inline std::vector<Runtime> torchscript_runtimes() {
@@ -85,10 +76,14 @@ inline std::vector<Runtime> torchscript_runtimes() {
     const auto forward = torchscript_forward(
         load_torchscript(s.require<std::string>("artifact"), device,
                          s.one_of("torchscript", {"freeze", "plain", "optimize"})));
-    const auto cast = [forward, axes, device](const std::vector<torch::Tensor>& inputs) {
-      AutocastScope scope(axes, device);
-      return forward(inputs);
+    const auto under_autocast = [axes, device](const auto& function) {
+      return [function, axes, device](const Tensors& inputs) {
+        AutocastScope scope(axes, device);
+        return function(inputs);
+      };
     };
+    const CompiledForward cast{under_autocast(forward.call), under_autocast(forward.outputs),
+                               forward.state};
     const bool fuses = device.is_cpu() ? torch::jit::canFuseOnCPU() : torch::jit::canFuseOnGPU();
     return inference_workload(cast, load_batches(s, device), model.cost, s, phase, fuses);
   };
