@@ -1,3 +1,7 @@
+#include <chrono>
+#include <map>
+#include <optional>
+#include <sstream>
 #include <thread>
 #include <torchpace/benchmark.hpp>
 #include <torchpace/models/dnn.hpp>
@@ -157,6 +161,197 @@ TEST(Benchmark, TakesHoldersModulesReferencesAndCallables) {
   const auto before = weight.detach().clone();
   EXPECT_NO_THROW(benchmark_train(callable, torch::randn({2, 4}), torch::randint(4, {2}), options));
   EXPECT_TRUE(torch::equal(weight, before));
+}
+
+struct Net : torch::nn::Module {
+  Net() { fc = register_module("fc", torch::nn::Linear(16, 4)); }
+  torch::Tensor forward(torch::Tensor x) { return fc->forward(x); }
+  torch::nn::Linear fc{nullptr};
+};
+
+/// Returns what a test asks for.
+template <class Result>
+struct Returning : torch::nn::Module {
+  explicit Returning(std::function<Result(const torch::Tensor&)> f) : function(std::move(f)) {
+    weight = register_parameter("weight", torch::ones({4}));
+  }
+  Result forward(const torch::Tensor& x) { return function(x * weight); }
+  std::function<Result(const torch::Tensor&)> function;
+  torch::Tensor weight;
+};
+
+TEST(Benchmark, TakesEveryKindOfModule) {
+  const auto x = torch::randn({8, 16});
+  const auto y = torch::randint(4, {8});
+  TrainOptions options;
+  options.measure = brief();
+  const auto nothing = [](const torch::Tensor& t) { return torch::zeros({t.size(0), 4}); };
+  const auto takes = [&](auto&& model) {
+    EXPECT_EQ(error_of([&] { benchmark_inference(model, x, options); }), "");
+    EXPECT_EQ(error_of([&] { benchmark_train(model, x, y, options); }), "");
+    EXPECT_EQ(compare(model, nothing, x).verdict, Verdict::kInvalid);
+  };
+  Net net;
+  const auto shared = std::make_shared<Net>();
+  auto unique = std::make_unique<Net>();
+  const Net* const constant = &net;
+  takes(net);
+  takes(&net);
+  takes(shared);
+  takes(unique);
+  takes(torch::nn::AnyModule(shared));
+  takes(
+      torch::nn::Sequential(torch::nn::Linear(16, 8), torch::nn::ReLU(), torch::nn::Linear(8, 4)));
+  const torch::nn::Linear holder(16, 4);
+  takes(holder);
+  EXPECT_NE(error_of([&] { benchmark_inference(constant, x, options); }).find("cannot be called"),
+            std::string::npos)
+      << "its forward is not const";
+  EXPECT_NE(error_of([&] {
+              benchmark_inference(std::shared_ptr<Net>(), x, options);
+            }).find("null pointer"),
+            std::string::npos);
+}
+
+TEST(Benchmark, SaysWhichKindsCanBeCalled) {
+  struct Empty : torch::nn::Module {};
+  const auto x = torch::randn({8, 16});
+  for (const auto& error : {error_of([&] { benchmark_inference(Empty(), x); }),
+                            error_of([&] { benchmark_inference(std::make_shared<Empty>(), x); }),
+                            error_of([&] { benchmark_inference(3, x); })}) {
+    EXPECT_NE(error.find("cannot be called with 1 tensors; a model is a callable such as a lambda"),
+              std::string::npos)
+        << error;
+    EXPECT_NE(error.find("std::shared_ptr"), std::string::npos) << error;
+    EXPECT_NE(error.find("torch::nn::AnyModule"), std::string::npos) << error;
+  }
+  struct ByReference : torch::nn::Module {
+    torch::Tensor forward(torch::Tensor& t) {
+      t = t + 1;
+      return t;
+    }
+  };
+  EXPECT_EQ(error_of([&] { benchmark_inference(ByReference(), x, {.measure = brief()}); }), "");
+}
+
+TEST(Benchmark, TakesModulesThatReturnSeveralTensors) {
+  using torch::Tensor;
+  const auto x = torch::randn({2, 4});
+  TrainOptions options;
+  options.measure = brief();
+  options.loss = [](const Tensor& first, const Tensor&) {
+    EXPECT_EQ(first.dim(), 2) << "the first tensor";
+    return first.sum();
+  };
+  const auto takes = [&]<class Result>(std::function<Result(const Tensor&)> function) {
+    Returning<Result> model(function);
+    EXPECT_EQ(error_of([&] { benchmark_inference(model, x, options); }), "");
+    EXPECT_EQ(error_of([&] { benchmark_train(model, x, x, options); }), "");
+    Returning<Result> other(function);
+    EXPECT_EQ(compare_outputs(detail::outputs_of(model, {x}), detail::outputs_of(other, {x})).note,
+              "");
+    torch::NoGradGuard no_grad;
+    other.weight[3] = 2;
+    EXPECT_EQ(compare(model, other, x).verdict, Verdict::kInvalid);
+  };
+  takes(std::function([](const Tensor& t) { return std::tuple(t, t.sum(), int64_t{3}); }));
+  takes(std::function([](const Tensor& t) { return std::pair(t, t.argmax(1)); }));
+  takes(std::function([](const Tensor& t) { return std::vector{t, t.sum()}; }));
+  takes(std::function([](const Tensor& t) { return std::map<std::string, Tensor>{{"a", t}}; }));
+  takes(std::function([](const Tensor& t) { return std::tuple(t, std::optional<Tensor>()); }));
+  takes(std::function([](const Tensor& t) { return c10::IValue(std::tuple(t, t.sum())); }));
+
+  torch::nn::LSTM lstm(4, 8);
+  const auto sequence = torch::randn({5, 2, 4});
+  EXPECT_EQ(error_of([&] { benchmark_inference(lstm, sequence, options); }), "");
+  torch::nn::AnyModule any(lstm);
+  EXPECT_NE(compare(lstm, any, sequence, {.max_seconds = 0.01}).verdict, Verdict::kInvalid);
+}
+
+TEST(Benchmark, CompareSeesEveryTensor) {
+  const auto x = torch::randn({4, 4});
+  const auto invalid = [&](auto&& a, auto&& b) {
+    const auto result = compare(a, b, x, {.max_seconds = 0.01});
+    EXPECT_EQ(result.verdict, Verdict::kInvalid);
+    EXPECT_EQ(result.rounds, 0u) << "nothing is timed";
+    return result.note;
+  };
+  const auto both = [](const torch::Tensor& t) { return std::pair(t + 1, t.argmax(1)); };
+  EXPECT_NE(invalid(both, [](const torch::Tensor& t) { return std::pair(t + 1, t.argmin(1)); })
+                .find("output.1: 4 of 4 elements differ"),
+            std::string::npos);
+  EXPECT_NE(invalid(both, [](const torch::Tensor& t) { return std::pair(t + 2, t.argmax(1)); })
+                .find("output.0 differs by 1, allowed"),
+            std::string::npos);
+  EXPECT_EQ(invalid(both, [](const torch::Tensor& t) { return t + 1; }),
+            "expected 2 tensors as the reference returns, found 1");
+  EXPECT_NE(
+      invalid(both, [](const torch::Tensor& t) { return std::pair(t + 1, t.argmax(1, true)); })
+          .find("output.1: expected shape [4] of the reference, found [4, 1]"),
+      std::string::npos);
+  const auto spectrum = [](const torch::Tensor& t) { return torch::fft_rfft(t); };
+  EXPECT_NE(compare(spectrum, spectrum, x, {.max_seconds = 0.01}).verdict, Verdict::kInvalid);
+  EXPECT_NE(invalid(spectrum, [&](const torch::Tensor& t) { return spectrum(t).conj(); }), "");
+}
+
+TEST(Benchmark, ModelsThatChangeTheirInputsAreToldApartAndRefused) {
+  const auto x = torch::randn({8, 16});
+  const auto kept = x.clone();
+  const auto f = [](torch::Tensor t) { return t.mul_(1.5); };
+  const auto g = [](torch::Tensor t) { return t.add_(3).relu_(); };
+  EXPECT_EQ(compare(f, g, x, {.max_seconds = 0.01}).verdict, Verdict::kInvalid)
+      << "both results are the input";
+  const std::string line =
+      "the model changes its input 0 in place, so every step would see another one; clone it first "
+      "(x = x.clone())";
+  EXPECT_EQ(error_of([&] { compare(f, f, x, {.max_seconds = 0.01}); }), line);
+  EXPECT_EQ(error_of([&] { benchmark_inference(f, x, {.measure = brief()}); }), line);
+  const auto unseen = [](torch::Tensor t) {
+    t.data_ptr<float>()[0] += 1;
+    return t.sum();
+  };
+  EXPECT_EQ(error_of([&] { benchmark_inference(unseen, x, {.measure = brief()}); }), line);
+  TrainOptions options;
+  options.measure = brief();
+  options.parameters = {torch::ones({16}, torch::requires_grad())};
+  EXPECT_EQ(error_of([&] { benchmark_train(f, x, torch::zeros({8}), options); }), line);
+  EXPECT_TRUE(torch::equal(x, kept));
+}
+
+TEST(Benchmark, AModelThatChangesItsBuffersIsRefusedInInference) {
+  struct Counting : torch::nn::Module {
+    Counting() {
+      calls = register_buffer("calls", torch::zeros({}));
+      weight = register_parameter("weight", torch::ones({4}));
+    }
+    torch::Tensor forward(const torch::Tensor& x) {
+      calls.add_(1);
+      return x * weight;
+    }
+    torch::Tensor calls, weight;
+  };
+  const auto model = std::make_shared<Counting>();
+  const auto x = torch::randn({2, 4});
+  EXPECT_NE(error_of([&] { benchmark_inference(model, x); }).find("changes its buffer calls"),
+            std::string::npos);
+  TrainOptions options;
+  options.measure = brief();
+  EXPECT_EQ(error_of([&] { benchmark_train(model, x, torch::randint(4, {2}), options); }), "")
+      << "as BatchNorm does";
+  EXPECT_EQ(model->calls.item<float>(), 0) << "restored";
+}
+
+TEST(Benchmark, FewSamplesAreNoNumbers) {
+  BenchmarkOptions quick;
+  quick.measure.stop = {.min_samples = 1, .max_seconds = 1e-6};
+  quick.measure.max_warmup_steps = 5;
+  const auto slow = [](const torch::Tensor& x) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(60));
+    return x;
+  };
+  std::ostringstream text;
+  text << benchmark_inference(slow, torch::ones({1}), quick);
+  EXPECT_NE(text.str().find("a step [n/a]"), std::string::npos) << text.str();
 }
 
 TEST(Benchmark, OwnOptimizerAndLoss) {

@@ -73,6 +73,14 @@ TEST(Comparison, PrintsOneLine) {
   text.str("");
   text << c;
   EXPECT_EQ(text.str(), "INVALID: outputs differ by 0.5, allowed 0");
+  c.note = "output.1: 3 of 8 elements differ";
+  text.str("");
+  text << c;
+  EXPECT_EQ(text.str(), "INVALID: output.1: 3 of 8 elements differ");
+  text.str("");
+  text << Comparison{.speedup = {.median = 2}};
+  EXPECT_NE(text.str().find("speedup 2.000x [n/a], UNSURE; noise [n/a]"), std::string::npos)
+      << text.str();
 }
 
 /// One simulated generation: log ratio of the generation plus rounds of noise; returns the median

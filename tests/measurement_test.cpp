@@ -37,6 +37,15 @@ TEST(Measurement, PrintsWhatItCannotSay) {
   EXPECT_NE(text.str().find("tokens/s"), std::string::npos) << text.str();
 }
 
+TEST(Measurement, TooFewSamplesHaveNoInterval) {
+  auto m = example();
+  m.step_ns.resize(3);
+  std::ostringstream text;
+  text << m;
+  EXPECT_NE(text.str().find("1.00 ms a step [n/a], p90 n/a"), std::string::npos) << text.str();
+  EXPECT_EQ(text.str().find("nan"), std::string::npos) << text.str();
+}
+
 TEST(Measurement, LaunchBoundOnlyOnADevice) {
   auto m = example();
   EXPECT_FALSE(m.launch_bound());

@@ -6,11 +6,16 @@
 #include <torch/torch.h>
 
 #include <algorithm>
+#include <cmath>
 #include <concepts>
+#include <cstddef>
+#include <cstdio>
 #include <functional>
+#include <iterator>
 #include <memory>
 #include <optional>
 #include <string>
+#include <tuple>
 #include <type_traits>
 #include <utility>
 #include <vector>
@@ -18,6 +23,7 @@
 #include "torchpace/comparison.hpp"
 #include "torchpace/measure.hpp"
 #include "torchpace/optim/choice.hpp"
+#include "torchpace/outputs.hpp"
 #include "torchpace/parity.hpp"
 
 namespace torchpace {
@@ -70,50 +76,180 @@ struct TrainOptions : BenchmarkOptions {
 namespace detail {
 
 template <class M>
-inline constexpr bool kIsHolder = requires(M& m) {
+inline constexpr bool kIsAny = std::is_same_v<std::remove_cvref_t<M>, torch::nn::AnyModule>;
+template <class M>
+concept HoldsModule = requires(M& m) {
   { m.ptr().get() } -> std::convertible_to<torch::nn::Module*>;
 };
+template <class M>
+concept PointsToModule = requires(M& m) {
+  { &*m } -> std::convertible_to<const torch::nn::Module*>;
+  static_cast<bool>(m);
+};
 
-/// The torch::nn::Module behind a holder or a module; null for another callable.
+/// What is called: of a holder or a pointer the module behind it. A holder's own operator() claims
+/// to take anything. Throws c10::Error where there is nothing behind it.
+template <class M>
+auto& callee(M& model) {
+  if constexpr (HoldsModule<M> && !kIsAny<M>) {
+    return *model.ptr();
+  } else if constexpr (PointsToModule<M>) {
+    TORCH_CHECK(static_cast<bool>(model), "benchmark: expected a model, got a null pointer");
+    return *model;
+  } else {
+    return model;
+  }
+}
+
+/// The torch::nn::Module that is called; null for another callable.
 template <class M>
 torch::nn::Module* module_of(M& model) {
-  if constexpr (std::is_base_of_v<torch::nn::Module, std::remove_cvref_t<M>>) {
-    return const_cast<torch::nn::Module*>(static_cast<const torch::nn::Module*>(&model));
-  } else if constexpr (kIsHolder<M>) {
-    return model.ptr().get();
+  auto& called = callee(model);
+  using Called = std::remove_cvref_t<decltype(called)>;
+  if constexpr (kIsAny<Called>) {
+    return called.ptr().get();
+  } else if constexpr (std::is_base_of_v<torch::nn::Module, Called>) {
+    return const_cast<torch::nn::Module*>(static_cast<const torch::nn::Module*>(&called));
   } else {
     return nullptr;
   }
 }
 
-/// A holder's own operator() claims to take anything, so its module's forward is asked.
-template <class M, class... Tensors>
-torch::Tensor call(M& model, const Tensors&... inputs) {
-  if constexpr (kIsHolder<M>) {
-    if constexpr (requires { model.ptr()->forward(inputs...); })
-      return model.ptr()->forward(inputs...);
-  } else if constexpr (requires { model.forward(inputs...); }) {
+template <class M, class... T>
+inline constexpr bool kHasForward = requires(M& m, T&... x) {
+  m.forward(x...);
+};
+template <class M, class... T>
+inline constexpr bool kHasCall = requires(M& m, T&... x) {
+  m(x...);
+};
+template <class M, class... T>
+inline constexpr bool kTakes = kIsAny<M> || kHasForward<M, T...> || kHasCall<M, T...>;
+
+template <class M, class... T>
+auto invoke(M& model, T&... inputs) {
+  if constexpr (kIsAny<M>) {
+    return const_cast<torch::nn::AnyModule&>(model).any_forward(inputs...);
+  } else if constexpr (kHasForward<M, T...>) {
     return model.forward(inputs...);
-  } else if constexpr (requires { model(inputs...); }) {
+  } else {
     return model(inputs...);
   }
-  TORCH_CHECK(false, "benchmark: the model cannot be called with ", sizeof...(inputs), " tensors");
 }
 
-template <class M>
-torch::Tensor call(M& model, const std::vector<torch::Tensor>& x) {
+/// Passes what the model returns to `use`.
+template <class M, class Use, class... T>
+void invoke_for(M& model, const Use& use, T&... inputs) {
+  if constexpr (std::is_void_v<decltype(invoke(model, inputs...))>) {
+    invoke(model, inputs...);
+  } else {
+    use(invoke(model, inputs...));
+  }
+}
+
+template <std::size_t>
+using ConstTensor = const torch::Tensor;
+template <std::size_t>
+using OwnTensor = torch::Tensor;
+
+template <class M, class Use, std::size_t... I>
+void call_with(M& model, const Tensors& x, const Use& use, std::index_sequence<I...>) {
+  if constexpr (kTakes<M, ConstTensor<I>...>) {
+    invoke_for(model, use, x[I]...);
+  } else if constexpr (kTakes<M, OwnTensor<I>...>) {
+    Tensors own = x;  // forward(torch::Tensor& x) may put another tensor in its place
+    invoke_for(model, use, own[I]...);
+  } else {
+    TORCH_CHECK(false, "benchmark: the model cannot be called with ", sizeof...(I),
+                " tensors; a model is a callable such as a lambda, or a torch::nn::Module with a "
+                "forward that takes as many: as an object, a std::shared_ptr or another pointer "
+                "to it, a holder, a torch::nn::Sequential or a torch::nn::AnyModule");
+  }
+}
+
+/// Calls the model and passes what it returns to `use`.
+template <class M, class Use>
+void call(M& model, const Tensors& x, const Use& use) {
+  auto& called = callee(model);
   switch (x.size()) {
     case 1:
-      return call(model, x[0]);
+      return call_with(called, x, use, std::make_index_sequence<1>());
     case 2:
-      return call(model, x[0], x[1]);
+      return call_with(called, x, use, std::make_index_sequence<2>());
     case 3:
-      return call(model, x[0], x[1], x[2]);
+      return call_with(called, x, use, std::make_index_sequence<3>());
     case 4:
-      return call(model, x[0], x[1], x[2], x[3]);
+      return call_with(called, x, use, std::make_index_sequence<4>());
     default:
       TORCH_CHECK(false, "benchmark: expected 1 to 4 inputs, got ", x.size());
   }
+}
+
+/// A step: what it returns is not looked at.
+template <class M>
+void call(M& model, const Tensors& x) {
+  call(model, x, [](const auto&) {});
+}
+
+template <class T, class... Others>
+bool add_any(torch::nn::AnyValue& value, Tensors& all) {
+  if (const auto* found = value.try_get<T>()) {
+    add_tensors(*found, all);
+    return true;
+  }
+  if constexpr (sizeof...(Others) == 0) {
+    return false;
+  } else {
+    return add_any<Others...>(value, all);
+  }
+}
+
+/// Of an AnyModule, whose type is known only when it runs.
+inline Tensors tensors_of_any(torch::nn::AnyValue value) {
+  using T = torch::Tensor;
+  Tensors all;
+  const bool known =
+      add_any<T, std::vector<T>, std::tuple<T, T>, std::pair<T, T>, std::tuple<T, std::tuple<T, T>>,
+              std::tuple<T, T, T>, std::tuple<T, T, T, T>>(value, all);
+  TORCH_CHECK(known, "benchmark: expected an AnyModule that returns tensors, or a std::tuple, ",
+              "std::pair or std::vector of them, got ", c10::demangle(value.type_info().name()),
+              "; pass the module itself");
+  return all;
+}
+
+/// Every tensor that the model returns.
+template <class M>
+Tensors outputs_of(M& model, const Tensors& x) {
+  Tensors all;
+  call(model, x, [&all](auto&& result) {
+    if constexpr (std::is_same_v<std::remove_cvref_t<decltype(result)>, torch::nn::AnyValue>) {
+      all = tensors_of_any(std::move(result));
+    } else {
+      all = tensors_of(result);
+    }
+  });
+  TORCH_CHECK(!all.empty(), "benchmark: expected a model that returns a tensor, found none");
+  return all;
+}
+
+/// Calls the model on copies of the inputs. Throws c10::Error where it changes them, or, from the
+/// second call on, its buffers: what it caches at the first is another's.
+template <class M>
+void expect_repeatable(M& model, const Tensors& x, bool keeps_buffers) {
+  torch::NoGradGuard no_grad;
+  const auto inputs = copies_of(x);
+  const ChangeWatch watch(inputs, /*by_value=*/true);
+  call(model, inputs);
+  expect_unchanged(watch);
+  const auto* module = module_of(model);
+  if (!keeps_buffers || module == nullptr) return;
+  const StateWatch state([module] {
+    TensorDict buffers;
+    for (const auto& b : module->named_buffers()) buffers[b.key()] = b.value();
+    return buffers;
+  });
+  call(model, inputs);
+  expect_unchanged(state);
 }
 
 /// Random state of the CPU and, where there is one, of the device.
@@ -230,21 +366,19 @@ std::vector<torch::Tensor> parameters_of(M& model) {
 
 }  // namespace detail
 
-/// Times `model` on `inputs` in eval mode and InferenceMode. `model`: a torch::nn holder or module,
-/// or any callable Tensor... -> Tensor. Throws c10::Error where an input's device or dtype is not
-/// the parameters'.
+/// Times `model` on `inputs` in eval mode and InferenceMode. `model`: a torch::nn module as an
+/// object, a pointer to one (std::shared_ptr<Net>), a holder, a Sequential, an AnyModule, or any
+/// callable of tensors. Throws c10::Error where an input's device or dtype is not the parameters',
+/// and where the model changes its inputs or buffers: each step would see others.
 template <class M>
 Measurement benchmark_inference(M&& model, Inputs inputs, const BenchmarkOptions& options = {}) {
   detail::Borrowed borrowed(detail::module_of(model), {}, options, /*training=*/false);
   const auto x = detail::place_inputs(std::move(inputs), detail::parameters_of(model), options);
   const auto device = x[0].device();
   detail::RandomState random_state(device);
-  {
-    // What a model caches at its first call (a mask) must not be an inference tensor: training
-    // could not use it.
-    torch::NoGradGuard no_grad;
-    detail::call(model, x);
-  }
+  // Not in InferenceMode: what a model caches at its first call (a mask) must not be an inference
+  // tensor, which training could not use.
+  detail::expect_repeatable(model, x, /*keeps_buffers=*/true);
   c10::InferenceMode inference;
   const auto step = [&] { detail::call(model, x); };
   return detail::finish(measure(step, device, options.measure), options, x[0], "inference");
@@ -252,8 +386,9 @@ Measurement benchmark_inference(M&& model, Inputs inputs, const BenchmarkOptions
 
 /// Times whole training steps in train mode: zero_grad, forward, loss, backward, optimiser. Adam at
 /// 2e-4 and cross-entropy on class indices unless the options say otherwise. `model` as for
-/// benchmark_inference; a callable needs options.parameters. Throws c10::Error on a mismatch of
-/// device, dtype or batch.
+/// benchmark_inference; a callable needs options.parameters. The loss is of the first tensor that
+/// the model returns. Throws c10::Error on a mismatch of device, dtype or batch, and where the
+/// model changes its inputs.
 template <class M>
 Measurement benchmark_train(M&& model, Inputs inputs, torch::Tensor target,
                             const TrainOptions& options = {}) {
@@ -272,10 +407,11 @@ Measurement benchmark_train(M&& model, Inputs inputs, torch::Tensor target,
               "benchmark_train: target: expected batch ", x[0].size(0), " as input 0, got ",
               target.size(0));
   detail::RandomState random_state(x[0].device());
+  detail::expect_repeatable(model, x, /*keeps_buffers=*/false);
   const auto optimizer = options.optimizer(parameters);
   const auto step = [&] {
     optimizer->zero_grad();
-    options.loss(detail::call(model, x), target).backward();
+    options.loss(detail::outputs_of(model, x)[0], target).backward();
     optimizer->step();
   };
   auto m = detail::finish(measure(step, x[0].device(), options.measure), options, x[0], "training");
@@ -293,44 +429,70 @@ struct CompareOptions {
   std::optional<double> tolerance = {};
 };
 
-/// Which of two models or callables is faster on the same inputs, by inference steps in interleaved
-/// rounds of this process: the reference, the candidate and the reference again (the A/A noise), in
-/// Latin-square order. The outputs are compared first; where they differ the verdict is INVALID and
-/// nothing is timed. One process sees one memory layout only: `torchpace compare` repeats it over
-/// fresh ones.
-template <class A, class B>
-Comparison compare(A&& reference, B&& candidate, Inputs inputs,
-                   const CompareOptions& options = {}) {
-  detail::Borrowed borrowed_a(detail::module_of(reference), {}, options, false);
-  detail::Borrowed borrowed_b(detail::module_of(candidate), {}, options, false);
-  auto parameters = detail::parameters_of(reference);
-  const auto x = detail::place_inputs(std::move(inputs), parameters, options);
-  const auto device = x[0].device();
-  detail::RandomState random_state(device);
+namespace detail {
 
-  Comparison result;
-  {
-    torch::NoGradGuard no_grad;
-    const auto expected = detail::call(reference, x);
-    const auto found = detail::call(candidate, x);
-    auto parity =
-        check_parity({{"output", found}}, {{"output", expected}}, nullptr, expected.scalar_type());
-    if (options.tolerance && parity.compared > 0) {
-      parity.tolerance = *options.tolerance;
-      parity.passed = parity.max_abs_error <= parity.tolerance;
-    }
-    result.max_abs_error = parity.max_abs_error;
-    result.tolerance = parity.tolerance;
-    if (!parity.passed) {
-      result.verdict = Verdict::kInvalid;
-      return result;
-    }
+/// The dtype whose rounding the comparison of a tensor must allow.
+inline torch::ScalarType precision_of(const torch::Tensor& x) {
+  if (x.is_complex()) return c10::toRealValueType(x.scalar_type());
+  return x.is_floating_point() ? x.scalar_type() : torch::kFloat32;
+}
+
+/// Why two tensors of this name differ, in words.
+inline std::string difference_text(const std::string& name, const Parity& parity,
+                                   const torch::Tensor& expected) {
+  if (std::isnan(parity.max_abs_error)) return parity.note;
+  if (is_exact(expected)) {
+    return c10::str(name, ": ", parity.max_abs_error, " of ", expected.numel(),
+                    " elements differ, and integers and bools must not");
   }
+  char text[96];
+  std::snprintf(text, sizeof text, " differs by %.3g, allowed %.3g", parity.max_abs_error,
+                parity.tolerance);
+  return name + text;
+}
 
-  c10::InferenceMode inference;
-  const std::function<void()> steps[] = {[&] { detail::call(reference, x); },
-                                         [&] { detail::call(candidate, x); },
-                                         [&] { detail::call(reference, x); }};
+}  // namespace detail
+
+/// Whether two models return the same tensors, as a comparison without times; where not, it is
+/// INVALID and says which one. Floating ones may differ by sqrt(eps) of the reference's norms, or
+/// in every element by `tolerance`; all others must be equal.
+inline Comparison compare_outputs(const Tensors& reference, const Tensors& candidate,
+                                  std::optional<double> tolerance = {}) {
+  Comparison result;
+  const auto invalid = [&result](const std::string& note) {
+    result.verdict = Verdict::kInvalid;
+    result.note = note;
+    return result;
+  };
+  if (reference.size() != candidate.size()) {
+    return invalid(c10::str("expected ", reference.size(), " tensors as the reference returns, ",
+                            "found ", candidate.size()));
+  }
+  for (std::size_t i = 0; i < reference.size(); ++i) {
+    const auto name = reference.size() == 1 ? "output" : "output." + std::to_string(i);
+    const auto expected = plain(reference[i]);
+    auto parity = check_parity({{name, plain(candidate[i])}}, {{name, expected}}, nullptr,
+                               detail::precision_of(expected));
+    if (tolerance && !is_exact(expected) && !std::isnan(parity.max_abs_error)) {
+      parity.tolerance = *tolerance;
+      parity.passed = parity.max_abs_error <= *tolerance;
+    }
+    if (i == 0 || !parity.passed || parity.max_abs_error > result.max_abs_error) {
+      result.max_abs_error = parity.max_abs_error;
+      result.tolerance = parity.tolerance;
+    }
+    if (!parity.passed) return invalid(detail::difference_text(name, parity, expected));
+  }
+  return result;
+}
+
+/// Times two steps in interleaved rounds of this process: the reference, the candidate and the
+/// reference again (the A/A noise), in Latin-square order, and judges. Writes to `result` what
+/// `compare_outputs` leaves open.
+inline void compare_steps(const std::function<void()>& reference,
+                          const std::function<void()>& candidate, const torch::Device& device,
+                          const CompareOptions& options, Comparison& result) {
+  const std::function<void()> steps[] = {reference, candidate, reference};
   for (const auto& step : steps)
     measure(step, device, {.stop = {.relative_width = 1, .min_samples = 5}});
   const double pilot_ns = median(run_block(steps[0], device, Phase::kLatency, 5).step_ns);
@@ -354,6 +516,34 @@ Comparison compare(A&& reference, B&& candidate, Inputs inputs,
   result.speedup = exponential(sign_test_interval(round_log_ratios(medians[0], medians[1])));
   result.noise = exponential(sign_test_interval(round_log_ratios(medians[0], medians[2])));
   result.verdict = judge(result.speedup, result.noise, options.delta);
+}
+
+/// Which of two models or callables is faster on the same inputs, by inference steps. All tensors
+/// that they return are compared first, each from copies of the inputs; where they differ the
+/// verdict is INVALID and nothing is timed. Throws c10::Error where one changes its inputs or
+/// buffers. One process sees one memory layout only: `torchpace compare` repeats it over fresh
+/// ones.
+template <class A, class B>
+Comparison compare(A&& reference, B&& candidate, Inputs inputs,
+                   const CompareOptions& options = {}) {
+  detail::Borrowed borrowed_a(detail::module_of(reference), {}, options, false);
+  detail::Borrowed borrowed_b(detail::module_of(candidate), {}, options, false);
+  auto parameters = detail::parameters_of(reference);
+  const auto x = detail::place_inputs(std::move(inputs), parameters, options);
+  const auto device = x[0].device();
+  detail::RandomState random_state(device);
+
+  const auto outputs = [&x](auto& model) {
+    torch::NoGradGuard no_grad;
+    return copies_of(detail::outputs_of(model, copies_of(x)));
+  };
+  auto result = compare_outputs(outputs(reference), outputs(candidate), options.tolerance);
+  if (result.verdict == Verdict::kInvalid) return result;
+  detail::expect_repeatable(reference, x, /*keeps_buffers=*/true);
+  detail::expect_repeatable(candidate, x, /*keeps_buffers=*/true);
+  c10::InferenceMode inference;
+  compare_steps([&] { detail::call(reference, x); }, [&] { detail::call(candidate, x); }, device,
+                options, result);
   return result;
 }
 

@@ -116,23 +116,32 @@ struct Comparison {
   double tolerance = 0;      // what was allowed
   std::size_t rounds = 0;
   Verdict verdict = Verdict::kUnsure;
+  std::string note;  // of INVALID: what differs
 };
+
+/// "[0.995, 1.004]", or "[n/a]" of too few values.
+inline std::string bounds_text(const Interval& interval) {
+  if (!interval.bounded()) return "[n/a]";
+  char text[64];
+  std::snprintf(text, sizeof text, "[%.3f, %.3f]", interval.low, interval.high);
+  return text;
+}
 
 /// One line: speedup 1.234x [1.220, 1.251], FASTER; noise [0.995, 1.004], 60 rounds, outputs agree
 /// to 1.2e-07.
 inline std::ostream& operator<<(std::ostream& out, const Comparison& c) {
-  char line[256];
+  char line[160];
   if (c.verdict == Verdict::kInvalid) {
-    std::snprintf(line, sizeof line, "INVALID: outputs differ by %.3g, allowed %.3g",
-                  c.max_abs_error, c.tolerance);
-    return out << line;
+    std::snprintf(line, sizeof line, "outputs differ by %.3g, allowed %.3g", c.max_abs_error,
+                  c.tolerance);
+    return out << "INVALID: " << (c.note.empty() ? line : c.note);
   }
-  std::snprintf(line, sizeof line,
-                "speedup %.3fx [%.3f, %.3f], %s; noise [%.3f, %.3f], %zu rounds, outputs agree to "
-                "%.2g (allowed %.2g)",
-                c.speedup.median, c.speedup.low, c.speedup.high, to_string(c.verdict).data(),
-                c.noise.low, c.noise.high, c.rounds, c.max_abs_error, c.tolerance);
-  return out << line;
+  std::snprintf(line, sizeof line, ", %zu rounds, outputs agree to %.2g (allowed %.2g)", c.rounds,
+                c.max_abs_error, c.tolerance);
+  char speedup[64];
+  std::snprintf(speedup, sizeof speedup, "speedup %.3fx ", c.speedup.median);
+  return out << speedup << bounds_text(c.speedup) << ", " << to_string(c.verdict) << "; noise "
+             << bounds_text(c.noise) << line;
 }
 
 }  // namespace torchpace

@@ -1,6 +1,7 @@
 // What one workload took: raw samples and the summary that is derived from them. Free of torch.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 #include <cstdio>
 #include <iterator>
@@ -68,8 +69,9 @@ struct Measurement {
   std::string json() const;
 };
 
-/// 12.3 ms, 4.56 us: three significant digits.
+/// 12.3 ms, 4.56 us: three significant digits; n/a of what is no number.
 inline std::string format_ns(double ns) {
+  if (!std::isfinite(ns)) return "n/a";
   const auto [scale, unit] = ns < 1e3   ? std::pair{1.0, "ns"}
                              : ns < 1e6 ? std::pair{1e3, "us"}
                              : ns < 1e9 ? std::pair{1e6, "ms"}
@@ -81,6 +83,12 @@ inline std::string format_ns(double ns) {
                                    : 0,
                 ns / scale, unit);
   return text;
+}
+
+/// [1.20 ms, 1.31 ms], or [n/a] of too few samples.
+inline std::string format_bounds_ns(const Interval& interval) {
+  if (!interval.bounded()) return "[n/a]";
+  return '[' + format_ns(interval.low) + ", " + format_ns(interval.high) + ']';
 }
 
 /// 1.23 G, 45.6 M: three significant digits with an SI prefix; append the unit.
@@ -140,8 +148,7 @@ inline std::string Measurement::json() const {
 inline std::ostream& operator<<(std::ostream& out, const Measurement& m) {
   const auto step = m.step();
   out << m.name << " on " << m.device << (m.optimizer.empty() ? "" : ", " + m.optimizer) << ": "
-      << format_ns(step.median) << " a step [" << format_ns(step.low) << ", "
-      << format_ns(step.high) << "]";
+      << format_ns(step.median) << " a step " << format_bounds_ns(step);
   const auto ordered = sorted(m.step_ns);
   for (const auto& [label, q] : {std::pair{"p90", 0.9}, std::pair{"p99", 0.99}}) {
     const auto p = percentile_of_sorted(ordered, q);
