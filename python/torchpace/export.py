@@ -266,9 +266,7 @@ def twins_of(settings: Settings, measured: dict, batches: int) -> tuple[int, str
     )
 
 
-def try_golden(
-    settings: Settings, model: ModuleType, twins: int
-) -> tuple[dict[str, Tensor], str]:
+def try_golden(settings: Settings, model: ModuleType, twins: int) -> tuple[dict[str, Tensor], str]:
     """The golden run, or why there is none: a model of the user's own need not run in float64."""
     try:
         golden = make_truth(settings, model, twins)

@@ -52,7 +52,6 @@ class Source(Inference):
         with self.autocast:
             return self.module(*inputs)
 
-
     def flat(self) -> outputs.Flat:
         """The module with all its outputs in one tuple, computed under the case's autocast. A scope
         of its own: what autocast has cached is no part of a trace.

@@ -1,9 +1,10 @@
-"""What rounding may do to a float64 run: every operation's result rounded to the case's dtype, up or
-down at random.
+"""What rounding may do to a float64 run: the result of every operation rounded to the case's dtype,
+up or down at random.
 
-Stochastic arithmetic (CESTAC: Vignes 1993, Math. Comput. Simul. 35; Monte Carlo arithmetic: Parker
-1997): how far results lie apart shows how many of their digits rounding leaves, also where they are
-the difference of large numbers, or nothing but rounding (the gradient of a bias before a BatchNorm).
+Stochastic arithmetic (Vignes 1993, Math. Comput. Simul. 35, 233; Parker 1997, Monte Carlo
+arithmetic): how far such results lie apart shows how many of their digits rounding leaves, also
+where they are the difference of large numbers, or rounding alone, such as the gradient of a bias
+before a BatchNorm.
 """
 
 from __future__ import annotations

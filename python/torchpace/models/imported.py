@@ -1,8 +1,9 @@
 """A model of your own: what `factory=module:callable` returns, imported from `path`.
 
 The factory takes no argument and returns an nn.Module, or a dictionary with `module` and any of
-`inputs` (a tensor or several, of one batch), `target` and `loss` (output, target -> scalar). Rules: docs/design.md, "A model of your own". No twin: C++ knows such a model only through
-its artifacts. Dimensions: B batch, the first of every input and of the target.
+`inputs` (a tensor or several, of one batch), `target` and `loss` (output, target -> scalar). Rules:
+docs/design.md, "A model of your own". No twin: C++ knows such a model only through its artifacts.
+Dimensions: B batch, the first of every input and of the target.
 """
 
 from __future__ import annotations
