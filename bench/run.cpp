@@ -2,10 +2,8 @@
 // (.pt2), alone or against another. Loading a package runs the code in it, so that this program,
 // and not the one that the user called, is what a bad file may bring down.
 // Called with key=value words, as bench/cli/run.cpp writes them. Exit codes: docs/design.md.
-#include <sys/mman.h>
 #include <torch/torch.h>
 #include <torch/version.h>
-#include <unistd.h>
 
 #include <atomic>
 #include <chrono>
@@ -20,15 +18,17 @@
 #include <thread>
 #include <torchpace/benchmark.hpp>
 #include <torchpace/environment.hpp>
+#include <torchpace/libraries.hpp>
+#include <torchpace/outputs.hpp>
 #include <torchpace/runtimes/aot_inductor.hpp>
 #include <torchpace/runtimes/torchscript.hpp>
+#include <torchpace/standard_output.hpp>
 #include <utility>
 #include <vector>
 
 namespace {
 
 using namespace torchpace;
-using Tensors = std::vector<torch::Tensor>;
 
 constexpr int kOk = 0, kFailed = 1, kBadInput = 2, kParityFailed = 3, kSkipped = 77;
 
@@ -51,8 +51,10 @@ struct Options {
         threads(s.has("threads") ? positive(s, "threads", 1) : 0),
         streams(positive<int64_t>(s, "streams", 1)),
         seconds(positive(s, "seconds", 5.0)),
-        torchscript(s.get("torchscript", "freeze")),
+        torchscript(s.one_of("torchscript", {"freeze", "plain", "optimize"})),
+        model_name(s.get("model_name", "")),
         json(s.get("json", false)) {
+    load_libraries(s);
     std::istringstream list(s.get("dynamic", ""));
     for (std::string size; std::getline(list, size, ',');)
       sizes.push_back(Settings{{"dynamic", size}}.require<int64_t>("dynamic"));
@@ -66,73 +68,22 @@ struct Options {
   int64_t streams;
   std::vector<int64_t> sizes;  // of a dynamic first dimension, to try one after the other
   double seconds;
-  std::string torchscript;
+  std::string torchscript, model_name;
   bool json;
 };
 
-/// What the child writes to standard error while `action` runs, since AOTInductor says there, and
-/// not in what it throws, why it refuses.
-std::string captured_errors(const std::function<void()>& action, std::exception_ptr& thrown) {
-  const int file = memfd_create("stderr", MFD_CLOEXEC), saved = dup(STDERR_FILENO);
-  dup2(file, STDERR_FILENO);
-  try {
-    action();
-  } catch (...) {
-    thrown = std::current_exception();
-  }
-  dup2(saved, STDERR_FILENO);
-  close(saved);
-  std::string text(static_cast<std::size_t>(lseek(file, 0, SEEK_END)), '\0');
-  const auto count = pread(file, text.data(), text.size(), 0);
-  close(file);
-  text.resize(count < 0 ? 0 : static_cast<std::size_t>(count));
-  return text;
-}
-
-/// A file that is loaded and has run once.
-struct Loaded {
-  std::string file, kind;
-  std::vector<TensorSpec> specs;  // of the inputs, from a package; empty: the file does not say
-  TensorFunction forward;
-  double load_s = 0, first_s = 0;
-};
-
-/// Throws ArchiveError where an AOTInductor package refuses these inputs. Its code checks them only
-/// where the environment asks for it before the first run, so a copy of it is loaded for this.
-void check_by_running(const AotPackage& package, const Options& options, const Tensors& inputs) {
-  setenv("AOTI_RUNTIME_CHECK_INPUTS", "1", 1);
-  std::exception_ptr thrown;
-  const auto said = captured_errors(
-      [&] {
-        c10::InferenceMode inference;
-        package.load(options.device)->run(inputs);
-        synchronize(options.device);
-      },
-      thrown);
-  unsetenv("AOTI_RUNTIME_CHECK_INPUTS");
-  if (!thrown) return;
-  std::string reason;
-  try {
-    std::rethrow_exception(thrown);
-  } catch (const ArchiveError&) {
-    throw;
-  } catch (const std::exception& error) {
-    reason = one_line_of(error);
-  }
-  std::istringstream lines(said);
-  for (std::string line; std::getline(lines, line);) {
-    if (const auto place = line.find("input_handles"); place != std::string::npos)
-      reason = line.substr(place);
-  }
-  throw ArchiveError(package.path() + ": the package refuses these inputs: " + reason +
-                     "; give others with --input");
-}
-
 /// The package at `path`, checked once and not kept longer than loading it takes; none where the
 /// file is a TorchScript one.
-std::unique_ptr<const AotPackage> open_package(const std::string& path) {
-  return path.ends_with(".pt2") ? std::make_unique<const AotPackage>(path) : nullptr;
+std::unique_ptr<const AotPackage> open_package(const std::string& path, const std::string& model) {
+  return path.ends_with(".pt2") ? std::make_unique<const AotPackage>(path, model) : nullptr;
 }
+
+/// A file that has run once.
+struct Loaded {
+  std::string file, kind;
+  CompiledForward forward;
+  double load_s = 0, first_s = 0;
+};
 
 Tensors make_inputs(const std::vector<TensorSpec>& specs, std::optional<int64_t> size,
                     const Options& options) {
@@ -146,7 +97,7 @@ Tensors make_inputs(const std::vector<TensorSpec>& specs, std::optional<int64_t>
     const auto floating = at::isFloatingType(spec.dtype);
     const auto drawn = floating ? torch::randn(sizes, torch::kFloat32)
                                 : torch::randint(options.below, sizes, torch::kInt64);
-    inputs.push_back(drawn.to(options.device, spec.dtype));
+    inputs.push_back(drawn.to(options.device, spec.dtype).contiguous(spec.memory_format()));
   }
   return inputs;
 }
@@ -164,22 +115,28 @@ std::vector<TensorSpec> choose_specs(const AotPackage* package, const Options& o
                       "packages that torchpace wrote say what they take");
 }
 
-Loaded load_package(const AotPackage& package, const Options& options, const Tensors& inputs) {
+constexpr const char* kOtherInputs = "give others with --input or --dynamic";
+
+/// Throws ArchiveError where the package is for another machine or refuses some of the inputs, by
+/// what it says of them and by a run of each with AOTInductor's own checks: its code has none.
+void check_package(const AotPackage& package, const std::vector<Tensors>& all_inputs,
+                   const Options& options) {
   package.check_environment(options.device, options.threads);
-  package.check_inputs(inputs);
-  if (!package.is_own()) check_by_running(package, options, inputs);
-  Loaded loaded;
-  const auto version = package.get("torchpace.torch");
-  loaded.kind = "AOTInductor package" + (version.empty() ? "" : " of torch " + version);
-  loaded.specs = package.input_specs();
+  for (const auto& inputs : all_inputs) package.check_inputs(inputs);
   const auto threads = package.get("torchpace.threads");
   if (options.device.is_cpu() && !threads.empty())
     at::set_num_threads(Settings{{"threads", threads}}.require<int>("threads"));
+  check_by_running(package, options.device, all_inputs, kOtherInputs);
+}
+
+Loaded load_package(const AotPackage& package, const Options& options) {
+  Loaded loaded;
+  const auto version = package.get("torchpace.torch");
+  loaded.kind = "AOTInductor package" + (version.empty() ? "" : " of torch " + version);
   loaded.load_s = time_once_s(
       [&] {
-        auto runner = std::shared_ptr<AotRunner>(
-            package.load(options.device, static_cast<std::size_t>(options.streams)));
-        loaded.forward = [runner](const Tensors& x) { return first_floating(runner->run(x)); };
+        loaded.forward =
+            aot_forward(package.load(options.device, static_cast<std::size_t>(options.streams)));
       },
       options.device);
   return loaded;
@@ -197,18 +154,63 @@ Loaded load_script(const std::string& path, const Options& options) {
   return loaded;
 }
 
+/// What `action` gives. Throws ArchiveError where it fails on inputs of these specs.
+template <class Action>
+auto tried(const Loaded& loaded, const Tensors& inputs, const Action& action) {
+  try {
+    const c10::InferenceMode inference;
+    return action();
+  } catch (const std::exception& error) {
+    const auto reason = one_line_of(error);
+    throw ArchiveError(loaded.file + ": the file refuses these inputs, " + text_of(inputs) + ": " +
+                       reason + "; " + inputs_advice(reason, kOtherInputs));
+  }
+}
+
+/// Throws ArchiveError where the file changes its inputs or buffers, or returns no tensor:
+/// `outputs` are those of a call of copies that `watch` has seen.
+void check_call(const Loaded& loaded, const Tensors& outputs, const ChangeWatch& watch,
+                const StateWatch& state) {
+  try {
+    expect_unchanged(watch);
+    expect_unchanged(state);
+  } catch (const c10::Error& error) {
+    throw ArchiveError(loaded.file + ": " + one_line_of(error));
+  }
+  if (outputs.empty()) {
+    throw ArchiveError(loaded.file +
+                       ": expected a forward that returns tensors, found one that returns none; "
+                       "return a tensor in place of a number or a text");
+  }
+}
+
+/// The outputs for each of the inputs, from copies of them. Throws ArchiveError where the file
+/// refuses some, or cannot be timed on the same inputs again and again.
+std::vector<Tensors> outputs_of(const Loaded& loaded, const std::vector<Tensors>& all_inputs) {
+  const StateWatch state(loaded.forward.state);
+  std::vector<Tensors> all;
+  for (const auto& inputs : all_inputs) {
+    const auto copies = copies_of(inputs);
+    const ChangeWatch watch(copies, /*by_value=*/true);
+    all.push_back(tried(loaded, inputs, [&] {
+      Tensors outputs;
+      for (const auto& output : loaded.forward.outputs(copies)) outputs.push_back(plain(output));
+      return outputs;
+    }));
+    check_call(loaded, all.back(), watch, state);
+  }
+  return all;
+}
+
 /// Loads `path`, whose package this takes, and runs it once.
 Loaded load(const std::string& path, std::unique_ptr<const AotPackage> package,
-            const Options& options, const Tensors& inputs) {
-  auto loaded = package ? load_package(*package, options, inputs) : load_script(path, options);
+            const Tensors& inputs, const Options& options) {
+  auto loaded = package ? load_package(*package, options) : load_script(path, options);
   loaded.file = path;
-  c10::InferenceMode inference;
-  try {
-    loaded.first_s = time_once_s([&] { loaded.forward(inputs); }, options.device);
-  } catch (const std::exception& error) {
-    throw ArchiveError(path + ": the file refuses these inputs: " + one_line_of(error) +
-                       "; give others with --input");
-  }
+  const auto copies = copies_of(inputs);
+  loaded.first_s = tried(loaded, inputs, [&] {
+    return time_once_s([&] { loaded.forward.call(copies); }, options.device);
+  });
   return loaded;
 }
 
@@ -228,11 +230,11 @@ double concurrent_calls_per_s(const Loaded& loaded, const Tensors& inputs, const
       }
       try {
         c10::InferenceMode inference;
-        settle_steps([&] { loaded.forward(inputs); }, options.device);
+        settle_steps([&] { loaded.forward.call(inputs); }, options.device);
         ++ready;
         while (!begin) std::this_thread::yield();
         while (!stop) {
-          loaded.forward(inputs);
+          loaded.forward.call(inputs);
           if (stream) stream->current_stream().synchronize();
           ++calls;
         }
@@ -269,7 +271,7 @@ Row measure_row(const Loaded& loaded, const Tensors& inputs, const Options& opti
   Row row;
   for (const auto& input : inputs) row.inputs.push_back(TensorSpec::of(input));
   c10::InferenceMode inference;
-  const auto step = [&] { loaded.forward(inputs); };
+  const auto step = [&] { loaded.forward.call(inputs); };
   MeasureOptions measuring{.phase = Phase::kLatency, .stop = {.max_seconds = options.seconds}};
   row.latency = measure(step, options.device, measuring);
   row.latency.name = loaded.file;
@@ -302,9 +304,9 @@ void print_file(const Loaded& loaded) {
 void print_row(const Row& row, const Options& options) {
   const auto interval = row.latency.step();
   print("inputs", text_of(row.inputs));
-  print("latency", format_ns(interval.median) + " [" + format_ns(interval.low) + ", " +
-                       format_ns(interval.high) + "], p90 " + percentile_text(row.latency, 0.9) +
-                       ", p99 " + percentile_text(row.latency, 0.99));
+  print("latency", format_ns(interval.median) + ' ' + format_bounds_ns(interval) + ", p90 " +
+                       percentile_text(row.latency, 0.9) + ", p99 " +
+                       percentile_text(row.latency, 0.99));
   print("throughput",
         format_si(row.calls_per_s * row.latency.items) + "items/s, " + format_si(row.calls_per_s) +
             "calls/s" +
@@ -349,46 +351,70 @@ std::string comparison_json(const Comparison& c) {
       .add("max_abs_error", c.max_abs_error)
       .add("tolerance", c.tolerance)
       .add("rounds", c.rounds)
+      .add("note", c.note)
       .str();
 }
 
-/// Interleaved, the outputs checked first; the reference is the file named first.
-Comparison compare_files(const Loaded& reference, const Loaded& candidate, const Tensors& inputs,
-                         const Options& options) {
-  const auto callable = [](const Loaded& loaded) {
-    return [&loaded](const auto&... x) { return loaded.forward({x...}); };
-  };
-  if (inputs.size() > 4) throw SettingsError("--compare: expected 1 to 4 inputs");
-  Inputs all(inputs[0]);
-  all.assign(inputs.begin(), inputs.end());
-  return compare(callable(reference), callable(candidate), all, {.max_seconds = options.seconds});
+/// The other file, and how its outputs compare with the first one's for each of the inputs.
+struct Other {
+  Loaded loaded;
+  std::vector<Comparison> comparisons;
+};
+
+Other load_other(std::unique_ptr<const AotPackage> package, const std::vector<Tensors>& expected,
+                 const std::vector<Tensors>& all_inputs, const Options& options) {
+  Other other{load(options.other, std::move(package), all_inputs[0], options), {}};
+  const auto found = outputs_of(other.loaded, all_inputs);
+  for (std::size_t i = 0; i < found.size(); ++i)
+    other.comparisons.push_back(compare_outputs(expected[i], found[i]));
+  return other;
+}
+
+/// In interleaved rounds, where the outputs agree; the reference is the file named first.
+void compare_times(const Loaded& reference, const Loaded& candidate, const Tensors& inputs,
+                   const Options& options, Comparison& result) {
+  if (result.verdict == Verdict::kInvalid) return;
+  const c10::InferenceMode inference;
+  compare_steps([&] { reference.forward.call(inputs); }, [&] { candidate.forward.call(inputs); },
+                options.device, {.max_seconds = options.seconds}, result);
+}
+
+/// A model that is named is the other file's too, where that one has several.
+std::string other_model(const Options& options) {
+  if (options.model_name.empty() || !options.other.ends_with(".pt2")) return "";
+  const auto models = AotPackage::models(Archive(options.other));
+  return models.size() > 1 ? options.model_name : "";
 }
 
 int run(const Options& options) {
   if (options.threads > 0) at::set_num_threads(options.threads);
-  auto package = open_package(options.file);
+  auto package = open_package(options.file, options.model_name);
+  std::unique_ptr<const AotPackage> other_package;
+  if (!options.other.empty()) other_package = open_package(options.other, other_model(options));
   const auto specs = choose_specs(package.get(), options);
   std::vector<std::optional<int64_t>> sizes(options.sizes.begin(), options.sizes.end());
   if (sizes.empty()) sizes.emplace_back();
 
-  auto inputs = make_inputs(specs, sizes[0], options);
-  const auto loaded = load(options.file, std::move(package), options, inputs);
-  std::optional<Loaded> other;
+  std::vector<Tensors> all_inputs;
+  for (const auto& size : sizes) all_inputs.push_back(make_inputs(specs, size, options));
+  if (package) check_package(*package, all_inputs, options);
+  if (other_package) check_package(*other_package, all_inputs, options);
+  const auto loaded = load(options.file, std::move(package), all_inputs[0], options);
+  const auto outputs = outputs_of(loaded, all_inputs);
+  std::optional<Other> other;
   if (!options.other.empty())
-    other = load(options.other, open_package(options.other), options, inputs);
+    other = load_other(std::move(other_package), outputs, all_inputs, options);
   if (!options.json) print_file(loaded);
 
   std::vector<std::string> rows, comparisons;
   int code = kOk;
-  for (const auto& size : sizes) {
-    inputs = make_inputs(specs, size, options);
-    AotPackage::check_inputs(loaded.file, loaded.specs, inputs);
-    if (other) AotPackage::check_inputs(other->file, other->specs, inputs);
-    const auto row = measure_row(loaded, inputs, options);
+  for (std::size_t i = 0; i < all_inputs.size(); ++i) {
+    const auto row = measure_row(loaded, all_inputs[i], options);
     rows.push_back(row_json(row));
     if (!options.json) print_row(row, options);
     if (!other) continue;
-    const auto comparison = compare_files(loaded, *other, inputs, options);
+    auto& comparison = other->comparisons[i];
+    compare_times(loaded, other->loaded, all_inputs[i], options, comparison);
     comparisons.push_back(comparison_json(comparison));
     if (comparison.verdict == Verdict::kInvalid) code = kParityFailed;
     if (!options.json) {
@@ -401,14 +427,15 @@ int run(const Options& options) {
   if (!options.json) {
     print("peak memory", memory_text(peak, options.device));
     if (other) {
-      print_file(*other);
+      print_file(other->loaded);
       std::printf("  a speedup above 1: this second file is faster\n");
     }
     return code;
   }
   JsonObject json;
   json.raw("file", file_json(loaded)).raw("rows", json_array(rows));
-  if (other) json.raw("other", file_json(*other)).raw("comparisons", json_array(comparisons));
+  if (other)
+    json.raw("other", file_json(other->loaded)).raw("comparisons", json_array(comparisons));
   json.add("peak_resident_bytes", peak.resident_peak_bytes)
       .add("device_allocated_peak_bytes", peak.device_allocated_peak_bytes)
       .add("device_reserved_peak_bytes", peak.device_reserved_peak_bytes)
@@ -429,7 +456,8 @@ int main(int argc, char** argv) {
     Settings settings;
     std::string line;
     for (int i = 1; i < argc; ++i) line += std::string(argv[i]) + ' ';
-    return run(Options(Settings::parse(line)));
+    const int code = run(Options(Settings::parse(line)));
+    return output_is_lost() ? report(kLostOutput, kFailed) : code;
   } catch (const DeviceUnavailable& error) {
     return report(error.what(), kSkipped);
   } catch (const SettingsError& error) {

@@ -1,6 +1,7 @@
 // The C++ worker: one runtime, any case of torchpace, under the control of `torchpace compare`.
 #include <iostream>
 #include <string>
+#include <torchpace/standard_output.hpp>
 #include <torchpace/worker.hpp>
 #include <vector>
 
@@ -19,7 +20,9 @@ int list_runtimes() {
   }
   std::cout << torchpace::JsonObject().raw("runtimes", torchpace::json_array(runtimes)).str()
             << '\n';
-  return 0;
+  if (!torchpace::output_is_lost()) return 0;
+  std::cerr << "torchpace_worker: " << torchpace::kLostOutput << '\n';
+  return 1;
 }
 
 int usage(const std::string& problem) {

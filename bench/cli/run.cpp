@@ -54,6 +54,8 @@ Settings settings_of(const RunOptions& o) {
   set("seconds", o.seconds);
   set("torchscript", o.torchscript);
   set("compare", o.compare);
+  set("model_name", o.model_name);
+  set("libraries", paths_of_libraries(o.libraries));
   if (!o.dynamic.empty()) settings.set("dynamic", checked_sizes(o.dynamic));
   if (o.json) settings.set("json", "1");
   return settings;
@@ -69,7 +71,6 @@ int run_to_status(Command command) {
   if (child == 0) {
     prctl(PR_SET_PDEATHSIG, SIGKILL);
     if (getppid() != parent) _exit(127);
-    std::signal(SIGPIPE, SIG_DFL);
     for (const auto& [key, value] : command.environment) setenv(key.c_str(), value.c_str(), 1);
     execv(words[0], words.data());
     _exit(127);

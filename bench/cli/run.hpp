@@ -10,7 +10,9 @@ namespace torchpace::cli {
 struct RunOptions {
   std::string file;
   std::vector<std::string> inputs;
-  std::string below, dynamic, device, threads, streams, seconds, torchscript, compare, python;
+  std::string below, dynamic, device, threads, streams, seconds, torchscript, compare, model_name,
+      python;
+  std::vector<std::string> libraries;
   bool json = false;
 };
 
