@@ -23,6 +23,20 @@ namespace {
 
 namespace fs = std::filesystem;
 
+/// The beginnings of what libraries of kernels and of threads read.
+constexpr const char* kMathVariables[] = {"MKL_",
+                                          "DNNL_",
+                                          "ONEDNN_",
+                                          "OPENBLAS_",
+                                          "BLIS_",
+                                          "KMP_",
+                                          "GOMP_",
+                                          "OMP_",
+                                          "ATEN_",
+                                          "CUBLAS_",
+                                          "NVIDIA_TF32_OVERRIDE",
+                                          "CUDA_LAUNCH_BLOCKING"};
+
 std::string now_utc() {
   return fmt::format("{:%Y-%m-%dT%H:%M:%SZ}", fmt::gmtime(std::time(nullptr)));
 }
@@ -56,16 +70,18 @@ Results resumed(const CompareOptions& options, Results fresh, std::vector<Case>&
   return fresh;
 }
 
-void report(const Results& results, const CompareOptions& options,
+/// False where the page could not be written.
+bool report(const Results& results, const CompareOptions& options,
             const Installation& installation) {
   const fs::path folder = options.output;
   print_report(results, std::cout, isatty(STDOUT_FILENO) == 1);
   std::cout.flush();
   write_markdown(results, folder / "report.md");
   say(fmt::format("wrote {} and report.md", (folder / "results.json").string()));
-  if (options.no_html) return;
+  if (options.no_html) return true;
   const auto page = make_html(installation, folder / "results.json", folder);
   say(page.message);
+  return page.outcome != HtmlPage::Outcome::failed;
 }
 
 int verdict_of(const Results& results, const std::optional<FailOn>& fail_on) {
@@ -113,17 +129,43 @@ Results fresh_results(const ExperimentOptions& experiment, const Json& host) {
   return results;
 }
 
-/// False when the user stopped it.
-bool run_experiment(ExperimentOptions experiment, Results& results) {
+/// Returns kInterrupted when the user stopped it, kBadInput where nothing could be measured because
+/// of what the user has given.
+int run_experiment(ExperimentOptions options, Results& results) {
   Progress progress;
   try {
-    Experiment(std::move(experiment), results, progress).run();
-    return true;
+    Experiment experiment(std::move(options), results, progress);
+    experiment.run();
+    return experiment.met_bad_input_only() ? kBadInput : kOk;
   } catch (const Interrupted&) {
     clear_interrupt();
     progress.say("interrupted: what was measured is kept, --resume continues");
-    return false;
+    return kInterrupted;
   }
+}
+
+/// Of the environment that all workers get.
+std::vector<Warning> warn_of_variables(const std::vector<std::string>& removed, const Json& host) {
+  std::vector<Warning> warnings;
+  const auto add = [&](const std::string& text) {
+    say(text);
+    warnings.push_back({"environment", "warning", text, "", ""});
+  };
+  if (!removed.empty()) {
+    add(fmt::format("removed for all workers: {}; {} would change what is compiled or how it runs",
+                    fmt::join(removed, ", "), removed.size() == 1 ? "it" : "they"));
+  }
+  std::vector<std::string> inherited;
+  for (const auto& [name, value] : host.value("variables", Json::object()).items()) {
+    const auto begins = [&name = name](const char* prefix) { return name.starts_with(prefix); };
+    const bool is_ours = name == "OMP_NUM_THREADS" || name == "MKL_NUM_THREADS";
+    if (is_ours || std::none_of(std::begin(kMathVariables), std::end(kMathVariables), begins))
+      continue;
+    inherited.push_back(fmt::format("{}={}", name, value.get<std::string>()));
+  }
+  if (!inherited.empty())
+    add(fmt::format("in force for all workers: {}", fmt::join(inherited, ", ")));
+  return warnings;
 }
 
 }  // namespace
@@ -132,14 +174,20 @@ int compare(const CompareOptions& options, const std::function<void(ExperimentOp
   check_values(options);
   std::optional<FailOn> fail_on;
   if (!options.fail_on.empty()) fail_on = parse_fail_on(options.fail_on);
+  const auto removed = remove_compile_variables();
   const auto installation = find_installation(options.python);
   const auto host = host_environment();
   auto experiment = planned(options, installation, host);
+  for (auto& warning : warn_of_variables(removed, host)) {
+    experiment.warnings.push_back(std::move(warning));
+  }
   change(experiment);
   auto results = resumed(options, fresh_results(experiment, host), experiment.cases);
-  const bool finished = run_experiment(std::move(experiment), results);
-  report(results, options, installation);
-  return finished ? verdict_of(results, fail_on) : kInterrupted;
+  const int ending = run_experiment(std::move(experiment), results);
+  const bool is_written = report(results, options, installation);
+  if (ending != kOk) return ending;
+  const int verdict = verdict_of(results, fail_on);
+  return verdict == kOk && !is_written ? kCaseFailed : verdict;
 }
 
 int compare(const CompareOptions& options) {

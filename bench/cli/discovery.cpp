@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <charconv>
 #include <cstdlib>
 #include <sstream>
 
@@ -17,6 +18,12 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr double kListLimit_s = 120;  // Python from a cold disk is slow to start
+
+/// The beginnings of what torch's compilers and its JIT read.
+constexpr const char* kCompileVariables[] = {
+    "TORCHDYNAMO_",    "TORCH_DYNAMO_",   "TORCH_COMPILE_",      "TORCHINDUCTOR_",
+    "TORCH_INDUCTOR_", "AOT_INDUCTOR_",   "AOTINDUCTOR_",        "AOTI_",
+    "PYTORCH_JIT",     "PYTORCH_NVFUSER", "PYTORCH_TENSOREXPR_", "PYTHONWARNINGS"};
 
 fs::path program_folder() {
   std::error_code ignored;
@@ -122,6 +129,45 @@ std::string find_jemalloc() {
 std::string variable(const char* name) {
   const char* value = std::getenv(name);
   return value == nullptr ? "" : value;
+}
+
+std::vector<std::string> remove_compile_variables() {
+  const auto is_one = [](const std::string& name) {
+    // How many processes compile, or where, is the user's to say.
+    if (name == "TORCHINDUCTOR_COMPILE_THREADS") return false;
+    return std::any_of(std::begin(kCompileVariables), std::end(kCompileVariables),
+                       [&](const char* prefix) { return name.starts_with(prefix); });
+  };
+  std::vector<std::string> found;
+  for (char** entry = environ; *entry != nullptr; ++entry) {
+    const std::string text = *entry;
+    if (is_one(text.substr(0, text.find('=')))) found.push_back(text);
+  }
+  for (const auto& text : found) unsetenv(text.substr(0, text.find('=')).c_str());
+  std::sort(found.begin(), found.end());
+  return found;
+}
+
+std::optional<int> threads_of_environment() {
+  const auto text = variable("OMP_NUM_THREADS");
+  int value = 0;
+  const auto [stop, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+  const bool ends = stop == text.data() + text.size() || *stop == ',';
+  return error == std::errc() && ends && value > 0 ? std::optional(value) : std::nullopt;
+}
+
+std::string paths_of_libraries(const std::vector<std::string>& files) {
+  std::string paths;
+  for (const auto& file : files) {
+    const auto refuse = [&](const std::string& expected) {
+      throw Error(fmt::format("--load-library: expected {}, found '{}'", expected, file));
+    };
+    if (!is_file(file) || access(file.c_str(), R_OK) != 0) refuse("a shared library (.so)");
+    const auto path = fs::absolute(file).lexically_normal().string();
+    if (path.find(',') != std::string::npos) refuse("a path without a comma");
+    paths += (paths.empty() ? "" : ",") + path;
+  }
+  return paths;
 }
 
 Installation find_installation(const std::string& python_option) {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <filesystem>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -17,6 +18,18 @@ struct Installation {
 
 /// Of the environment; empty where it is not set.
 std::string variable(const char* name);
+
+/// Removes from this program, and so from all that it starts, the variables that change what torch
+/// compiles or how it runs it, and those by which Python takes warnings for errors. Returns those
+/// that were there, NAME=VALUE.
+std::vector<std::string> remove_compile_variables();
+
+/// What OMP_NUM_THREADS asks for, on the outermost level; nullopt where it does not.
+std::optional<int> threads_of_environment();
+
+/// The files of --load-library as one value of a settings line: absolute paths, separated by
+/// commas. Throws Error where one is none that can be read.
+std::string paths_of_libraries(const std::vector<std::string>& files);
 
 /// `python_option`: --python; else TORCHPACE_PYTHON, the tree's .venv, the one of the build,
 /// python3. TORCHPACE_PYTHON_PATH names the package's folder. Throws Error when one that the user

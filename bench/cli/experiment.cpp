@@ -15,6 +15,7 @@
 #include "gate.hpp"
 #include "interrupt.hpp"
 #include "machine.hpp"
+#include "plausible.hpp"
 #include "team.hpp"
 #include "words.hpp"
 
@@ -170,6 +171,12 @@ double Experiment::left_s() const {
   return spent_s / static_cast<double>(loads_done_) * static_cast<double>(loads_left_);
 }
 
+bool Experiment::met_bad_input_only() const {
+  return !files_.empty() && std::all_of(files_.begin(), files_.end(), [](const Exported& files) {
+    return files.status == Status::failed && files.mendable;
+  });
+}
+
 void Experiment::save() {
   results_.elapsed_s = elapsed_s();
   derive(results_);
@@ -182,7 +189,9 @@ void Experiment::run() {
   try {
     export_all();
     pass_gates();
+    uncounted([&] { measure_limits(results_); });
     run_generations();
+    confirm_implausible(results_);
   } catch (const Interrupted&) {
     save();
     throw;
@@ -208,7 +217,15 @@ void Experiment::give_folders() {
 
 void Experiment::export_all() {
   std::vector<Exporter> exporters;
-  for (const auto& command : options_.exporters) exporters.emplace_back(command);
+  for (const auto& command : options_.exporters) {
+    exporters.emplace_back(command, options_.export_limit_s);
+  }
+  export_cases(exporters);
+  make_artifacts(exporters);
+  uncounted([&] { exporters.clear(); });
+}
+
+void Experiment::export_cases(std::vector<Exporter>& exporters) {
   std::set<std::string> notes;  // said once, also where many cases have it
   std::vector<size_t> left_out;
   for (size_t i = 0; i < options_.cases.size(); ++i) {
@@ -221,7 +238,6 @@ void Experiment::export_all() {
     if (options_.cases[i].optional && files.status == Status::skipped) left_out.push_back(i);
   }
   leave_out(left_out);
-  make_artifacts(exporters);
 }
 
 /// Files are made once and then found: what that takes is not taken from the time of the rounds.
@@ -241,7 +257,8 @@ void Experiment::export_case(size_t index, Exporter& exporter, std::set<std::str
     progress_.say(files.note);
     results_.warn({"export", "warning", files.note, "", ""});
   }
-  if (files.status == Status::ok || item.optional) return;
+  if (files.status == Status::ok) return;
+  if (files.status == Status::skipped && item.optional) return;  // will be left out
   for (const auto& spec : options_.runtimes) {
     add_row(result, spec.runtime, files.status, files.reason);
   }

@@ -28,6 +28,7 @@ struct ExperimentOptions {
   std::vector<WorkerSpec> runtimes;   // with the environment that all get; the reference among them
   std::map<std::string, int> curves;  // family -> steps
   std::vector<Command> exporters;  // the first makes cases; a runtime says whose artifacts it loads
+  double export_limit_s = 3600;    // for the files of one case
   std::filesystem::path output;    // folder, exists
   double patience_s = 30;
   bool adapts_generations = false;         // fewer where the time does not suffice
@@ -64,8 +65,11 @@ class Experiment {
   Experiment(ExperimentOptions options, Results& results, Progress& progress);
 
   /// Runs what is missing and writes results.json. Throws Interrupted after writing what there is,
-  /// Error when the export or the disk fails.
+  /// Error when the disk fails.
   void run();
+
+  /// Whether nothing could be measured because of what the user has given: models above all.
+  bool met_bad_input_only() const;
 
  private:
   struct Visit {
@@ -76,6 +80,7 @@ class Experiment {
 
   void give_folders();
   void export_all();
+  void export_cases(std::vector<Exporter>& exporters);
   void export_case(size_t index, Exporter& exporter, std::set<std::string>& notes);
   void leave_out(const std::vector<size_t>& indices);
   void make_artifacts(std::vector<Exporter>& exporters);

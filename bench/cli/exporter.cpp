@@ -2,15 +2,18 @@
 
 #include <fmt/format.h>
 
-#include "error.hpp"
+#include <algorithm>
+
+#include "interrupt.hpp"
 
 namespace torchpace::cli {
 namespace {
 
-/// Weights and truth of the largest cases take minutes on a small machine.
-constexpr double kExportLimit_s = 3600;
 /// Beyond the limit of a compile: the case's files come first, and killing the compilers last.
 constexpr double kArtifactGrace_s = 600;
+constexpr double kPutAway_s = 5;  // that ending may take: files half made, compilers, torch itself
+/// How the exporter refers to the standard error that it shares with what it starts.
+constexpr const char* kAbove = "; its output is above";
 
 /// The status and the reason that an answer gives.
 template <class Result>
@@ -19,8 +22,15 @@ void take_status(Result& result, const Json& json, const char* what) {
        {std::pair{"error", Status::failed}, {"skipped", Status::skipped}}) {
     if (!json.contains(key)) continue;
     result.status = status;
-    result.reason = fmt::format("{}{}", what, json.value(key, ""));
+    const Json& text = json[key];
+    result.reason =
+        fmt::format("{}{}", what, text.is_string() ? text.get<std::string>() : text.dump());
   }
+}
+
+/// No interpreter, or none with torch: --python names another one.
+bool is_of_installation(const std::string& death) {
+  return death.starts_with("cannot run ") || death.find("ModuleNotFoundError") != std::string::npos;
 }
 
 }  // namespace
@@ -36,8 +46,19 @@ Settings Exported::settings_of(const std::string& runtime) const {
   return result;
 }
 
-Json Exporter::ask(const std::string& line, double limit_s) {
+Exporter::~Exporter() {
+  if (!process_) return;
+  try {
+    process_->close_input();
+    process_->wait(in_seconds(kPutAway_s));
+  } catch (const std::exception&) {  // Ctrl-C, now or before
+    process_->terminate(in_seconds(kPutAway_s));
+  }
+}
+
+Json Exporter::ask(const std::string& line, double limit_s, const char* option) {
   if (!process_) process_ = std::make_unique<Process>(command_);
+  process_->forget_errors();
   try {
     process_->write_line(line, in_seconds(limit_s));
     const auto answer = process_->read_line(in_seconds(limit_s));
@@ -45,11 +66,22 @@ Json Exporter::ask(const std::string& line, double limit_s) {
     if (json.is_object()) return json;
     throw ProcessError(fmt::format("expected one line of JSON, found '{}'", answer.substr(0, 200)));
   } catch (const ProcessError& error) {
-    process_->kill();
-    const auto tail = process_->stderr_tail();
+    const bool hangs = process_->is_alive();
+    if (hangs) process_->ask_where_it_is();
+    process_->terminate(in_seconds(kPutAway_s));
+    const auto text =
+        fmt::format("{}{}{}", error.what(), hangs ? fmt::format(" ({} {:g})", option, limit_s) : "",
+                    process_->death_notice());
     process_.reset();
-    throw ProcessError(fmt::format("{}{}{}", error.what(), tail.empty() ? "" : ": ", tail));
+    throw ProcessError(text);
   }
+}
+
+/// An answer can point at what only we have read.
+void Exporter::complete(std::string& reason) {
+  const auto at = reason.rfind(kAbove);
+  if (at == std::string::npos) return;
+  reason.replace(at, std::string(kAbove).size(), process_->death_notice());
 }
 
 Exported Exporter::export_case(const Case& item) {
@@ -57,11 +89,16 @@ Exported Exporter::export_case(const Case& item) {
   result.settings = item.settings;
   Json json;
   try {
-    json = ask(item.settings.line(), kExportLimit_s);
+    json = ask(item.settings.line(), limit_s_, "--export-limit");
   } catch (const ProcessError& error) {
-    throw Error(fmt::format("the export of {} failed: {}", item.name, error.what()));
+    result.status = Status::failed;
+    result.reason = fmt::format("export: {}", error.what());
+    result.mendable = is_of_installation(error.what());
+    return result;
   }
   take_status(result, json, "export: ");
+  complete(result.reason);
+  result.mendable = json.contains("mendable");
   for (const char* key : {"state", "truth", "tokens"}) {
     if (const auto path = json.value(key, ""); !path.empty()) result.settings.set(key, path);
   }
@@ -74,6 +111,7 @@ Exported Exporter::export_case(const Case& item) {
     if (value.is_number()) result.memory_bytes[key] = value.get<double>();
   }
   result.note = json.value("note", "");
+  result.no_golden = json.value("no_golden", "");
   return result;
 }
 
@@ -83,8 +121,9 @@ Artifact Exporter::make_artifact(Settings settings, const std::string& kind, dou
   settings.set("make", kind);
   settings.set("compile_limit", fmt::format("{:g}", limit_s));
   try {
-    const auto json = ask(settings.line(), limit_s + kArtifactGrace_s);
+    const auto json = ask(settings.line(), limit_s + kArtifactGrace_s, "--compile-limit");
     take_status(result, json, "");
+    complete(result.reason);
     result.path = json.value("artifact", "");
     if (json.contains("compile_s") && json["compile_s"].is_number()) {
       result.compile_s = json["compile_s"].get<double>();
@@ -97,7 +136,7 @@ Artifact Exporter::make_artifact(Settings settings, const std::string& kind, dou
     }
   } catch (const ProcessError& error) {
     result.status = Status::failed;
-    result.reason = fmt::format("artifact {}: the exporter {}", kind, error.what());
+    result.reason = fmt::format("artifact {}: the exporter: {}", kind, error.what());
   }
   return result;
 }

@@ -29,8 +29,10 @@ struct Exported {
   std::map<std::string, Settings> own;         // runtime -> what it loads in place of the case's
   std::map<std::string, double> memory_bytes;  // counted: parameters, activations, ...
   std::string note;                            // e.g. that a damaged cache entry was rebuilt
+  std::string no_golden;                       // why there is no float64 run
   Status status = Status::ok;
   std::string reason;
+  bool mendable = false;  // the reason is something that the user has given
 
   /// What a runtime loads.
   Settings settings_of(const std::string& runtime) const;
@@ -39,9 +41,15 @@ struct Exported {
 class Exporter {
  public:
   /// `command`: `python -m torchpace.export --cache DIR`. Nothing is started before it is needed.
-  explicit Exporter(Command command) : command_(std::move(command)) {}
+  /// `limit_s`: what the files of one case may take.
+  Exporter(Command command, double limit_s) : command_(std::move(command)), limit_s_(limit_s) {}
 
-  /// Throws Error when the exporter cannot be run or ends, Interrupted on Ctrl-C.
+  /// Lets it put away what it has begun.
+  ~Exporter();
+  Exporter(Exporter&&) = default;
+
+  /// What fails, dies or hangs costs only the case: the next one has a new exporter. Throws
+  /// Interrupted on Ctrl-C.
   Exported export_case(const Case& item);
 
   /// Has the artifact of a kind made for the case of these settings. What fails costs only the
@@ -50,9 +58,12 @@ class Exporter {
 
  private:
   /// Throws ProcessError with the last words of the exporter, which is restarted by the next call.
-  Json ask(const std::string& line, double limit_s);
+  /// `option` is the one that raises the limit.
+  Json ask(const std::string& line, double limit_s, const char* option);
+  void complete(std::string& reason);
 
   Command command_;
+  double limit_s_;
   std::unique_ptr<Process> process_;
 };
 

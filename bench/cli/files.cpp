@@ -18,9 +18,12 @@ bool is_file(const fs::path& path) {
 }
 
 TemporaryFolder::TemporaryFolder() {
-  auto name = (fs::temp_directory_path() / "torchpace-XXXXXX").string();
+  const char* named = std::getenv("TMPDIR");
+  const fs::path parent = named == nullptr || *named == '\0' ? "/tmp" : named;
+  auto name = (parent / "torchpace-XXXXXX").string();
   if (mkdtemp(name.data()) == nullptr) {
-    throw Error(fmt::format("{}: no temporary folder can be made: {}", name, std::strerror(errno)));
+    throw Error(fmt::format("TMPDIR: expected a folder to write to, found {}: {}; set TMPDIR to one",
+                            parent.string(), std::strerror(errno)));
   }
   path_ = name;
 }

@@ -9,14 +9,29 @@ namespace torchpace::cli {
 namespace {
 
 constexpr int kColdSteps = 10;  // the time to the tenth step is told beside the first's
+const std::string kReferenceIs = "the reference is ";  // begins a reason that is of all rows
 
 /// Rows of the others where the reference gives nothing to compare with.
 RuntimeResult without_reference(const std::string& runtime, const RuntimeResult& reference) {
   RuntimeResult row;
   row.runtime = runtime;
   row.status = reference.status;
-  row.reason = fmt::format("the reference {}: {}", reference.runtime, reference.reason);
+  row.reason = reference.reason.starts_with(kReferenceIs)
+                   ? fmt::format("the reference {} is {}", reference.runtime,
+                                 reference.reason.substr(kReferenceIs.size()))
+                   : fmt::format("the reference {}: {}", reference.runtime, reference.reason);
   return row;
+}
+
+/// By how much the tensor that is farthest off differs, in the norm that is not within its bound.
+std::string difference(const Parity& parity) {
+  const bool by_peak = !(parity.max_abs_error <= parity.tolerance);
+  const double error = by_peak ? parity.max_abs_error : parity.rms_error;
+  const double bound = by_peak ? parity.tolerance : parity.rms_tolerance;
+  if (std::isnan(error) || std::isnan(bound)) return parity.note;
+  return fmt::format("{} by {:.3g}{}, allowed {:.3g}{}{}", parity.worst, error,
+                     by_peak ? "" : " in the root mean square", bound,
+                     parity.note.empty() ? "" : "; ", parity.note);
 }
 
 /// The row of the second copy: it is judged like the reference and measured in the generations.
@@ -131,6 +146,7 @@ void Gate::serve(GateCase& gate_case, const WorkerSpec& spec, RuntimeResult& row
   row.environment = worker_->environment();
   if (spec.runtime == gate_case.result.reference) {
     write_values(gate_case, first.first_step_s);
+    check_reference(gate_case, row, first.first_step_s);
   } else if (gate_case.written) {
     check_values(gate_case, row, first.first_step_s);
   }
@@ -167,13 +183,33 @@ void Gate::write_values(GateCase& gate_case, double step_s) {
   }
 }
 
+/// Against the float64 run, in which nothing but rounding differs: what the reference gives is not
+/// right because it is the reference.
+void Gate::check_reference(GateCase& gate_case, RuntimeResult& row, double step_s) {
+  if (!gate_case.written || gate_case.item.own()) return;
+  const auto golden = gate_case.files.settings.get("truth", "");
+  if (golden.empty()) {
+    const auto& why = gate_case.files.no_golden;
+    warn(gate_case, "no-golden", "warning", "",
+         fmt::format("checked against the reference to sqrt(eps): no float64 run{}",
+                     why.empty() ? "" : fmt::format(" ({})", why)));
+    return;
+  }
+  row.parity = worker_->check(gate_case.values, golden, step_s);
+  if (row.parity->passed) return;
+  row.status = Status::invalid;
+  row.reason = fmt::format(
+      "{}farther from its own float64 run than rounding explains: {}; likely causes: random "
+      "numbers outside parameters and buffers, a source file that changed, an operation that loses "
+      "precision",
+      kReferenceIs, difference(*row.parity));
+}
+
 void Gate::check_values(GateCase& gate_case, RuntimeResult& row, double step_s) {
   row.parity = worker_->check(gate_case.values, gate_case.files.settings.get("truth", ""), step_s);
   if (row.parity->passed) return;
   row.status = Status::invalid;
-  row.reason = fmt::format("outputs differ from the reference's: {} by {:.3g}, allowed {:.3g}{}{}",
-                           row.parity->worst, row.parity->max_abs_error, row.parity->tolerance,
-                           row.parity->note.empty() ? "" : "; ", row.parity->note);
+  row.reason = fmt::format("outputs differ from the reference's: {}", difference(*row.parity));
 }
 
 void Gate::warn(const GateCase& gate_case, const std::string& code, const std::string& severity,

@@ -47,6 +47,7 @@ class Gate {
   void serve(GateCase& gate_case, const WorkerSpec& spec, RuntimeResult& row);
   void load(GateCase& gate_case, RuntimeResult& row);
   void write_values(GateCase& gate_case, double step_s);
+  void check_reference(GateCase& gate_case, RuntimeResult& row, double step_s);
   void check_values(GateCase& gate_case, RuntimeResult& row, double step_s);
   bool is_needed(const GateCase& gate_case, const WorkerSpec& spec) const;
   void warn(const GateCase& gate_case, const std::string& code, const std::string& severity,

@@ -197,7 +197,8 @@ void write_markdown(const Results& results, const std::filesystem::path& path) {
   const int error = errno;
   unlink(temporary.c_str());
   throw Error(fmt::format("{}: cannot be written: {}; free some space or choose another --output",
-                          path.string(), strerror(error)));
+                          path.string(), strerror(error)),
+              kCaseFailed);
 }
 
 }  // namespace torchpace::cli

@@ -13,6 +13,9 @@
 #include <csignal>
 #include <cstdio>
 #include <cstring>
+#include <filesystem>
+#include <fstream>
+#include <regex>
 #include <thread>
 
 #include "interrupt.hpp"
@@ -20,8 +23,12 @@
 namespace torchpace::cli {
 namespace {
 
-constexpr size_t kErrorBytesKept = 4096;
+constexpr size_t kErrorBytesKept = 65536;
+constexpr const char* kFramesBegin[] = {"Fatal Python error: ", "Stack (most recent call first)",
+                                        "Current thread 0x"};
+constexpr double kFrames_s = 1;  // that a program has to write where it is
 constexpr size_t kErrorLinesShown = 3;
+constexpr size_t kCodeShown = 160;
 constexpr size_t kLineLimit = size_t{256} << 20;  // a worker gone mad must not eat our memory
 
 struct Pipe {
@@ -66,6 +73,14 @@ std::vector<char*> pointers(std::vector<std::string>& strings) {
   return result;
 }
 
+/// When memory ends, the kernel is to end a worker and not the controller or the user's shell.
+void offer_to_the_kernel() {
+  const int file = open("/proc/self/oom_score_adj", O_WRONLY | O_CLOEXEC);
+  if (file < 0) return;
+  [[maybe_unused]] const auto written = write(file, "1000", 4);
+  close(file);
+}
+
 /// Runs in the child between fork and exec.
 [[noreturn]] void become(std::vector<char*>& arguments, std::vector<char*>& environment,
                          const std::array<int, 3>& streams, pid_t parent, int failure) {
@@ -73,6 +88,7 @@ std::vector<char*> pointers(std::vector<std::string>& strings) {
   prctl(PR_SET_PDEATHSIG, SIGKILL);
   // The parent may have died before the line above: then no signal would ever come.
   if (getppid() != parent) _exit(127);
+  offer_to_the_kernel();
   for (int i = 0; i < 3; ++i) dup2(streams[static_cast<size_t>(i)], i);
   // Handlers vanish at exec, but ignored signals would be inherited.
   std::signal(SIGPIPE, SIG_DFL);
@@ -86,6 +102,27 @@ std::vector<char*> pointers(std::vector<std::string>& strings) {
 int milliseconds_left(Clock::time_point deadline) {
   const auto left = std::chrono::ceil<std::chrono::milliseconds>(deadline - Clock::now()).count();
   return static_cast<int>(std::clamp<long long>(left, 0, 1'000'000));
+}
+
+/// The start of what faulthandler has written; the end where it has not.
+size_t begin_of_frames(const std::string& errors) {
+  size_t begin = errors.size();
+  for (const char* text : kFramesBegin) begin = std::min(begin, errors.find(text));
+  return begin;
+}
+
+bool is_of_the_user(const std::string& file) {
+  const auto holds = [&](const char* part) { return file.find(part) != std::string::npos; };
+  return !file.starts_with('<') && !holds("/site-packages/") && !holds("/dist-packages/") &&
+         !holds("/python/torchpace/") && !holds("/lib/python3");
+}
+
+std::string line_of(const std::string& file, size_t number) {
+  std::ifstream lines(file);
+  std::string line;
+  for (size_t i = 0; i < number; ++i) std::getline(lines, line);
+  const auto begin = line.find_first_not_of(" \t");
+  return !lines || begin == std::string::npos ? "" : line.substr(begin, kCodeShown);
 }
 
 }  // namespace
@@ -107,6 +144,19 @@ std::string describe_status(int status) {
   }
   const int code = WEXITSTATUS(status);
   return code == 0 ? "" : fmt::format("exit code {}", code);
+}
+
+std::string place_of_frames(const std::string& errors) {
+  static const std::regex kFrame("File \"([^\"]+)\", line ([0-9]+)");
+  const auto begin = errors.begin() + static_cast<long>(begin_of_frames(errors));
+  for (std::sregex_iterator frame(begin, errors.end(), kFrame), end; frame != end; ++frame) {
+    const auto file = (*frame)[1].str(), line = (*frame)[2].str();
+    if (!is_of_the_user(file)) continue;
+    const auto code = line_of(file, std::stoul(line));
+    return fmt::format(" at {}:{}{}{}", std::filesystem::path(file).filename().string(), line,
+                       code.empty() ? "" : ": ", code);
+  }
+  return "";
 }
 
 Process::Process(const Command& command) : name_(command.words.at(0)) { start(command); }
@@ -163,6 +213,33 @@ void Process::interrupt() {
   if (!reaped_) ::kill(-pid_, SIGINT);
 }
 
+void Process::terminate(Clock::time_point deadline) {
+  if (reaped_ || pid_ < 0) return;
+  close_input();
+  ::kill(-pid_, SIGTERM);
+  ::kill(-pid_, SIGCONT);
+  while (!ended_without_reaping() && Clock::now() < deadline) {
+    std::array<pollfd, 2> waits{{{out_, POLLIN, 0}, {err_, POLLIN, 0}}};
+    poll(waits.data(), waits.size(), 10);
+    if (waits[0].revents != 0) fill(out_, output_);
+    if (waits[1].revents != 0) fill_errors();
+    if (out_ < 0 && err_ < 0) std::this_thread::sleep_for(std::chrono::milliseconds(5));
+  }
+  kill();
+}
+
+void Process::ask_where_it_is() {
+  if (reaped_) return;
+  drain_errors();
+  ::kill(-pid_, SIGUSR1);
+  const auto deadline = in_seconds(kFrames_s);
+  while (err_ >= 0 && Clock::now() < deadline) {
+    pollfd wait{err_, POLLIN, 0};
+    if (poll(&wait, 1, milliseconds_left(deadline)) > 0) fill_errors();
+    if (errors_.find("_run_module_as_main", begin_of_frames(errors_)) != std::string::npos) return;
+  }
+}
+
 int Process::exit_code() const { return WIFEXITED(status_) ? WEXITSTATUS(status_) : -1; }
 
 bool Process::ended_without_reaping() const {
@@ -202,6 +279,7 @@ bool Process::fill_errors() {
   const auto known = errors_.size();
   const bool filled = fill(err_, errors_);
   if (echoes_) std::fwrite(errors_.data() + known, 1, errors_.size() - known, stderr);
+  if (errors_.size() > kErrorBytesKept) errors_.erase(0, errors_.size() - kErrorBytesKept);
   return filled;
 }
 
@@ -216,7 +294,6 @@ void Process::pump(Clock::time_point deadline, bool writable) {
   if (waits[0].revents != 0) fill(out_, output_);
   if (waits[1].revents != 0) {
     fill_errors();
-    if (errors_.size() > kErrorBytesKept) errors_.erase(0, errors_.size() - kErrorBytesKept);
   }
 }
 
@@ -267,11 +344,25 @@ std::string Process::how_it_ended() {
   return words.empty() ? "ended with exit code 0 before it answered" : words;
 }
 
-std::string Process::stderr_tail() {
+void Process::drain_errors() {
   while (err_ >= 0 && fill_errors()) {
   }
+}
+
+void Process::forget_errors() {
+  drain_errors();
+  errors_.clear();
+}
+
+std::string Process::death_notice() {
+  const auto tail = stderr_tail();
+  return place_of_frames(errors_) + (tail.empty() ? "" : "; its last words: " + tail);
+}
+
+std::string Process::stderr_tail() {
+  drain_errors();
   std::vector<std::string> lines(1);
-  for (const char c : errors_) {
+  for (const char c : errors_.substr(0, begin_of_frames(errors_))) {
     if (c == '\n' || c == '\r') {
       if (!lines.back().empty()) lines.emplace_back();
     } else {

@@ -61,13 +61,29 @@ class Process {
   /// Ctrl-C for the whole group.
   void interrupt();
 
+  /// Closes its input, asks the group to end (SIGTERM) so that it can put away what it has begun,
+  /// and kills what is left at the deadline. Waits also after Ctrl-C.
+  void terminate(Clock::time_point deadline);
+
+  /// Asks a Python program of ours that hangs where it is (SIGUSR1), for death_notice(). Ends
+  /// others.
+  void ask_where_it_is();
+
   /// SIGSTOP to the group; returns when all threads of the child itself have stopped.
   void stop();
   void resume();
   void kill();
 
-  /// The last lines of standard error on one line, empty when there were none.
+  /// The last lines of standard error on one line, empty when there were none. Without the frames
+  /// of Python that faulthandler writes there.
   std::string stderr_tail();
+
+  /// What to add to the way it ended: " at FILE:LINE: CODE" of the user's code, where Python has
+  /// said it, then "; its last words: ..."; empty where nothing is known.
+  std::string death_notice();
+
+  /// What has been written on standard error so far belongs to something else.
+  void forget_errors();
 
   /// False once the child was waited for or killed.
   bool is_alive() const { return !reaped_; }
@@ -79,6 +95,7 @@ class Process {
   void pump(Clock::time_point deadline, bool writable);
   bool fill(int& fd, std::string& buffer);
   bool fill_errors();
+  void drain_errors();
   bool ended_without_reaping() const;
   std::string how_it_ended();
 
@@ -96,6 +113,10 @@ std::string run_to_end(const Command& command, double limit_s);
 
 /// "exit code 3", "killed by signal 9 (Killed), perhaps out of memory"; empty for success.
 std::string describe_status(int wait_status);
+
+/// " at FILE:LINE: CODE" of the innermost frame that is neither torch's, torchpace's nor Python's
+/// own, of those that faulthandler has written; empty where there is none.
+std::string place_of_frames(const std::string& errors);
 
 Clock::time_point in_seconds(double seconds);
 

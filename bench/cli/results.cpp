@@ -112,7 +112,8 @@ void save_results(const Results& results, const std::filesystem::path& path) {
     if (file >= 0) close(file);
     unlink(temporary.c_str());
     throw Error(fmt::format("{}: cannot be written: {}; free some space or choose another --output",
-                            path.string(), error.code().message()));
+                            path.string(), error.code().message()),
+                kCaseFailed);
   }
 }
 

@@ -12,7 +12,8 @@ void say(const std::string& text) noexcept;
 /// The text as it is on standard error, at once.
 void show_on_error(const std::string& text) noexcept;
 
-/// Throws Error where standard output could not take what was written to it: disk full, say.
-void expect_written();
+/// Whether standard output could not take what was written to it: disk full, say. Not where its
+/// reader has gone, such as `head`, which has what it wanted.
+bool output_is_lost() noexcept;
 
 }  // namespace torchpace::cli

@@ -89,9 +89,7 @@ WorkerClient::WorkerClient(const WorkerSpec& spec, double patience_s)
 
 void WorkerClient::fail_dead(const std::string& what) {
   process_->kill();
-  const auto tail = process_->stderr_tail();
-  throw WorkerFailure(shortened(tail.empty() ? what : what + "; its last words: " + tail),
-                      Status::failed, false);
+  throw WorkerFailure(shortened(what + process_->death_notice()), Status::failed, false);
 }
 
 Json WorkerClient::read_answer(const std::string& command, double limit_s) {
@@ -105,7 +103,9 @@ Json WorkerClient::read_answer(const std::string& command, double limit_s) {
                             shortened(line.substr(0, 80))));
     }
   } catch (const ProcessError& error) {
-    const auto limit = process_->is_alive() ? fmt::format(" ({:.0f} s)", limit_s) : "";
+    const bool hangs = process_->is_alive();
+    if (hangs) process_->ask_where_it_is();
+    const auto limit = hangs ? fmt::format(" ({:.0f} s)", limit_s) : "";
     fail_dead(fmt::format("{}: {}{}", word, error.what(), limit));
   }
   for (const auto& [key, status] :
@@ -127,6 +127,7 @@ void WorkerClient::send(const std::string& command, double limit_s) {
 }
 
 Json WorkerClient::ask(const std::string& command, double limit_s) {
+  process_->forget_errors();
   send(command, limit_s);
   return read_answer(command, limit_s);
 }
@@ -162,6 +163,7 @@ LoadAnswer WorkerClient::load(const std::string& settings_line, double compile_l
 }
 
 void WorkerClient::begin_load(const std::string& settings_line) {
+  process_->forget_errors();
   send("load " + settings_line, kStartFactor * patience_s_);
 }
 
@@ -219,6 +221,8 @@ Parity WorkerClient::check(const std::string& reference, const std::string& trut
   parity.passed = answer.boolean("passed");
   parity.max_abs_error = answer.number_or("max_abs_error", kUnknown);
   parity.tolerance = answer.number_or("tolerance", kUnknown);
+  parity.rms_error = answer.number_or("rms_error", kUnknown);
+  parity.rms_tolerance = answer.number_or("rms_tolerance", kUnknown);
   parity.worst = answer.text_or_empty("worst");
   parity.compared = static_cast<int>(answer.number_or("compared", 0));
   parity.note = answer.text_or_empty("note");

@@ -318,7 +318,23 @@ TEST_F(Compare, StreamsThatTakeNothing) {
   const auto report = "'" + program() + "' report " TORCHPACE_FIXTURES "/results.json";
   EXPECT_EQ(code(report + " >/dev/full 2>'" + err.string() + "'"), kCaseFailed);
   EXPECT_NE(text_of(err).find("standard output: expected"), std::string::npos) << text_of(err);
+  EXPECT_EQ(code("'" + program() + "' list --json >/dev/full 2>'" + err.string() + "'"),
+            kCaseFailed);
+  EXPECT_NE(text_of(err).find("standard output: expected"), std::string::npos) << text_of(err);
+  EXPECT_EQ(code(report + " >&- 2>'" + err.string() + "'"), kCaseFailed) << "there is none";
   EXPECT_EQ(code("'" + program() + "' report /nowhere 2>/dev/full"), kBadInput);
+}
+
+TEST_F(Compare, AReaderThatHasEnoughIsNoError) {
+  const auto err = folder / "stderr", code = folder / "code";
+  for (const std::string command :
+       {"report " TORCHPACE_FIXTURES "/results.json", "list", "list --json", "--help"}) {
+    const auto line = "{ sleep 0.2; '" + program() + "' " + command + " 2>'" + err.string() +
+                      "'; echo $? >'" + code.string() + "'; } | true";
+    ASSERT_EQ(std::system(line.c_str()), 0);
+    EXPECT_EQ(text_of(code), "0\n") << command;
+    EXPECT_EQ(text_of(err), "") << command;
+  }
 }
 
 TEST_F(Compare, TheTimeIsKept) {
@@ -340,7 +356,7 @@ TEST_F(Compare, AFullDiskLeavesTheOldFileWhole) {
   const auto before = text_of(report() / "results.json");
   const auto outcome =
       run(pair("", "--seed 1 --generations 1"), "ulimit -f 4; ");  // the limit of a file's size
-  EXPECT_EQ(outcome.code, kBadInput);
+  EXPECT_EQ(outcome.code, kCaseFailed);                            // a lost write
   EXPECT_NE(outcome.err.find("results.json: cannot be written"), std::string::npos) << outcome.err;
   EXPECT_EQ(text_of(report() / "results.json"), before);
   EXPECT_FALSE(fs::exists(report() / "results.json.tmp"));
@@ -440,6 +456,12 @@ TEST_F(Compare, BadInputIsOneLineAndExitCode2) {
   fails("compare --input 1x3", kBadInput, "--input: expected a --model beside it");
   fails("compare --model resnet18", kBadInput, "--model: expected module:factory");
   fails("compare --model m:f --input 3x:float", kBadInput, "--input: expected sizes");
+  fails("compare --model ./zoo/my_model.py:make", kBadInput,
+        "--model: expected module:factory, not a file: my_model:make, with its folder as the "
+        "current one");
+  fails("compare --load-library /no/such.so", kBadInput,
+        "--load-library: expected a shared library (.so), found '/no/such.so'");
+  fails(pair("", "--export-limit 0"), kBadInput, "--export-limit: expected a number above 0");
   fails(pair("", "--output '" + (folder / "file" / "x").string() + "'"), kBadInput,
         "cannot be written");
   fails("", kBadInput, "subcommand");
@@ -526,8 +548,8 @@ TEST_F(Compare, ThePresetNamesItsRuntimesAndAllTakesAll) {
   const double of_two = 45;
   EXPECT_EQ(run_package("--runtimes 'py-*' --cases dnn_deep_latency").code, kCaseFailed);
   plan = results().plan;
-  EXPECT_EQ(plan.runtimes.size(), 5u);
-  EXPECT_GE(plan.max_seconds, of_two + 3 * 10);
+  EXPECT_EQ(plan.runtimes.size(), 7u);
+  EXPECT_GE(plan.max_seconds, of_two + 5 * 10);
 }
 
 TEST_F(Compare, ARowThatIsNowhereIsSaidOnce) {
@@ -562,6 +584,168 @@ TEST_F(Compare, AModelOfYourOwnIsTheCases) {
                         "--cases resnet18_train")
                 .code,
             kSkipped);
+}
+
+TEST_F(Compare, AReferenceFarFromItsFloat64RunMakesItsCaseInvalid) {
+  const auto outcome = run_package(
+      "--runtimes py-eager,py-off --reference py-off --cases dnn_deep_inference,dnn_deep_latency");
+  EXPECT_EQ(outcome.code, kParityFailed) << outcome.err;
+  const auto found = results();
+  const std::string why =
+      "farther from its own float64 run than rounding explains: batch0.output by 0.25 in the root "
+      "mean square, allowed 1e-06; likely causes: random numbers outside parameters and buffers, a "
+      "source file that changed, an operation that loses precision";
+  for (const auto& c : found.cases) {
+    EXPECT_EQ(c.find("py-off")->status, Status::invalid);
+    EXPECT_EQ(c.find("py-off")->reason, "the reference is " + why);
+    EXPECT_EQ(c.find("py-off")->speedup.verdict, "INVALID");
+    EXPECT_EQ(c.find("py-eager")->status, Status::invalid);
+    EXPECT_EQ(c.find("py-eager")->reason, "the reference py-off is " + why);
+    for (const auto& row : c.runtimes) EXPECT_TRUE(row.generations.empty()) << row.runtime;
+  }
+  // The same worker where it is not the reference: it is bound by the float64 run too.
+  EXPECT_EQ(run_package("--runtimes py-eager,py-off --cases dnn_deep_inference").code,
+            kParityFailed);
+  EXPECT_EQ(results().cases[0].find("py-eager")->status, Status::ok);
+  EXPECT_EQ(logged("py-eager", "check ").size(), 1u) << "the reference too is checked";
+}
+
+TEST_F(Compare, WithoutAFloat64RunTheReportSaysWhatBoundsTheOutputs) {
+  const auto outcome =
+      run_package("--runtimes py-eager,py-one --model m:quantized --cases quantized_inference");
+  EXPECT_EQ(outcome.code, kOk) << outcome.err;
+  const auto checks = logged("py-one", "check ");
+  ASSERT_EQ(checks.size(), 1u);
+  EXPECT_EQ(std::count(checks[0].begin(), checks[0].end(), ' '), 3) << checks[0];  // one path
+  EXPECT_TRUE(logged("py-eager", "check ").empty());
+  const auto found = results();
+  EXPECT_TRUE(std::any_of(found.warnings.begin(), found.warnings.end(), [](const Warning& w) {
+    return w.case_name == "quantized_inference" &&
+           w.text ==
+               "checked against the reference to sqrt(eps): no float64 run (quantized weights)";
+  }));
+}
+
+struct Death {
+  const char* factory;
+  const char* reason;
+};
+
+class CompareModel : public Compare, public testing::WithParamInterface<Death> {};
+
+TEST_P(CompareModel, FailsAlone) {
+  const auto outcome =
+      run_package(std::string("--runtimes py-eager,py-one --export-limit 1 ") +
+                  "--cases '*_inference' --model m:" + GetParam().factory + " --model m:good");
+  EXPECT_EQ(outcome.code, kCaseFailed) << outcome.err;
+  const auto found = results();
+  EXPECT_TRUE(found.complete);
+  ASSERT_EQ(found.cases.size(), 2u);
+  for (const char* runtime : {"py-eager", "py-one"}) {
+    const auto& row = *found.cases[0].find(runtime);
+    EXPECT_EQ(row.status, Status::failed);
+    EXPECT_EQ(row.reason, GetParam().reason);
+    EXPECT_EQ(found.cases[1].find(runtime)->generations.size(), 2u);
+  }
+  EXPECT_NE(outcome.out.find(GetParam().reason), std::string::npos) << outcome.out;
+  std::set<std::string> exporters;
+  for (const auto& line : logged("export", "pid=")) {
+    exporters.insert(line.substr(line.rfind('=')));
+  }
+  EXPECT_EQ(exporters.size(), 2u) << "the next model has a new one";
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    Each, CompareModel,
+    testing::Values(Death{"dies",
+                          "export: killed by signal 11 (Segmentation fault) at export.py:18: "
+                          "os.kill(os.getpid(), signal.SIGSEGV)"},
+                    Death{"hangs",
+                          "export: did not answer in time (--export-limit 1) at export.py:22: "
+                          "time.sleep(1000)"},
+                    Death{"ends", "export: ended with exit code 0 before it answered"}));
+
+TEST_F(Compare, WhatTheUserCanMendIsBadInputWhereNothingElseIsMeasured) {
+  const auto alone = run_package("--runtimes py-eager --model m:raises --cases '*_inference'");
+  EXPECT_EQ(alone.code, kBadInput) << alone.err;
+  EXPECT_EQ(results().cases[0].find("py-eager")->reason,
+            "export: expected a factory that returns a module, found a list");
+  EXPECT_EQ(run_package("--runtimes py-eager --model m:raises --model m:good "
+                        "--cases '*_inference'")
+                .code,
+            kCaseFailed);
+}
+
+TEST_F(Compare, ACaseThatNobodyNamedKeepsTheReasonOfItsExport) {
+  const auto outcome = run_package("--runtimes py-eager,py-one --model m:untrained");
+  EXPECT_EQ(outcome.code, kCaseFailed) << outcome.err;
+  const auto found = results();
+  ASSERT_EQ(found.cases.size(), 3u);
+  EXPECT_EQ(found.cases[0].name, "untrained_train");
+  for (const auto& row : found.cases[0].runtimes) {
+    EXPECT_EQ(row.status, Status::failed);
+    EXPECT_EQ(row.reason, "export: expected a factory that returns a module, found a list");
+  }
+  EXPECT_EQ(found.cases[1].find("py-one")->status, Status::ok);
+}
+
+TEST_F(Compare, TheWordsOfAMakerThatDiedAreItsRowsReason) {
+  EXPECT_EQ(run_package("--runtimes py-eager,py-dead --cases dnn_deep_inference").code,
+            kCaseFailed);
+  EXPECT_EQ(results().cases[0].find("py-dead")->reason,
+            "make=dead: the process that compiled died; its last words: compiler: no space left");
+}
+
+TEST_F(Compare, VariablesThatChangeWhatIsCompiledReachNoWorker) {
+  const auto outcome = run_package("--runtimes py-eager --cases dnn_deep_inference",
+                                   "TORCHDYNAMO_DISABLE=1 PYTHONWARNINGS=error MKL_CBWR=COMPATIBLE "
+                                   "OMP_NUM_THREADS=1 TORCHINDUCTOR_COMPILE_THREADS=1 ");
+  EXPECT_EQ(outcome.code, kOk) << outcome.err;
+  const auto found = results();
+  EXPECT_EQ(found.cases[0].find("py-eager")->environment["variables"],
+            "MKL_CBWR=COMPATIBLE TORCHINDUCTOR_COMPILE_THREADS=1");
+  EXPECT_EQ(found.environment["variables"]["MKL_CBWR"], "COMPATIBLE");
+  EXPECT_EQ(found.plan.threads, 1);
+  for (const std::string text :
+       {"removed for all workers: PYTHONWARNINGS=error, TORCHDYNAMO_DISABLE=1; they would change "
+        "what is compiled or how it runs",
+        "in force for all workers: MKL_CBWR=COMPATIBLE",
+        "threads: 1, as OMP_NUM_THREADS says; --threads for another number"}) {
+    EXPECT_EQ(std::count_if(found.warnings.begin(), found.warnings.end(),
+                            [&](const Warning& w) { return w.text == text; }),
+              1)
+        << text;
+  }
+  EXPECT_NE(outcome.out.find("in force for all workers"), std::string::npos) << outcome.out;
+}
+
+TEST_F(Compare, LibrariesOfOperatorsReachEveryCase) {
+  std::ofstream(folder / "ops.so") << "x";
+  const auto library = (folder / "ops.so").string();
+  EXPECT_EQ(
+      run_package("--runtimes py-eager --cases dnn_deep_inference --load-library '" + library + "'")
+          .code,
+      kOk);
+  EXPECT_FALSE(logged("export", "libraries=" + library).empty());
+  EXPECT_FALSE(logged("py-eager", "libraries=" + library).empty());
+}
+
+TEST_F(Compare, CtrlCLetsTheExporterPutAwayWhatItHasBegun) {
+  const auto package = fs::absolute(TORCHPACE_SOURCE_DIR) / "tests/cli/fake_package";
+  fs::create_directories(folder / "tmp");
+  Process process({{"sh", "-c",
+                    "exec '" + program() +
+                        "' compare --no-html --python python3 --device cpu --runtimes py-eager "
+                        "--model m:hangs --output '" +
+                        report().string() + "' 2>&1"},
+                   {{"TMPDIR", folder / "tmp"},
+                    {"FAKE_LOG", folder / "log"},
+                    {"TORCHPACE_PYTHON_PATH", package}}});
+  while (logged("export", "hangs").empty()) usleep(10000);
+  ::kill(process.pid(), SIGINT);
+  EXPECT_EQ(process.wait(in_seconds(30)), "exit code 130");
+  EXPECT_EQ(logged("export put away", "").size(), 1u);
+  EXPECT_TRUE(fs::is_empty(folder / "tmp"));
 }
 
 TEST_F(Compare, UnfairPairsAreMarkedWhereverTheyAreShown) {

@@ -114,6 +114,8 @@ class Worker:
         with open(decode(rest[0])) as file:
             reference = json.load(file)["output"]
         error = abs(reference - (1.5 if self.options.wrong else 1.0))
+        if len(rest) == 2 and self.options.off_golden:
+            return {"passed": False, "max_abs_error": 0.5, "tolerance": 1, "rms_error": 0.25, "rms_tolerance": 1e-6, "worst": "batch0.output", "compared": 1, "note": ""}
         return {"passed": error <= 1e-6, "max_abs_error": error, "tolerance": 1e-6, "worst": "output", "compared": 1}
 
     def losses(self, rest):
@@ -136,6 +138,7 @@ class Worker:
             "threads": os.environ.get("OMP_NUM_THREADS", ""),
             "hash_seed": os.environ.get("PYTHONHASHSEED", ""),
             "mmap_threshold": os.environ.get("MALLOC_MMAP_THRESHOLD_", ""),
+            "variables": " ".join(sorted(f"{k}={v}" for k, v in os.environ.items() if k.startswith(("TORCH", "MKL_CBWR", "PYTHONW")))),
         }
 
 
@@ -152,6 +155,7 @@ def main(arguments=None):
     parser.add_argument("--torch", default="none")
     parser.add_argument("--fail", default="")
     parser.add_argument("--wrong", action="store_true")
+    parser.add_argument("--off-golden", action="store_true", help="farther from a float64 run than it may be")
     parser.add_argument("--first-only", action="store_true", help="`first N` tells of the first step alone")
     parser.add_argument("--optimizer", default="")
     parser.add_argument("--log", help="a file that gets one line a command: name, pid, command")

@@ -166,6 +166,52 @@ TEST(Process, DiesWithItsController) {
   close(ends[1]);
 }
 
+TEST(Process, TerminatesWhatCanPutAwayAndKillsWhatDoesNotEnd) {
+  const auto file = fs::temp_directory_path() / ("torchpace-put-away-" + std::to_string(getpid()));
+  Process tidy(
+      shell("trap 'touch " + file.string() + "; exit' TERM; echo; while :; do sleep 0.01; done"));
+  tidy.read_line(in_seconds(10));
+  tidy.terminate(in_seconds(10));
+  EXPECT_TRUE(fs::remove(file));
+  EXPECT_FALSE(tidy.is_alive());
+  Process deaf(shell("trap '' TERM; echo; while :; do sleep 1; done"));
+  deaf.read_line(in_seconds(10));
+  deaf.terminate(in_seconds(0.05));
+  EXPECT_FALSE(deaf.is_alive());
+}
+
+TEST(Process, IsTheKernelsFirstChoiceWhenMemoryEnds) {
+  Process process(shell("cat /proc/self/oom_score_adj"));
+  EXPECT_EQ(process.read_line(in_seconds(10)), "1000");
+}
+
+TEST(Process, KnowsThePlaceInTheUsersCodeOfTheFramesOfPython) {
+  const auto file =
+      fs::temp_directory_path() / ("torchpace_place_" + std::to_string(getpid()) + ".py");
+  std::ofstream(file) << "def make():\n    return boom()\n";
+  const auto errors =
+      "a warning\nFatal Python error: Segmentation fault\n\nCurrent thread 0x1 (most "
+      "recent call first):\n  File \"/x/lib/python3.11/ctypes/__init__.py\", line 5 in a\n"
+      "  File \"/x/site-packages/torch/nn.py\", line 7 in call\n  File \"" +
+      file.string() +
+      "\", line 2 in make\n  File \"/t/python/torchpace/export.py\", line "
+      "9 in main\n\nExtension modules: numpy (total: 1)\n";
+  EXPECT_EQ(place_of_frames(errors), " at " + file.filename().string() + ":2: return boom()");
+  EXPECT_EQ(place_of_frames("File \"/a.py\", line 1"), "");
+  fs::remove(file);
+}
+
+TEST(Process, SaysItsLastWordsWithoutTheFramesOfPython) {
+  Process process(
+      shell("echo old >&2; read x; echo new >&2; echo 'Fatal Python error: Aborted' >&2; "
+            "echo '  File \"/no/m.py\", line 3 in f' >&2; kill -6 $$"));
+  process.write_line("", in_seconds(10));
+  process.wait(in_seconds(10));
+  EXPECT_EQ(process.death_notice(), " at m.py:3; its last words: old | new");
+  process.forget_errors();
+  EXPECT_EQ(process.death_notice(), "");
+}
+
 TEST(Process, AnInterruptEndsTheWait) {
   handle_interrupts();
   Process process(shell("sleep 1000"));

@@ -1,4 +1,6 @@
-"""Runtimes for tests: two that share a kind of artifact, one whose artifact fails, one that is skipped."""
+"""Runtimes for tests: two that share a kind of artifact, one whose artifact fails, one that is skipped,
+one that is farther from the float64 run than it may be.
+"""
 
 import json
 import os
@@ -12,6 +14,8 @@ RUNTIMES = {
     "py-one": ["shared", "--step-ms", "1"],
     "py-two": ["shared", "--step-ms", "3"],
     "py-broken": ["broken"],
+    "py-dead": ["dead"],
+    "py-off": ["", "--off-golden"],
     "py-skipped": ["", "--fail", "skip@load:*"],
 }
 
