@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -12,7 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from torchpace import scratch
+from torchpace import cache, scratch
 from torchpace.errors import InputError
 
 PYTHON = Path(__file__).resolve().parents[1]
@@ -125,3 +126,17 @@ def test_where_compilers_can_work_nowhere_each_folder_has_its_reason(
     line = str(caught.value)
     assert "a b (has ' ' in its path)" in line and "noexec (is mounted noexec)" in line, line
     assert "/proc/none (cannot be written)" in line and "set TMPDIR" in line, line
+
+
+@pytest.mark.parametrize(
+    "number,advice",
+    [(errno.EROFS, "name another folder with --cache"), (errno.ENOSPC, "free some space")],
+)
+def test_a_cache_that_cannot_be_written_is_said_with_what_helps(tmp_path, number, advice):
+    def make(folder):
+        raise OSError(number, os.strerror(number))
+
+    with pytest.raises(InputError) as caught:
+        cache.get_or_make(tmp_path / "entry", make)
+    assert str(caught.value).endswith(f"{os.strerror(number)}; {advice}")
+    assert [path.name for path in tmp_path.iterdir()] == [".entry.lock"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
@@ -64,10 +65,10 @@ def get_or_make(path: Path, make: Callable[[Path], dict[str, Any]]) -> Entry:
                 scratch.forget(temporary)
             return Entry(path, manifest, False, broken)
     except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        advice = "free some space" if full else "name another folder with --cache"
         reason = error.strerror or error
-        raise InputError(
-            f"cache: cannot write {path}: {reason}; free some space or name another folder"
-        ) from None
+        raise InputError(f"cache: cannot write {path}: {reason}; {advice}") from None
 
 
 def discard_unfinished(path: Path) -> None:
