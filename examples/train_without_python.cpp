@@ -17,6 +17,7 @@
 #include <torchpace/data/text.hpp>
 #include <torchpace/models/gptlite.hpp>
 #include <torchpace/runtimes/compiled_training.hpp>
+#include <torchpace/standard_output.hpp>
 #include <vector>
 
 namespace {
@@ -195,7 +196,9 @@ int main(int argc, char** argv) {
     run.train();
     run.write_files();
     std::cout << run.sample() << '\n';
-    return 0;
+    if (!torchpace::output_is_lost()) return 0;
+    std::cerr << "train_without_python: " << torchpace::kLostOutput << '\n';
+    return 1;
   } catch (const torchpace::SettingsError& error) {
     std::cerr << "train_without_python: " << error.what() << '\n' << kUsage;
     return 2;

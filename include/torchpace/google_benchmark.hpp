@@ -15,6 +15,8 @@
 #include <benchmark/benchmark.h>
 
 #include <algorithm>
+#include <cctype>
+#include <cstdlib>
 #include <iostream>
 #include <memory>
 #include <numeric>
@@ -26,6 +28,7 @@
 #include "torchpace/environment.hpp"
 #include "torchpace/measure.hpp"
 #include "torchpace/optim/choice.hpp"
+#include "torchpace/standard_output.hpp"
 #include "torchpace/workload.hpp"
 
 namespace torchpace {
@@ -134,11 +137,12 @@ benchmark::internal::Benchmark* register_workload(const char* name,
   return benchmark::RegisterBenchmark(name, run)->UseManualTime()->Unit(benchmark::kMillisecond);
 }
 
-/// Passes everything on and counts the runs that were measured.
+/// Passes everything on and counts the runs that were measured. Knows whether what it was written
+/// to took all.
 class CountingReporter : public benchmark::BenchmarkReporter {
  public:
-  explicit CountingReporter(std::unique_ptr<benchmark::BenchmarkReporter> to)
-      : to_(std::move(to)) {}
+  explicit CountingReporter(std::unique_ptr<benchmark::BenchmarkReporter> to, bool counts = true)
+      : to_(std::move(to)), counts_(counts) {}
   bool ReportContext(const Context& context) override {
     to_->SetOutputStream(&GetOutputStream());
     to_->SetErrorStream(&GetErrorStream());
@@ -146,14 +150,47 @@ class CountingReporter : public benchmark::BenchmarkReporter {
   }
   void ReportRuns(const std::vector<Run>& runs) override {
     for (const auto& run : runs)
-      benchmark_program().measured += run.iterations > 0 && run.real_accumulated_time > 0;
+      benchmark_program().measured += counts_ && run.iterations > 0 && run.real_accumulated_time > 0;
     to_->ReportRuns(runs);
   }
-  void Finalize() override { to_->Finalize(); }
+  void Finalize() override {
+    to_->Finalize();
+    written_ = GetOutputStream().flush().good();
+  }
+  bool written() const { return written_; }
 
  private:
   std::unique_ptr<benchmark::BenchmarkReporter> to_;
+  bool counts_, written_ = true;
 };
+
+/// The value of a flag of Google Benchmark, which it takes from the environment too.
+inline std::string flag_of(int argc, char** argv, const std::string& name) {
+  std::string upper = name;
+  for (char& c : upper) c = static_cast<char>(std::toupper(static_cast<unsigned char>(c)));
+  const char* found = std::getenv(upper.c_str());
+  std::string value = found == nullptr ? "" : found;
+  for (int i = 1; i < argc; ++i) {
+    const std::string argument = argv[i], start = "--" + name + '=';
+    if (argument.starts_with(start)) value = argument.substr(start.size());
+  }
+  return value;
+}
+
+/// What writes the file of --benchmark_out; null where there is none.
+inline std::unique_ptr<CountingReporter> file_reporter(const std::string& path,
+                                                       const std::string& format) {
+  if (path.empty()) return nullptr;
+  std::unique_ptr<benchmark::BenchmarkReporter> to;
+  if (format == "console") {
+    to = std::make_unique<benchmark::ConsoleReporter>(benchmark::ConsoleReporter::OO_None);
+  } else if (format == "csv") {
+    return nullptr;  // deprecated there: Google Benchmark's own, unchecked
+  } else {
+    to = std::make_unique<benchmark::JSONReporter>();
+  }
+  return std::make_unique<CountingReporter>(std::move(to), /*counts=*/false);
+}
 
 /// Takes `--name=value` out of the arguments, or "" where it is not there.
 inline std::string take_option(int& argc, char** argv, const std::string& name) {
@@ -210,6 +247,9 @@ inline int benchmark_main(int argc, char** argv) {
     std::cerr << program_name << ": " << e.what() << '\n';
     return 2;
   }
+  const auto out = detail::flag_of(argc, argv, "benchmark_out");
+  const auto file =
+      detail::file_reporter(out, detail::flag_of(argc, argv, "benchmark_out_format"));
   benchmark::Initialize(&argc, argv);
   if (benchmark::ReportUnrecognizedArguments(argc, argv)) return 2;
   for (const auto& [key, value] : environment(benchmark_device())) {
@@ -220,7 +260,7 @@ inline int benchmark_main(int argc, char** argv) {
   }
   detail::CountingReporter reporter{
       std::unique_ptr<benchmark::BenchmarkReporter>(benchmark::CreateDefaultDisplayReporter())};
-  const auto matched = benchmark::RunSpecifiedBenchmarks(&reporter);
+  const auto matched = benchmark::RunSpecifiedBenchmarks(&reporter, file.get());
   benchmark::Shutdown();
   const auto& program = detail::benchmark_program();
   detail::current_case().workload.reset();
@@ -228,6 +268,14 @@ inline int benchmark_main(int argc, char** argv) {
     std::cerr << program_name
               << ": no case matches the filter; --benchmark_list_tests lists them\n";
     return 4;
+  }
+  if (file != nullptr && !file->written()) {
+    std::cerr << program_name << ": " << out << ": could not be written; is the disk full?\n";
+    return 1;
+  }
+  if (output_is_lost()) {
+    std::cerr << program_name << ": " << kLostOutput << '\n';
+    return 1;
   }
   if (program.failed > 0) return 1;
   if (program.measured == 0 && program.skipped > 0) return 77;
