@@ -138,8 +138,10 @@ def test_says_what_is_fastest(parsed):
     text = " ".join(" ".join(parsed.text).split())
     assert "cpp-compiled-train is fastest: 1.84×* [1.78, 1.86] the speed of py-eager." in text
     assert "Also faster: cpp-eager 1.321× [1.315, 1.357]." in text
-    assert "The same as py-eager within 2 %: cpp-eager 1.003× [0.997, 1.007]." in text
-    assert "Undecided: cpp-eager 0.97× [0.92, 1.07]." in text
+    assert "cpp-eager is fastest: 1.003× [0.997, 1.007] the speed of py-eager. Not told" in text
+    assert "Not told apart from cpp-eager 0.97× [0.92, 1.07]: the intervals overlap." in text
+    assert "The same as py-eager within 2 %: läufer-日本 1.001×" in text
+    assert "Implausible: cpp-aot." in text
     assert "py-eager (the reference) is fastest. Slower: cpp-eager 0.910×" in text
 
 
@@ -241,6 +243,50 @@ def test_rounds_that_are_set_aside_have_a_line_and_no_dots(tmp_path, results):
     assert "cores elsewhere in 27 % of the rounds, left out: there " in html
     assert f"{other} 1.28×" in html
     assert "cores elsewhere" not in written(tmp_path, results)
+
+
+def test_an_implausible_row_is_in_the_table_and_counts_nowhere(parsed, results):
+    text = " ".join(" ".join(parsed.text).split())
+    row = next(r for c in results["cases"] for r in c["runtimes"] if r.get("implausible"))
+    assert f"{row['runtime']}: implausible: {row['implausible']}" in text
+    assert re.search(rf"{row['runtime']} ✕ implausible {words.ratio(row['speedup'])[:4]}", text)
+    assert "✕ implausible 1" in text  # of the tally
+    for case in results["cases"]:
+        assert case["fastest"]["runtime"] != row["runtime"]
+
+
+def test_notes_and_reasons_are_one_line_each_below_their_table(html, results):
+    plain = re.sub(r"<[^>]*>", "", html)
+    for case in results["cases"]:
+        for note in case["notes"]:
+            assert plain.count(note) == 1, note
+    # And no warning besides.
+    warnings = html[html.index('id="warnings"') : html.index('<h2 id="', html.index("notice"))]
+    assert "TracerWarning" not in warnings
+    assert "no float64 run" not in warnings
+
+
+def test_what_the_file_calls_fastest_is_drawn(tmp_path, results):
+    changed = copy.deepcopy(results)
+    case = changed["cases"][0]
+    case["fastest"] = {"runtime": "cpp-eager", "equals": ["py-eager"]}
+    case["runtimes"][2]["variant_of"] = "cpp-compiled-train"  # a condition: no candidate
+    html = written(tmp_path, changed)
+    first = html[html.index("<svg ") : html.index("</svg>")]
+    assert ">cpp-eager 1.321×" in first
+    assert ">not told apart from py-eager<" in first
+    del case["fastest"]
+    html = written(tmp_path, changed)
+    assert "no runtime is faster for sure" in html
+
+
+def test_an_invalid_row_has_a_line_and_its_reason_below_also_without_notes(tmp_path, results):
+    changed = copy.deepcopy(results)
+    for case in changed["cases"]:
+        case["notes"] = []
+    html = written(tmp_path, changed)
+    assert "cpp-compiled-train: invalid: output differs by 0.0417, allowed 3.1e-06" in html
+    assert "4.2e-02 of 3.1e-06" in html
 
 
 def test_names_cannot_become_markup(tmp_path, results):

@@ -194,22 +194,29 @@ def test_a_reason_that_changes_is_not_said_once(tmp_path, results):
 def test_an_undecided_runtime_that_may_be_as_fast_is_named():
     def row(name, verdict, median, low, high):
         speedup = {"verdict": verdict, "median": median, "low": low, "high": high}
-        return {"runtime": name, "status": "ok", "copy_of": "", "speedup": speedup}
+        texts = dict.fromkeys(("copy_of", "variant_of", "implausible"), "")
+        return texts | {"runtime": name, "status": "ok", "speedup": speedup, "differs": []}
 
     rows = [row("sure", "FASTER", 1.5, 1.4, 1.6), row("perhaps", "UNSURE", 1.2, 0.9, 1.45)]
     rows.append(row("no", "SAME", 1.0, 0.99, 1.01))
-    leader, near = findings.fastest({"reference": "reference", "runtimes": rows})
+    case = {"reference": "reference", "runtimes": rows}
+    case["fastest"] = {"runtime": "sure", "equals": ["perhaps"]}
+    leader, near = findings.fastest(case)
     assert leader["runtime"] == "sure"
     assert [each["runtime"] for each in near] == ["perhaps"]
+    name, sentence, others = findings.finding(case, 0.02, "")
+    assert name == "sure"
+    assert "Not told apart from perhaps 1.2×" in sentence
+    assert others == "The same as reference within 2 %: no 1.00× [0.99, 1.01]."
 
 
-NEW_KEYS = ("differs", "cold_total_s", "compile_s", "artifact", "break_even_steps")
+NEW_KEYS = ("implausible", "differs", "cold_total_s", "compile_s", "artifact", "break_even_steps")
 
 
 def test_older_results_have_a_page(tmp_path, results):
     older = copy.deepcopy(results)
     for case in older["cases"]:
-        del case["memory_bytes"]
+        del case["memory_bytes"], case["fastest"]
         for row in case["runtimes"]:
             for key in NEW_KEYS:
                 row.pop(key, None)

@@ -124,6 +124,9 @@ TEST(Report, DerivingTheFixtureGivesItsOwnSummaries) {
   const auto file = Json::parse(read(kFixtures / "results.json"));
   const auto derived = to_json(fixture());
   for (size_t i = 0; i < file["cases"].size(); ++i) {
+    for (const char* key : {"fastest", "notes"}) {
+      EXPECT_EQ(derived["cases"][i][key], file["cases"][i][key]) << file["cases"][i]["case"];
+    }
     for (size_t j = 0; j < file["cases"][i]["runtimes"].size(); ++j) {
       const auto& expected = file["cases"][i]["runtimes"][j];
       const auto& found = derived["cases"][i]["runtimes"][j];
@@ -133,6 +136,7 @@ TEST(Report, DerivingTheFixtureGivesItsOwnSummaries) {
       if (expected["status"] != "ok") continue;
       EXPECT_EQ(found["differs"], expected["differs"]) << where;
       EXPECT_EQ(found["break_even_steps"], expected["break_even_steps"]) << where;
+      EXPECT_EQ(found.value("implausible", ""), expected.value("implausible", "")) << where;
       EXPECT_NEAR(found["cold_total_s"].get<double>(), expected["cold_total_s"].get<double>(), 1e-9)
           << where;
       for (const char* name : {"step_ns", "speedup"}) {
@@ -206,23 +210,88 @@ TEST(Report, FitsIntoTheWidthOfItsTables) {
   for (const auto& line : lines_of(printed(fixture()))) EXPECT_LE(columns(line), 112U) << line;
 }
 
+void scale(Generation& generation, double factor) {
+  for (auto& round : generation.rounds) {
+    for (double& ns : round.step_ns) ns *= factor;
+  }
+}
+
 TEST(Report, NamesTheFastestAndWhatCannotBeToldFromIt) {
   auto results = fixture();
   results.cases.resize(1);
   auto& result = results.cases[0];
   auto& fast = *result.find("cpp-compiled-train");
   auto& close = *result.find("cpp-eager");
-  fast.differs.clear();
-  close.speedup.ratio = fast.speedup.ratio;
-  close.speedup.ratio.median -= 0.01;
+  fast.environment = close.environment;
+  close.generations = fast.generations;
+  for (auto& generation : close.generations) scale(generation, 1.0001);
+  derive(results);
   EXPECT_NE(printed(results).find(result.name + ": cpp-compiled-train, " +
                                   show_ratio(fast.speedup.ratio).both() +
                                   "; not told apart from cpp-eager"),
             std::string::npos);
   for (auto* row : {&fast, &close}) {
-    row->speedup.ratio = Interval{.median = 0.5, .low = 0.4, .high = 0.6, .confidence = 0.95};
+    for (auto& generation : row->generations) scale(generation, 4);
   }
+  derive(results);
   EXPECT_NE(printed(results).find(result.name + ": py-eager (the reference)"), std::string::npos);
+}
+
+TEST(Report, AConditionOfARuntimeIsNoCandidateForTheFastest) {
+  auto results = fixture();
+  auto& result = results.cases[0];
+  result.find("cpp-compiled-train")->variant_of = "cpp-eager";
+  derive(results);
+  ASSERT_TRUE(result.fastest);
+  EXPECT_EQ(result.fastest->runtime, "cpp-eager");
+}
+
+TEST(Report, AnImplausibleRowIsShownAndIsNowhereCounted) {
+  const auto text = printed(fixture());
+  EXPECT_TRUE(std::regex_search(text, std::regex("  cpp-aot +7.9[0-9]* µs .* IMPLAUSIBLE")))
+      << text;
+  EXPECT_NE(text.find("  cpp-aot: implausible: 177 times the FMA peak"), std::string::npos);
+  EXPECT_NE(text.find("warning: cpp-aot: 177 times the FMA peak"), std::string::npos);
+  EXPECT_NE(text.find("gptlite_inference/size:quick: cpp-eager, 1.003x"), std::string::npos);
+  EXPECT_NE(text.find("INVALID 1, IMPLAUSIBLE 1"), std::string::npos);
+  auto results = fixture();
+  results.cases = {results.cases[1], results.cases[1]};
+  EXPECT_NE(printed(results).find("cpp-aot: no geometric mean, implausible on "),
+            std::string::npos);
+}
+
+TEST(Report, NotesOfRowsStandOnceBelowTheirTable) {
+  const auto results = fixture();
+  const auto text = printed(results), markdown = markdown_report(results);
+  const auto count = [](const std::string& all, const std::string& part) {
+    int found = 0;
+    for (auto at = all.find(part); at != std::string::npos; at = all.find(part, at + 1)) ++found;
+    return found;
+  };
+  EXPECT_EQ(count(text, "cpp-eager, cpp-aot: traced: a TracerWarning"), 1) << text;
+  EXPECT_EQ(count(markdown, "\n- cpp-eager, cpp-aot: traced: a TracerWarning"), 1);
+  EXPECT_EQ(count(text, "TracerWarning"), 1);
+  EXPECT_EQ(count(text, "no float64 run (its weights are packed)"), 1);
+  EXPECT_EQ(count(markdown, "no float64 run"), 1);
+  EXPECT_EQ(count(text, "  cpp-compiled-train: invalid: output differs by 0.0417"), 1);
+  EXPECT_EQ(count(markdown, "\n- cpp-compiled-train: invalid: output differs by 0.0417"), 1);
+}
+
+TEST(Report, TheReferenceIsJudgedToo) {
+  auto results = fixture();
+  results.cases.resize(1);
+  for (auto& row : results.cases[0].runtimes) {
+    row.status = Status::invalid;
+    row.generations.clear();
+    row.reason = "the reference is farther from its own float64 run than rounding explains";
+  }
+  derive(results);
+  const auto text = printed(results);
+  EXPECT_TRUE(std::regex_search(text, std::regex("  py-eager +n/a +n/a +INVALID .* 2.4e-07")))
+      << text;
+  EXPECT_NE(text.find("  py-eager, cpp-eager, cpp-compiled-train: invalid: the reference is "),
+            std::string::npos)
+      << text;
 }
 
 TEST(Report, ShowsWhatIsMissingAsNotAvailable) {
@@ -330,7 +399,7 @@ TEST(Report, MarkdownThatCannotBeWrittenIsOneLine) {
     write_markdown(fixture(), "/proc/nowhere/report.md");
     FAIL();
   } catch (const Error& error) {
-    EXPECT_EQ(error.exit_code(), kBadInput);
+    EXPECT_EQ(error.exit_code(), kCaseFailed);
     EXPECT_NE(std::string(error.what()).find("/proc/nowhere/report.md"), std::string::npos);
     EXPECT_EQ(std::string(error.what()).find('\n'), std::string::npos);
   }

@@ -2,6 +2,9 @@
 
 from torchpace.report import words
 
+# Codes of warnings that are notes of a case.
+NOTE_CODES = ("note", "artifact", "no-golden")
+
 
 def speedup(row):
     """A row's speedup, with `*` where a setting that decides about time differs."""
@@ -9,26 +12,19 @@ def speedup(row):
 
 
 def fastest(case):
-    """(row that leads or None, rows not told apart from it).
-
-    The reference leads where all others are slower; nothing leads where nothing is faster for sure.
-    """
-    others = compared(case)
-    leader = next((r for r in others if r["speedup"]["verdict"] == "FASTER"), None)
-    if leader:
-        rest = [r for r in others if r is not leader]
-        return leader, [r for r in rest if overlap(r["speedup"], leader["speedup"])]
-    if others and all(r["speedup"]["verdict"] == "SLOWER" for r in others):
-        return next(r for r in case["runtimes"] if r["runtime"] == case["reference"]), []
-    return None, []
+    """(row that leads or None, rows not told apart from it), as the file says."""
+    rows = {row["runtime"]: row for row in case["runtimes"]}
+    said = case["fastest"] or {"runtime": None, "equals": []}
+    return rows.get(said["runtime"]), [rows[name] for name in said["equals"] if name in rows]
 
 
 def compared(case):
-    """Rows with a speedup, the fastest first: neither the reference nor its copy."""
+    """Rows with a speedup that counts, the fastest first: neither the reference nor its copy."""
     rows = [
         r
         for r in case["runtimes"]
         if r["status"] == "ok"
+        and not r["implausible"]
         and not r["copy_of"]
         and r["runtime"] != case["reference"]
         and r["speedup"]["median"] is not None
@@ -36,11 +32,21 @@ def compared(case):
     return sorted(rows, key=lambda r: -r["speedup"]["median"])
 
 
+def broken(case):
+    """[(row, word, why)] of rows that should have a speedup and have none that counts."""
+    rows = [r for r in case["runtimes"] if not r["copy_of"]]
+    failed = [(r, r["status"], r["reason"]) for r in rows if r["status"] in ("failed", "invalid")]
+    return failed + [(r, "implausible", r["implausible"]) for r in rows if r["implausible"]]
+
+
 def finding(case, delta, missing):
     """What a case shows, in plain words: (runtime that leads or None, sentence, of the others)."""
     reference, rows = case["reference"], compared(case)
+    names = [row["runtime"] for row, word, _ in broken(case) if word == "implausible"]
+    uncounted = f"Implausible: {joined(names)}." if names else ""
     if not rows:
-        return None, f"Nothing to compare: {missing or 'only the reference ran'}.", ""
+        reason = missing or ("" if names else "only the reference ran")
+        return None, f"Nothing to compare{': ' if reason else ''}{reason}.", uncounted
     leader, near = fastest(case)
     rest = [r for r in rows if r is not leader and r not in near]
     groups = {
@@ -55,14 +61,34 @@ def finding(case, delta, missing):
         for verdict, title in groups.items()
         if (group := [r for r in rest if r["speedup"]["verdict"] == verdict])
     )
+    of_others = " ".join(filter(None, [of_others, uncounted]))
     if leader is None:
         return None, of_others, ""
-    if leader["runtime"] == reference:
-        return reference, f"(the reference) is fastest. {of_others}", ""
     sentence = f"is fastest: {speedup(leader)} the speed of {reference}."
+    if leader["runtime"] == reference:
+        sentence = "(the reference) is fastest."
     if near:
         sentence += f" Not told apart from {listed(near)}: the intervals overlap."
     return leader["runtime"], sentence, of_others
+
+
+def notes(case):
+    """Lines below the table of a case: the file's own, and reasons that these lack."""
+    lines = list(case["notes"])
+    for row, word, why in broken(case):
+        if word != "failed" and not any(why in line for line in lines):
+            lines.append(f"{row['runtime']}: {word}: {why}")
+    return lines
+
+
+def is_told_below(warning, results):
+    """Whether a warning is one of the notes of its case."""
+    return warning["code"] in NOTE_CODES and any(
+        warning["text"] in line
+        for case in results["cases"]
+        if case["case"] == warning.get("case")
+        for line in case["notes"]
+    )
 
 
 def elsewhere(case):
@@ -77,19 +103,18 @@ def elsewhere(case):
 
 
 def listed(rows):
-    """`cpp-eager 1.33× [1.31, 1.36] and py-aot 1.1× [1.0, 1.2]`."""
-    return joined([f"{row['runtime']} {speedup(row)}" for row in rows])
+    """`cpp-eager 1.33× [1.31, 1.36] and py-aot 1.1× [1.0, 1.2]`; the reference has its name."""
+    return joined(
+        [
+            row["runtime"] + (f" {speedup(row)}" if row["speedup"]["median"] is not None else "")
+            for row in rows
+        ]
+    )
 
 
 def joined(parts):
     """`a, b and c`."""
     return " and ".join([", ".join(parts[:-1]), parts[-1]]) if len(parts) > 1 else parts[0]
-
-
-def overlap(a, b):
-    """True unless both intervals are known and apart."""
-    bounds = (a["low"], a["high"], b["low"], b["high"])
-    return None in bounds or (a["low"] <= b["high"] and b["low"] <= a["high"])
 
 
 def never_measured(results):

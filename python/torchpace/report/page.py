@@ -14,6 +14,7 @@ MARKS = {
     "SAME": "=",
     "UNSURE": "?",
     "INVALID": "✕",
+    "IMPLAUSIBLE": "✕",
     "REFERENCE": "●",
     "NONE": "–",
 }
@@ -22,7 +23,10 @@ MEANINGS = {
     "SLOWER": "the whole interval lies below 1 and beyond the noise band",
     "SAME": "the interval and the noise band both lie within 1 ± {delta:g} %",
     "UNSURE": "the samples do not settle it; the row says what would",
-    "INVALID": "the outputs differ from the reference's by more than is allowed: not timed",
+    "INVALID": "the outputs differ from those of the float64 run, or without one from the "
+    "reference's, by more than is allowed: not timed",
+    "IMPLAUSIBLE": "faster than this machine can multiply or read: the row does less work than the "
+    "case, and counts nowhere",
 }
 SEVERITIES = ("error", "warning", "info")
 
@@ -51,7 +55,7 @@ def render(results, pictures):
         cold_columns=cold_columns(results),
         cold_tables=cold_tables(results),
         has_p99=any("p99" in r["percentiles_ns"] for c in results["cases"] for r in c["runtimes"]),
-        warnings=grouped(results["warnings"]),
+        warnings=grouped(w for w in results["warnings"] if not findings.is_told_below(w, results)),
         machine=[(key, show(key, value)) for key, value in results["environment"].items()],
         workers=worker_environments(results),
         facts=facts(results),
@@ -120,7 +124,7 @@ def tally(results):
     counts = dict.fromkeys(MEANINGS, 0)
     for case in results["cases"]:
         for row in case["runtimes"]:
-            if row["speedup"]["verdict"] in counts and not row["copy_of"]:
+            if row["speedup"]["verdict"] in counts and not row["copy_of"] and not row["variant_of"]:
                 counts[row["speedup"]["verdict"]] += 1
     return [(word, count) for word, count in counts.items() if count]
 
@@ -155,7 +159,8 @@ def tables(results):
             "matmul": flop(case["matmul_flops_per_s"]) if case.get("matmul_flops_per_s") else "",
             "rows": [table_row(case, row) for row in case["runtimes"]],
             "item": case["item"] or "items",
-            "elsewhere": findings.elsewhere(case),
+            "below": [*findings.notes(case), *filter(None, [findings.elsewhere(case)])],
+            "has_elsewhere": bool(findings.elsewhere(case)),
         }
         for case in results["cases"]
     ]
@@ -182,7 +187,7 @@ def table_row(case, row):
         "step": words.duration(row["step_ns"]),
         "p90": percentile(row, "p90"),
         "p99": percentile(row, "p99"),
-        "speedup": "1" if is_reference else findings.speedup(row),
+        "speedup": "1" if is_reference and row["status"] == "ok" else findings.speedup(row),
         "items": words.rate(case["items"], row["step_ns"], ""),
         "flops": words.rate(case["flops"], row["step_ns"], "FLOP/s"),
         "share": words.share(row.get("matmul_share")),

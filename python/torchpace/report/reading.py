@@ -32,12 +32,16 @@ CASE = {"case": str, "family": str, "phase": str, "settings": dict, "reference":
 CASE |= {"runtimes": list}
 CASE_OPTIONAL = {"flops": NUMBER, "items": NUMBER, "item": str, "noise_floor": dict, "curves": dict}
 CASE_OPTIONAL |= {"memory_bytes": dict, "explanation": dict, "set_aside_share": NUMBER}
+CASE_OPTIONAL |= {"fastest": dict, "notes": list}
+FASTEST = {"runtime": str, "equals": list}
 EXPLANATION = {"from": str, "to": str}
 EXPLANATION_OPTIONAL = {"from_ns": dict, "to_ns": dict, "explained": NUMBER}
 EXPLANATION_OPTIONAL |= {"bars": list, "notes": list}
 RUNTIME = {"runtime": str, "status": str, "reason": str}
 RUNTIME_OPTIONAL = {
     "copy_of": str,
+    "variant_of": str,
+    "implausible": str,
     "step_ns": dict,
     "percentiles_ns": dict,
     "samples": int,
@@ -106,6 +110,11 @@ def check_case(check, at, case):
         check.numbers(f"{at}/curves/{name}", losses)
     for key, value in case["memory_bytes"].items():
         check.number(f"{at}/memory_bytes/{key}", value)
+    if case["fastest"]:
+        check.keys(f"{at}/fastest", case["fastest"], FASTEST)
+    for key, texts in (("notes", case["notes"]), ("fastest/equals", case["fastest"].get("equals"))):
+        for i, text in enumerate(texts or []):
+            check.kind(f"{at}/{key}/{i}", text, str)
     if case["explanation"]:
         check_explanation(check, f"{at}/explanation", case["explanation"])
     for i, row in enumerate(case["runtimes"]):

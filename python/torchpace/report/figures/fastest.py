@@ -39,7 +39,11 @@ def draw(results, pen):
 def draw_case(pen, axes, case, y):
     """Dots of all runtimes, and the leader's interval above them."""
     leader, _ = fastest(case)
-    others = [row["speedup"]["median"] for row in compared(case) if row is not leader]
+    others = [
+        row["speedup"]["median"]
+        for row in compared(case)
+        if row is not leader and not row["variant_of"]
+    ]
     axes.plot(
         others, [y] * len(others), linestyle="none", marker="o", markersize=5, color=pen.muted
     )
@@ -53,14 +57,14 @@ def headline(case):
     leader, near = fastest(case)
     if leader is None:
         return "no runtime is faster for sure", f"than {reference}"
-    if leader["runtime"] == reference:
-        return f"{reference}, the reference", "all others are slower for sure"
     names = [row["runtime"] for row in near]
     if len(names) > 2:
         names[1:] = [f"{len(names) - 1} more"]
     certainty = (
         f"not told apart from {joined(names)}" if names else "all others are slower for sure"
     )
+    if leader["runtime"] == reference:
+        return f"{reference}, the reference", certainty
     return f"{leader['runtime']} {speedup(leader)}", certainty
 
 

@@ -52,7 +52,13 @@ MARKERS = {"FASTER": ">", "SLOWER": "<", "SAME": "s", "REFERENCE": "|", "NONE": 
 
 def verdict_colour(pen, verdict):
     """The page's colour of a verdict."""
-    names = {"FASTER": "faster", "SLOWER": "slower", "INVALID": "slower", "SAME": "ink"}
+    names = {
+        "FASTER": "faster",
+        "SLOWER": "slower",
+        "INVALID": "slower",
+        "IMPLAUSIBLE": "slower",
+        "SAME": "ink",
+    }
     return pen.colours[names.get(verdict, "muted")]
 
 

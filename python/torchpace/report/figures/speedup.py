@@ -10,6 +10,7 @@ from torchpace.report.figures.ratios import (
     verdict_colour,
 )
 from torchpace.report.findings import (
+    broken,
     compared,
     fastest,
     footnotes,
@@ -31,22 +32,24 @@ HEAD = 22
 
 
 def sections(results):
-    """[(case, rows measured, rows that failed or are invalid, line on those skipped)]."""
+    """[(case, rows measured, (row, word, why) that count nowhere, line on those skipped)]."""
     left_out = never_measured(results)
     found = []
     for case in results["cases"]:
         rows = [r for r in case["runtimes"] if not r["copy_of"] and r["runtime"] not in left_out]
-        broken = [r for r in rows if r["status"] in ("failed", "invalid")]
+        wrong = broken(case)
         skipped = not_measured([r for r in rows if r["status"] == "skipped"])
-        if compared(case) or broken:
-            found.append((case, in_order(case), broken, skipped))
+        if compared(case) or wrong:
+            found.append((case, in_order(case), wrong, skipped))
     return found
 
 
 def in_order(case):
     """Rows with a speedup and the reference, the fastest first."""
     reference = [
-        r for r in case["runtimes"] if r["runtime"] == case["reference"] and r["status"] == "ok"
+        r
+        for r in case["runtimes"]
+        if r["runtime"] == case["reference"] and r["status"] == "ok" and not r["implausible"]
     ]
     rows = compared(case) + reference
     return sorted(rows, key=lambda r: -1 if r in reference else -r["speedup"]["median"])
@@ -62,8 +65,8 @@ def draw(results, pen):
     step, gap = (24, 18) if pen.is_wide else (40, 18)
     skips = [pen.wrap(text, pen.width) for *_, text in groups]
     heights = [
-        24 + step * (len(rows) + len(broken)) + LINE * len(lines) + gap
-        for (_, rows, broken, _), lines in zip(groups, skips, strict=True)
+        24 + step * (len(rows) + len(wrong)) + LINE * len(lines) + gap
+        for (_, rows, wrong, _), lines in zip(groups, skips, strict=True)
     ]
     foot = 24
     figure = pen.figure(HEAD + sum(heights) + foot + LINE * len(notes))
@@ -72,7 +75,7 @@ def draw(results, pen):
     axes = ratio_axes(pen, figure, left, HEAD, width, sum(heights), bounds)
     axes.grid(pen.is_wide, axis="x")
     top = HEAD
-    for (case, rows, broken, _), lines, height in zip(groups, skips, heights, strict=True):
+    for (case, rows, wrong, _), lines, height in zip(groups, skips, heights, strict=True):
         pen.heading(figure, top, case["case"])
         y = top + 24
         leader, near = fastest(case)
@@ -82,8 +85,8 @@ def draw(results, pen):
             draw_noise(pen, axes, case["noise_floor"], band, y - HEAD + step)
             draw_row(pen, figure, axes, row, y, step, case, row is leader or row in near)
             y += step
-        for row in broken:
-            draw_broken(pen, figure, row, y, step, left)
+        for row, word, why in wrong:
+            draw_broken(pen, figure, (row["runtime"], word, why), y, step, left)
             y += step
         pen.lines(figure, y, lines)
         top += height
@@ -124,28 +127,28 @@ def draw_row(pen, figure, axes, row, y, step, case, leads):
         draw_interval(pen, axes, row["speedup"], middle - HEAD)
 
 
-def draw_broken(pen, figure, row, y, step, left):
-    """A row without samples that should have had some: its status and reason."""
-    said = f"{row['status']}: {row['reason']}"
+def draw_broken(pen, figure, said, y, step, left):
+    """A row without a speedup that should have had one: what it is, and why."""
+    runtime, word, why = said
     if pen.is_wide:
-        pen.text(figure, 12, y + step / 2, pen.fit(row["runtime"], left - 24))
-        text = pen.fit(said, pen.width - left - 12)
+        pen.text(figure, 12, y + step / 2, pen.fit(runtime, left - 24))
+        text = pen.fit(f"{word}: {why}", pen.width - left - 12)
         pen.text(figure, left, y + step / 2, text, color=pen.slower, bbox=pen.plate)
     else:
-        name, reason = pen.fit(row["runtime"], 240), pen.fit(row["reason"], pen.width, TEXT - 1)
-        pen.text(figure, 8, y + step * 0.28, f"{name} · {row['status']}", color=pen.slower)
+        name, reason = pen.fit(runtime, 240), pen.fit(why, pen.width, TEXT - 1)
+        pen.text(figure, 8, y + step * 0.28, f"{name} · {word}", color=pen.slower)
         pen.text(figure, 8, y + step * 0.72, reason, color=pen.muted, fontsize=TEXT - 1)
 
 
 def describe(results):
     """The forest plot in words."""
     parts = []
-    for case, rows, broken, skipped in sections(results):
+    for case, rows, wrong, skipped in sections(results):
         said = [
             f"{row['runtime']} {row['speedup']['verdict']} {speedup(row)}"
             for row in rows
             if row["runtime"] != case["reference"]
         ]
-        said += [not_measured(broken)] if broken else []
+        said += [f"{row['runtime']} {word} ({why})" for row, word, why in wrong]
         parts.append(f"{case['case']}: " + ", ".join([*said, *filter(None, [skipped])]))
     return "Speedups over the reference. " + "; ".join(parts)
