@@ -296,6 +296,7 @@ class Remembering(nn.Linear):
 def remembering(): return {"module": Remembering(3, 2), "inputs": torch.ones(4, 3)}
 three = 3
 instance = nn.Linear(3, 2)
+def same(): return {"module": instance, "inputs": torch.ones(4, 3)}
 """
 
 
@@ -345,6 +346,7 @@ instance = nn.Linear(3, 2)
         ("bad:compiled_in_place", "found one of torch.compile; return the module itself"),
         ("bad:in_place", r"changes its input 0 in place, .* clone it first \(x = x.clone\(\)\)"),
         ("bad:counting", "the model changes its buffer 'calls' in place"),
+        ("bad:same", "expected a new module in each call, found the one of the call before"),
         ("bad:remembering", "found that what the module keeps from one call to the next moves"),
     ],
 )

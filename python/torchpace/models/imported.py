@@ -17,6 +17,7 @@ import site
 import sys
 import sysconfig
 import traceback
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,6 +74,7 @@ class Imported:
         self.label = label
         self.factory, self.file = _find(label, path)
         self._given: Given | None = None
+        self._last: weakref.ref[nn.Module] | None = None
         self._measured: dict[str, dict[str, Any]] = {}
 
     @property
@@ -118,6 +120,11 @@ class Imported:
             traceback.print_exception(error, file=sys.stderr)
             raise self._error("it to return a module", f"that it raised {_reason(error)}") from None
         module, self._given = self._check(made)
+        if self._last is not None and self._last() is module:
+            raise self._error(
+                "a new module in each call", "the one of the call before; build it in the factory"
+            )
+        self._last = weakref.ref(module)
         if settings.text("phase", "inference") == "train":
             if self._given.loss is None:
                 raise Skipped(
