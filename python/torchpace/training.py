@@ -119,20 +119,21 @@ def export_training(
         device = str(step.device)
         code, package = process.folder / "code.pt2", process.folder / "package.pt2"
         job = Job(program, arguments, device, metadata, deterministic, inductor_configs or {})
-        if compile_limit is None:
-            compile_package(job, code)
-        else:
+        if compile_limit is not None:
             process.begin_compile(job, code)
         with deterministic_algorithms(deterministic):
             expected = training_check.Expected(step) if check else None
         if compile_limit is not None:
             process.end_compile(compile_limit)
+        else:
+            compile_package(job, code)
         checked = {}
         try:
             if expected:
                 _pack(code, {}, step, package)
-                checked[CHECKED] = expected.judge(process.steps_of(package, step))
-                say(f"checked against eager torch: {checked[CHECKED]}")
+                found = expected.judge(process.steps_of(package, step))
+                say(f"checked against eager torch: {found}")
+                checked[CHECKED] = found.encode("ascii", "replace").decode()  # all that C++ reads
             _pack(code, checked, step, part)
             os.replace(part, path)
         except OSError as error:

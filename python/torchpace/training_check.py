@@ -65,7 +65,8 @@ class Expected:
     """
 
     def __init__(self, step: TrainingStep):
-        """Raises InputError where eager torch does not train, or differs from itself."""
+        """`step`: traced. Raises InputError where nothing can be compared."""
+        assert step.draws is not None
         self.step = step
         self.dtype = AUTOCAST[step.autocast] or step.dtype
         with kept_random_state(step.device):

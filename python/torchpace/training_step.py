@@ -59,7 +59,7 @@ class TrainingStep:
         self.loss = placed_loss(loss, self.device, self.dtype)
         self.inputs, self.target = tuple(x.detach() for x in inputs), target.detach()
         self.places = _places(module)
-        self.draws = 0  # random tensors of a call, once it is traced
+        self.draws: int | None = None  # random tensors of a call, known once it is traced
         trained = self._trained(wanted)
         self.fixed = {n: p for n, p in parameters.items() if n not in trained}
         self.trained, self.elements = _lay_out(trained, self.dtype)
