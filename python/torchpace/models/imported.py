@@ -31,7 +31,8 @@ from torch.utils.flop_counter import flop_registry
 
 from torchpace import module_state, outputs
 from torchpace.errors import InputError, Skipped
-from torchpace.models import COST_KEYS, Cost, element_bytes, minimum_bytes
+from torchpace.models import COST_KEYS, Cost, element_bytes
+from torchpace.reads import ParameterReads, minimum_parameter_bytes
 from torchpace.settings import Settings, SettingsError
 
 KEYS = ("module", "inputs", "target", "loss")
@@ -209,7 +210,8 @@ class Imported:
         mode = "enable_grad" if training else self._grad_mode(module, inputs)
         with GRAD_MODES["no_grad" if mode == "inference" else mode]():
             self._expect_unchanged(module, inputs, training)
-            with self._running(inputs), counted_flops() as forward:
+            reads = ParameterReads(module.parameters())
+            with self._running(inputs), counted_flops() as forward, reads:
                 result = module(*inputs)
         named = self._named(result)
         forward_flops, training_flops = forward.flops, 0
@@ -220,12 +222,10 @@ class Imported:
             element * x.numel() if x.is_floating_point() else x.nbytes for x in named.values()
         )
         parameter_bytes = element * sum(p.numel() for p in module.parameters())
-        moved = minimum_bytes(
-            settings,
-            parameter_bytes,
-            sum(element * x.numel() if x.is_floating_point() else x.nbytes for x in inputs),
-            output_bytes,
-            target.nbytes,
+        moved = (
+            minimum_parameter_bytes(module, reads, element, training)
+            + sum(element * x.numel() if x.is_floating_point() else x.nbytes for x in inputs)
+            + (target.nbytes if training else output_bytes)
         )
         measured = {
             "flops": float(forward_flops),
