@@ -67,6 +67,8 @@ def row_problems(row: dict, is_reference: bool) -> list[str]:
         found.append("its outputs were not checked and passed")
     if row.get("speedup", {}).get("verdict", "NONE") in ("NONE", "INVALID"):
         found.append("no verdict")
+    if row.get("implausible"):
+        found.append(f"implausible: {row['implausible']}")
     steps = [ns for g in row.get("generations", []) for r in g["rounds"] for ns in r["step_ns"]]
     if not steps or min(steps) <= 0:
         found.append(f"expected step times above 0, found {len(steps)} samples")
