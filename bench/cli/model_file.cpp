@@ -57,9 +57,12 @@ class Directory {
                                     [&](const Entry& e) { return e.name.ends_with(suffix); });
     return found == entries_.end() ? nullptr : &*found;
   }
+  /// In the archive's own folder: deeper ones have any name, as code of torchvision.models.
   bool has_folder(const std::string& name) const {
     return std::any_of(entries_.begin(), entries_.end(), [&](const Entry& e) {
-      return e.name.find('/' + name + '/') != std::string::npos;
+      const auto slash = e.name.find('/');
+      return slash != std::string::npos &&
+             e.name.compare(slash + 1, name.size() + 1, name + '/') == 0;
     });
   }
 

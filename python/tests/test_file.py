@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import time
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from conftest import PYTHON, Process
 from test_run import program
 from torch import Tensor, nn
 
-from torchpace import tensors
+from torchpace import tensors, trial
 from torchpace.errors import InputError
 from torchpace.models import file
 from torchpace.settings import Settings, SettingsError
@@ -187,6 +188,13 @@ def test_a_wrong_file_among_several_costs_its_own_rows(exporter, saved):
     with pytest.raises(InputError, match="expected a model that takes 4x8:float32"):
         file.of(row)
     file.of(case(good, refused=answer["set"]["refused"]))
+
+
+def test_a_folder_of_code_makes_no_program(tmp_path):
+    for inside, found in (("code/torchvision/models/a.py", False), ("models/model.json", True)):
+        with zipfile.ZipFile(tmp_path / "a.pt", "w") as archive:
+            archive.writestr(f"a/{inside}", "")
+        assert trial.is_program(tmp_path / "a.pt") == found
 
 
 def test_specs():

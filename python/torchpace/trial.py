@@ -36,13 +36,17 @@ LOAD_LIBRARY = "its operators are in a library of their own: --load-library FILE
 
 def is_program(path: Path) -> bool:
     """Whether a file is of torch.export.save. Raises InputError where it is no whole archive."""
-    names = _entries(path)
-    packaged = any("/data/aotinductor/" in name for name in names)
-    return not packaged and any("/models/" in name for name in names)
+    return not is_package(path) and _has_folder(path, "models/")
 
 
 def is_package(path: Path) -> bool:
-    return any("/data/aotinductor/" in name for name in _entries(path))
+    """Whether a file is of AOTInductor. Raises InputError where it is no whole archive."""
+    return _has_folder(path, "data/aotinductor/")
+
+
+def _has_folder(path: Path, folder: str) -> bool:
+    """In the archive's own folder: deeper ones have any name, as code of torchvision.models."""
+    return any(name.partition("/")[2].startswith(folder) for name in _entries(path))
 
 
 def _entries(path: Path) -> list[str]:

@@ -248,8 +248,9 @@ class ModelFiles : public ::testing::Test {
     return folder_ / name;
   }
   std::string script(const std::string& name) const {
-    return write(name,
-                 archive({{"m/code/a.py", "x"}, {"m/data.pkl", "x"}, {"m/constants.pkl", ""}}));
+    return write(name, archive({{"m/code/torchvision/models/a.py", "x"},
+                                {"m/data.pkl", "x"},
+                                {"m/constants.pkl", ""}}));
   }
   std::string package(const std::string& name, const std::string& inputs) const {
     const auto metadata = inputs.empty() ? "{}" : "{\"torchpace.inputs\": \"" + inputs + "\"}";

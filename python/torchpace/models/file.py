@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -96,8 +97,10 @@ class Program(Imported):
     """A program of torch.export.save, as if a factory had returned its module and inputs."""
 
     def __init__(self, path: Path):
-        self.label, self.file, self.factory = path.name, path, self._load
-        self._given, self._measured = None, {}
+        super().__init__(path.name, str(path))
+
+    def _find(self, label: str, path: str) -> tuple[Callable[[], Any], Path]:
+        return self._load, Path(path)
 
     def _load(self) -> dict[str, Any]:
         expect_whole(self.file)

@@ -73,10 +73,13 @@ class Imported:
 
     def __init__(self, label: str, path: str = ""):
         self.label = label
-        self.factory, self.file = _find(label, path)
+        self.factory, self.file = self._find(label, path)
         self._given: Given | None = None
         self._last: weakref.ref[nn.Module] | None = None
         self._measured: dict[str, dict[str, Any]] = {}
+
+    def _find(self, label: str, path: str) -> tuple[Callable[[], Any], Path]:
+        return _find(label, path)
 
     @property
     def note(self) -> str:
