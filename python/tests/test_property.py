@@ -14,7 +14,7 @@ import random_modules
 import torch
 from random_trial import CPP_WORKER, Trial, difference
 
-SEEDS = range(20)
+SEEDS = (*range(19), 145)  # 145 rounds its output itself, at a tie
 # What changes from one call to the next by itself, or is another module in every process.
 REFUSED_TRAPS = ("inplace_on_input", "counting", "counting_number", "keeping", "hidden_layer")
 

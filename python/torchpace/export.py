@@ -318,6 +318,11 @@ def make_truth(settings: Settings, model: ModuleType, twins: int = TWINS) -> dic
                 )
             found = [ORDERS * norm for norm in parity.norms(value, golden[name])]
             spread[name] = [max(pair) for pair in zip(spread[name], found, strict=True)]
+    for name, value in golden.items():
+        # Where the model itself rounds to fewer digits than the case, a tie falls either way.
+        if value.is_floating_point() and value.dtype.itemsize < stored.itemsize:
+            last = [torch.finfo(value.dtype).eps * size for size in parity.norms(value)]
+            spread[name] = [max(pair) for pair in zip(spread[name], last, strict=True)]
     for name in spread:
         alike = [moved for other, moved in spread.items() if _of_any_batch(other, name)]
         spread[name] = [max(column) for column in zip(*alike, strict=True)]
