@@ -251,8 +251,13 @@ class RowsByText {
     }
   }
 
+  /// A line each; a text that is part of another one is said there.
   void append_to(std::vector<std::string>& lines) const {
     for (const auto& [names, text] : groups_) {
+      const auto holds = [&](const auto& other) {
+        return other.second.size() > text.size() && other.second.find(text) != std::string::npos;
+      };
+      if (std::any_of(groups_.begin(), groups_.end(), holds)) continue;
       const auto rows = fmt::format("{}", fmt::join(names, ", "));
       lines.push_back(rows.empty() ? text : rows + ": " + text);
     }
@@ -270,9 +275,16 @@ void derive_notes(CaseResult& result, const std::vector<Warning>& warnings) {
     if (row.status == Status::invalid) broken.add(row.runtime, "invalid: " + row.reason);
     if (!row.implausible.empty()) broken.add(row.runtime, "implausible: " + row.implausible);
   }
+  bool has_golden = true;
   for (const auto& warning : warnings) {
     if (!is_note(warning) || warning.case_name != result.name) continue;
     said.add(warning.runtime, warning.text);
+    has_golden = has_golden && warning.code != "no-golden";
+  }
+  for (const auto& row : result.runtimes) {
+    // Without a golden run every row says so, and the case has said it.
+    if (!has_golden || !row.parity || !row.parity->passed || row.parity->note.empty()) continue;
+    said.add(row.runtime, row.parity->note);
   }
   result.notes.clear();
   broken.append_to(result.notes);

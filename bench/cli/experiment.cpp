@@ -253,9 +253,9 @@ void Experiment::export_case(size_t index, Exporter& exporter, std::set<std::str
   progress_.note(fmt::format("weights and inputs of {}", item.name), left_s());
   auto& files = files_[index] = exporter.export_case(item);
   result.memory_bytes = files.memory_bytes;
-  if (!files.note.empty() && notes.insert(files.note).second) {
-    progress_.say(files.note);
-    results_.warn({"export", "warning", files.note, "", ""});
+  if (!files.note.empty()) {
+    if (notes.insert(files.note).second) progress_.say(files.note);
+    results_.warn({"export", "info", files.note, item.name, ""});
   }
   if (files.status == Status::ok) return;
   if (files.status == Status::skipped && item.optional) return;  // will be left out

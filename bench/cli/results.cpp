@@ -9,6 +9,7 @@
 #include <cstring>
 #include <fstream>
 #include <iterator>
+#include <set>
 
 #include "error.hpp"
 
@@ -45,9 +46,8 @@ bool CaseResult::counts(const RuntimeResult& row) const {
 }
 
 bool is_note(const Warning& warning) {
-  const auto& code = warning.code;
-  return !warning.case_name.empty() &&
-         (code == "note" || code == "artifact" || code == "no-golden");
+  static const std::set<std::string> kCodes = {"note", "artifact", "export", "no-golden"};
+  return !warning.case_name.empty() && kCodes.contains(warning.code);
 }
 
 void Results::warn(Warning warning) {

@@ -426,6 +426,30 @@ TEST(Derive, PageFaultsThatDifferNameTheRerun) {
   EXPECT_DOUBLE_EQ(results.cases[0].find("new")->page_faults_per_step, 500);
 }
 
+TEST(Derive, NotesOfACaseAreGroupedByTheirText) {
+  auto results = example();
+  results.warnings.clear();
+  results.warn({"artifact", "info", "a TracerWarning", "toy_train", "new"});
+  results.warn({"note", "info", "a TracerWarning", "toy_train", "old"});
+  results.warn({"note", "info", "of another case", "toy_inference", "old"});
+  results.warn({"export", "info", "cast to float32", "toy_train", ""});
+  results.warn({"note", "info", "of the whole run", "", ""});
+  auto& row = *results.cases[0].find("new");
+  row.parity->note = "checked at dropout 0";
+  derive(results);
+  EXPECT_EQ(results.cases[0].notes,
+            (std::vector<std::string>{"new, old: a TracerWarning", "cast to float32",
+                                      "new: checked at dropout 0"}));
+  row.status = Status::invalid;
+  row.reason = "outputs differ";
+  row.parity->passed = false;
+  results.warn({"no-golden", "warning", "no float64 run (cast to float32)", "toy_train", ""});
+  derive(results);
+  EXPECT_EQ(results.cases[0].notes,
+            (std::vector<std::string>{"new: invalid: outputs differ", "new, old: a TracerWarning",
+                                      "no float64 run (cast to float32)"}));
+}
+
 TEST(ResultsFile, IsWrittenWholeOrNotAtAll) {
   const Folder folder;
   const auto file = folder.path / "results.json";

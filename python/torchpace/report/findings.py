@@ -3,7 +3,7 @@
 from torchpace.report import words
 
 # Codes of warnings that are notes of a case.
-NOTE_CODES = ("note", "artifact", "no-golden")
+NOTE_CODES = ("note", "artifact", "export", "no-golden")
 
 
 def speedup(row):
