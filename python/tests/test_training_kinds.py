@@ -242,10 +242,10 @@ def traced_values(step: TrainingStep) -> training_check.Values:
     state = {name: x.clone() for name, x in step.initial.items()}
     rate, seeds = torch.tensor(training_check.RATES[recipe.kind]), torch.Generator().manual_seed(0)
     losses = []
-    for _ in range(calls_of(recipe)):
-        draws = Philox(step.draws, seeds) if step.draws else contextlib.nullcontext()
-        with kept_random_state(step.device), draws, torch.no_grad():
-            losses.append(program(*state.values(), rate, *step.inputs, step.target)[0])
+    with kept_random_state(step.device), torch.no_grad():
+        for _ in range(calls_of(recipe)):
+            with Philox(step.draws, seeds) if step.draws else contextlib.nullcontext():
+                losses.append(program(*state.values(), rate, *step.inputs, step.target)[0])
     parameters = {v.name: v.of(state["parameters"]) for v in step.layout.parameters}
     parameters |= {n[10:]: x for n, x in state.items() if n.startswith("parameter.")}
     buffers = {
