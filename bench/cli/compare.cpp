@@ -156,7 +156,8 @@ std::vector<Warning> warn_of_variables(const std::vector<std::string>& removed, 
                     fmt::join(removed, ", "), removed.size() == 1 ? "it" : "they"));
   }
   std::vector<std::string> inherited;
-  for (const auto& [name, value] : host.value("variables", Json::object()).items()) {
+  const auto variables = host.value("variables", Json::object());  // outlives its items
+  for (const auto& [name, value] : variables.items()) {
     const auto begins = [&name = name](const char* prefix) { return name.starts_with(prefix); };
     const bool is_ours = name == "OMP_NUM_THREADS" || name == "MKL_NUM_THREADS";
     if (is_ours || std::none_of(std::begin(kMathVariables), std::end(kMathVariables), begins))
