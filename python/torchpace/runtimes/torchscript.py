@@ -109,7 +109,8 @@ class TorchScriptInference(Inference):
             torch._C._jit_can_fuse_on_cpu() if of_cpu else torch._C._jit_can_fuse_on_gpu()
         )
         how = files[HOW]
-        self.note = f"{how.decode() if isinstance(how, bytes) else how}; {DEPRECATED}"
+        how = how.decode() if isinstance(how, bytes) else how  # a file of others does not say
+        self.note = "; ".join(filter(None, (how, DEPRECATED)))
 
     def settle(self) -> None:
         """Runs it until the last steps take the same time: at least 10 times, at most 50."""
