@@ -117,12 +117,26 @@ std::vector<TensorSpec> choose_specs(const AotPackage* package, const Options& o
 
 constexpr const char* kOtherInputs = "give others with --input or --dynamic";
 
+/// Whether the package says that it takes a first size of 1 among others: AOTInductor's own checks
+/// refuse that of every dynamic size.
+bool admits_one(const AotPackage& package, const Tensors& inputs) {
+  const auto specs = package.input_specs();
+  for (std::size_t i = 0; i < specs.size(); ++i) {
+    const auto& sizes = specs[i].sizes;
+    if (!sizes.empty() && sizes[0] == kAnySize && inputs[i].size(0) == 1) return true;
+  }
+  return false;
+}
+
 /// Throws ArchiveError where the package is for another machine or refuses some of the inputs, by
 /// what it says of them and by a run of each with AOTInductor's own checks: its code has none.
-void check_package(const AotPackage& package, const std::vector<Tensors>& all_inputs,
-                   const Options& options) {
+void check_package(const AotPackage& package, const std::vector<TensorSpec>& specs,
+                   std::vector<Tensors> all_inputs, const Options& options) {
   package.check_environment(options.device, options.threads);
-  for (const auto& inputs : all_inputs) package.check_inputs(inputs);
+  for (auto& inputs : all_inputs) {
+    package.check_inputs(inputs);
+    if (admits_one(package, inputs)) inputs = make_inputs(specs, 2, options);
+  }
   const auto threads = package.get("torchpace.threads");
   if (options.device.is_cpu() && !threads.empty())
     at::set_num_threads(Settings{{"threads", threads}}.require<int>("threads"));
@@ -397,8 +411,8 @@ int run(const Options& options) {
 
   std::vector<Tensors> all_inputs;
   for (const auto& size : sizes) all_inputs.push_back(make_inputs(specs, size, options));
-  if (package) check_package(*package, all_inputs, options);
-  if (other_package) check_package(*other_package, all_inputs, options);
+  if (package) check_package(*package, specs, all_inputs, options);
+  if (other_package) check_package(*other_package, specs, all_inputs, options);
   const auto loaded = load(options.file, std::move(package), all_inputs[0], options);
   const auto outputs = outputs_of(loaded, all_inputs);
   std::optional<Other> other;

@@ -186,7 +186,8 @@ def test_other_files_are_refused(files, tmp_path):
     assert "something else" in refused(tmp_path, str(text), "--input", "4x8")
     assert "a folder" in refused(tmp_path, str(tmp_path), "--input", "4x8")
     assert "cannot be opened" in refused(tmp_path, str(tmp_path / "none.pt2"), "--input", "4x8")
-    assert "torch.export.save" in refused(tmp_path, str(files / "exported.pt2"), "--input", "4x8")
+    line = refused(tmp_path, str(files / "exported.pt2"), "--input", "4x8")
+    assert "torch.export.save" in line and "torchpace compare --model FILE.pt2" in line
     assert "torch.save" in refused(tmp_path, str(files / "state.pt"), "--input", "4x8")
     package = tmp_path / "package.pt"
     package.write_bytes((files / "net.pt2").read_bytes())
@@ -233,6 +234,7 @@ def test_wrong_inputs_are_refused(files, tmp_path):
     assert "refuses these inputs" in refused(tmp_path, foreign, "--input", "4x8:int64")
     assert "refuses these inputs" in refused(tmp_path, foreign, *two)
     assert "1x3x224x224" in refused(tmp_path, net, "--input", "4xa")
+    assert "channels_last" in refused(tmp_path, net, "--input", "4x8:float32:banana")
     assert "dtype: expected one of" in refused(tmp_path, net, "--input", "4x8:f32")
     assert "--dynamic" in refused(tmp_path, net, "--input", "4x8", "--dynamic", "4:")
 
@@ -278,6 +280,206 @@ def test_what_is_right_runs(files, tmp_path):
     foreign = run(tmp_path, str(files / "foreign.pt2"), "--input", "4x8", "--streams", "2")
     assert foreign.returncode == 0, foreign.stderr
     assert "with 2 callers" in foreign.stdout
+
+
+@pytest.fixture(scope="module")
+def packages(tmp_path_factory) -> Path:
+    """Of other people: fixed.pt2 for 4096 rows, layers.pt2 for channels_last inputs, and two.pt2
+    with the models encoder and decoder.
+    """
+    folder = tmp_path_factory.mktemp("packages")
+    compile_ = torch._inductor.aoti_compile_and_package
+    with torch.no_grad():
+        exported = torch.export.export(Sinus(), (torch.randn(4096, 64),))
+        compile_(exported, package_path=str(folder / "fixed.pt2"))
+        x = torch.randn(2, 3, 8, 8).to(memory_format=torch.channels_last)
+        compile_(torch.export.export(Sinus(), (x,)), package_path=str(folder / "layers.pt2"))
+        files = torch._inductor.aot_compile(
+            exported.module(), (torch.randn(4096, 64),), options={"aot_inductor.package": True}
+        )
+    torch._inductor.package.package.package_aoti(
+        str(folder / "two.pt2"), {"encoder": files, "decoder": files}
+    )
+    return folder
+
+
+class Sinus(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.sin() * 2 + 1
+
+
+def scripted(tmp_path: Path, name: str, module: torch.nn.Module) -> str:
+    path = tmp_path / name
+    torch.jit.script(module.eval()).save(str(path))
+    return str(path)
+
+
+def test_every_dynamic_size_is_checked_before_anything_is_timed(packages, tmp_path):
+    """Code for 4096 rows reads past the end of a tensor of one."""
+    fixed = str(packages / "fixed.pt2")
+    line = refused(tmp_path, fixed, "--input", "4096x64", "--dynamic", "4096,1")
+    assert "refuses these inputs, 1x64:float32" in line and "expected: 4096" in line
+    sinus = scripted(tmp_path, "sinus.pt", Sinus())
+    sizes = ("--input", "4096x64", "--dynamic", "4096,1")
+    line = refused(tmp_path, sinus, "--compare", fixed, *sizes)
+    assert "fixed.pt2: the package refuses these inputs, 1x64:float32" in line
+    line = refused(tmp_path, fixed, "--compare", str(tmp_path / "none.pt"), "--input", "4096x64")
+    assert "cannot be opened" in line
+
+
+def test_a_package_for_channels_last_inputs(packages, tmp_path):
+    package = str(packages / "layers.pt2")
+    line = refused(tmp_path, package, "--input", "2x3x8x8")
+    assert "2x3x8x8:float32:channels_last" in line and "strides" in line
+    done = run(tmp_path, package, "--input", "2x3x8x8:float32:channels_last")
+    assert done.returncode == 0, done.stderr
+    assert "2x3x8x8:float32:channels_last" in done.stdout
+
+
+def test_a_package_of_several_models(packages, tmp_path):
+    two = (str(packages / "two.pt2"), "--input", "4096x64")
+    line = refused(tmp_path, *two)
+    assert "found one of decoder, encoder" in line and "--model-name" in line
+    assert "the model 'banana'" in refused(tmp_path, *two, "--model-name", "banana")
+    fixed = ("--compare", str(packages / "fixed.pt2"))
+    done = run(tmp_path, *two, "--model-name", "encoder", *fixed)
+    assert done.returncode == 0, done.stderr
+
+
+class Normalise(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.sub_(0.45).div_(0.225) + 1
+
+
+class Counting(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        return x + 1
+
+
+def test_a_file_that_changes_its_inputs_or_buffers_is_refused(tmp_path):
+    path = scripted(tmp_path, "inplace.pt", Normalise())
+    good = scripted(tmp_path, "good.pt", Sinus())
+    for files in ((path,), (path, "--compare", path), (good, "--compare", path)):
+        line = refused(tmp_path, *files, "--input", "2x3x16x16")
+        assert "inplace.pt: the model changes its input 0 in place" in line
+        assert "clone it first (x = x.clone())" in line
+    path = scripted(tmp_path, "counting.pt", Counting())
+    line = refused(tmp_path, path, "--input", "4x8", "--torchscript", "plain")
+    assert "the model changes its buffer calls" in line
+
+
+class Label(torch.nn.Module):
+    def __init__(self, largest: bool) -> None:
+        super().__init__()
+        self.largest = largest
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.argmax(-1) if self.largest else x.argmin(-1)
+
+
+class Spectrum(torch.nn.Module):
+    def __init__(self, sign: float = 1.0) -> None:
+        super().__init__()
+        self.sign = sign
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"all": x, "of": torch.fft.fft(x) * self.sign}
+
+
+class Number(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> int:
+        return x.size(0)
+
+
+def test_outputs_of_every_kind_are_compared(tmp_path):
+    largest, smallest = (scripted(tmp_path, f"{b}.pt", Label(b)) for b in (True, False))
+    done = run(tmp_path, largest, "--compare", largest, "--input", "4x16")
+    assert done.returncode == 0 and "outputs agree to 0" in done.stdout, done.stderr
+    done = run(tmp_path, largest, "--compare", smallest, "--input", "4x16")
+    assert done.returncode == 3, done.stderr
+    assert "INVALID: output: 4 of 4 elements differ" in done.stdout
+    spectrum = scripted(tmp_path, "spectrum.pt", Spectrum())
+    done = run(tmp_path, spectrum, "--compare", spectrum, "--input", "4x16")
+    assert done.returncode == 0, done.stderr
+    negative = scripted(tmp_path, "negative.pt", Spectrum(-1.0))
+    done = run(tmp_path, spectrum, "--compare", negative, "--input", "4x16", "--json")
+    assert done.returncode == 3, done.stderr
+    assert "output.1 differs by" in json.loads(done.stdout)["comparisons"][0]["note"]
+    number = scripted(tmp_path, "number.pt", Number())
+    assert "returns none" in refused(tmp_path, number, "--input", "4x16")
+
+
+def test_custom_operators_need_their_library(tmp_path):
+    source = tmp_path / "operator.cpp"
+    source.write_text(
+        "#include <ATen/core/Tensor.h>\n"
+        "#include <ATen/ops/add.h>\n"
+        "#include <torch/library.h>\n"
+        "at::Tensor twice(const at::Tensor& x) { return at::add(x, x); }\n"
+        'TORCH_LIBRARY(tests_of_run, m) { m.def("twice", &twice); }\n'
+    )
+    library = tmp_path / "operator.so"
+    include = Path(torch.__file__).parent / "include"
+    subprocess.run(
+        ["c++", "-std=c++17", "-shared", "-fPIC", f"-I{include}", str(source), "-o", str(library)],
+        check=True,
+    )
+    torch.ops.load_library(str(library))
+
+    class Twice(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.ops.tests_of_run.twice(x)
+
+    path = scripted(tmp_path, "twice.pt", Twice())
+    line = refused(tmp_path, path, "--input", "4x8")
+    assert "tests_of_run::twice" in line and "--load-library FILE.so" in line
+    done = run(tmp_path, path, "--input", "4x8", "--load-library", str(library))
+    assert done.returncode == 0, done.stderr
+    bad = tmp_path / "bad.so"
+    bad.write_bytes(b"no ELF")
+    for file in (bad, tmp_path / "none.so"):
+        line = refused(tmp_path, path, "--input", "4x8", "--load-library", str(file))
+        assert f"--load-library{' ' if file == bad else ':'}" in line and file.name in line
+
+
+def test_what_tmpdir_lacks_is_named(files, tmp_path):
+    command = [str(program()), "run", "--seconds", "0.2", str(files / "net.pt"), "--input", "4x8"]
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=os.environ | {"TMPDIR": "/none"}, timeout=60
+    )
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1, done.stderr
+    assert "TMPDIR: expected a folder to write to, found /none" in done.stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+def test_a_lost_write_is_no_success(files, tmp_path):
+    command = [str(program()), "run", "--seconds", "0.2", str(files / "net.pt"), "--input", "4x8"]
+    with open("/dev/full", "w") as full:
+        for more in ((), ("--json",)):
+            done = subprocess.run(
+                [*command, *more], stdout=full, stderr=subprocess.PIPE, text=True, timeout=60
+            )
+            assert done.returncode == 1, done.stderr
+            assert "is the disk full?" in done.stderr and len(done.stderr.splitlines()) == 1
+        worker = program().parent / "torchpace_worker"
+        done = subprocess.run(
+            [worker, "--list"], stdout=full, stderr=subprocess.PIPE, text=True, timeout=60
+        )
+        assert done.returncode == 1 and "is the disk full?" in done.stderr
+
+
+def test_a_closed_pipe_is_no_error(files, tmp_path):
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [str(program()), "run", "--seconds", "0.2", str(files / "net.pt"), "--input", "4x8"]
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=60)
+    os.close(writer)
+    assert done.returncode == 0 and done.stderr == ""
 
 
 def test_other_outputs_are_no_comparison(files, tmp_path):
