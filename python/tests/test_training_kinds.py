@@ -254,6 +254,16 @@ def traced_values(step: TrainingStep) -> training_check.Values:
     return training_check._values(recipe, losses, parameters, buffers)
 
 
+def test_draws_are_those_of_the_compiled_programs():
+    """Of seed -5 with Triton 3.6's interpreter; of the CPU's code by test_training_export.py."""
+    draws = Philox(1, torch.Generator())
+    draws.seeds, draws.cuda = [-5], True
+    uniform, normal = (f(torch.Size([3]), "cpu") for f in (draws.uniform, draws.normal))
+    expected = [0.4349519908428192, 0.824209988117218, 0.7069108486175537]
+    assert uniform.tolist() == expected
+    torch.testing.assert_close(normal[:2], torch.tensor([-0.00349446, 0.5034444]))
+
+
 KINDS = {
     "checkpointed": lambda: Checkpointed(False),
     "reentrant": lambda: Checkpointed(True),

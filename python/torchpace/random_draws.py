@@ -79,40 +79,49 @@ class Traced(Draws):
 
 
 class Philox(Draws):
-    """What one call of the compiled program draws on the CPU: at::Philox4_32 of a seed for each
-    draw, the position in the tensor being its counter.
+    """What one call of the compiled program draws: Philox of a seed for each draw, the position in
+    the tensor being its counter. On the CPU at::Philox4_32, on CUDA that of Triton.
     """
 
     def __init__(self, draws: int, seeds: torch.Generator):
+        """seeds: in the state of torch's own generator of the device, from which a program draws."""
         super().__init__()
-        self.seeds = torch.randint(_SEEDS.min, _SEEDS.max, (draws,), generator=seeds).tolist()
+        self.cuda = seeds.device.type == "cuda"
+        drawn = torch.randint(
+            _SEEDS.min, _SEEDS.max, (draws,), generator=seeds, device=seeds.device
+        )
+        self.seeds = drawn.tolist()
 
     def uniform(self, size: torch.Size, device: torch.device) -> Tensor:
-        return self._random(math.prod(size))[0].view(size)
+        return self._random(size, device)[0]
 
     def normal(self, size: torch.Size, device: torch.device) -> Tensor:
-        u, v = (1 - x for x in self._random(math.prod(size)))
-        return (
-            ((-2 * u.double().log()).sqrt() * (2 * math.pi * v.double()).cos()).float().view(size)
-        )
+        u, v = self._random(size, device)
+        u, v = (u.clamp(min=1e-7), v) if self.cuda else (1 - u, 1 - v)
+        return ((-2 * u.double().log()).sqrt() * (2 * math.pi * v.double()).cos()).float()
 
-    def _random(self, count: int) -> tuple[Tensor, Tensor]:
+    def _random(self, size: torch.Size, device: torch.device) -> tuple[Tensor, Tensor]:
         if self.count >= len(self.seeds):
             raise InputError(
                 f"module: draws more random numbers than the {len(self.seeds)} tensors of its "
                 "traced step; expected the same draws in every step"
             )
-        first, second = philox(self.seeds[self.count] & _MASK, torch.arange(count))
-        return _as_uniform(first), _as_uniform(second)
+        seed, position = self.seeds[self.count], torch.arange(math.prod(size), device=device)
+        low, high = seed & _MASK, (seed >> 32) & _MASK if self.cuda else 0
+        first, second = (self._as_uniform(x).view(size) for x in philox(low, high, position))
+        return first, second
+
+    def _as_uniform(self, x: Tensor) -> Tensor:
+        x = torch.where(x >> 31 > 0, _MASK - x, x) if self.cuda else x & 0x7FFFFFFF
+        return x.float() * torch.tensor(4.6566127342e-10, device=x.device)
 
 
-def philox(key: int, position: Tensor) -> tuple[Tensor, Tensor]:
-    """The first two 32-bit numbers of Philox 4x32-10 (Salmon et al. 2011) at each position, int64.
-
-    Subsequence 0, key below 2^32.
+def philox(low: int, high: int, position: Tensor) -> tuple[Tensor, Tensor]:
+    """The first two 32-bit numbers of Philox 4x32-10 (Salmon et al. 2011), int64, of a key in two
+    parts and counters below 2^32.
     """
-    c = [position & _MASK, position >> 32, torch.zeros_like(position), torch.zeros_like(position)]
-    k = [key, 0]
+    zeros = torch.zeros_like(position)
+    c, k = [position & _MASK, zeros, zeros, zeros], [low, high]
     for _ in range(10):
         high0, low0 = _product(0xD2511F53, c[0])
         high1, low1 = _product(0xCD9E8D57, c[2])
@@ -126,10 +135,6 @@ def _product(factor: int, x: Tensor) -> tuple[Tensor, Tensor]:
     low = factor * (x & 0xFFFF)
     whole = factor * (x >> 16) + (low >> 16)
     return whole >> 16, ((whole & 0xFFFF) << 16) | (low & 0xFFFF)
-
-
-def _as_uniform(x: Tensor) -> Tensor:
-    return (x & 0x7FFFFFFF).float() * torch.tensor(4.6566127342e-10)
 
 
 def _draws_nothing(func: Any, args: tuple[Any, ...]) -> bool:

@@ -23,7 +23,7 @@ import tempfile
 import time
 import warnings
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -121,7 +121,7 @@ def export_training(
         job = Job(program, arguments, device, metadata, deterministic, inductor_configs or {})
         if compile_limit is not None:
             process.begin_compile(job, code)
-        with deterministic_algorithms(deterministic):
+        with deterministic_algorithms(deterministic), _half_of_the_threads(compile_limit):
             expected = training_check.Expected(step) if check else None
         if compile_limit is not None:
             process.end_compile(compile_limit)
@@ -360,6 +360,20 @@ class _Progress:
 
     def aloud(self, what: str) -> None:
         print(f"{time.monotonic() - self.begun:6.1f} s  {what}", file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def _half_of_the_threads(compile_limit: float | None) -> Iterator[None]:
+    """Where a compiler runs at the same time: threads that wait for each other wait for it too,
+    which took 2048 small layers minutes on two cores.
+    """
+    threads = torch.get_num_threads()
+    if compile_limit is not None:
+        torch.set_num_threads(max(1, threads // 2))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _conditions(device: torch.device) -> dict[str, str]:

@@ -154,7 +154,7 @@ def _train(
         with torch.no_grad():
             for p in module.parameters():
                 p.copy_(rounding.moved(p, 4))
-    recipe, seeds = step.recipe, torch.Generator().manual_seed(SEED)
+    recipe, seeds = step.recipe, torch.Generator(step.device).manual_seed(SEED)
     optimizer = optimizer_of(recipe, module.parameters(), RATES[recipe.kind])
     losses = []
     torch.manual_seed(SEED)
