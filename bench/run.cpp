@@ -85,19 +85,27 @@ struct Loaded {
   double load_s = 0, first_s = 0;
 };
 
+/// Throws SettingsError where there is no memory for them.
+torch::Tensor draw(const TensorSpec& spec, const Options& options) try {
+  const auto dtype = at::isComplexType(spec.dtype) ? torch::kComplexFloat : torch::kFloat32;
+  const bool exact = at::isIntegralType(spec.dtype, /*includeBool=*/true);
+  const auto drawn = exact ? torch::randint(options.below, spec.sizes, torch::kInt64)
+                           : torch::randn(spec.sizes, dtype);
+  return drawn.to(options.device, spec.dtype).contiguous(spec.memory_format());
+} catch (const c10::Error& error) {
+  throw SettingsError("--input " + spec.text() + ": cannot be made: " + one_line_of(error));
+}
+
 Tensors make_inputs(const std::vector<TensorSpec>& specs, std::optional<int64_t> size,
                     const Options& options) {
   torch::manual_seed(0);
   Tensors inputs;
-  for (const auto& spec : specs) {
-    auto sizes = spec.sizes;
+  for (auto spec : specs) {
+    auto& sizes = spec.sizes;
     if (size && !sizes.empty() && (sizes[0] == kAnySize || !options.inputs.empty()))
       sizes[0] = *size;
     for (auto& each : sizes) each = each == kAnySize ? 1 : each;
-    const auto floating = at::isFloatingType(spec.dtype);
-    const auto drawn = floating ? torch::randn(sizes, torch::kFloat32)
-                                : torch::randint(options.below, sizes, torch::kInt64);
-    inputs.push_back(drawn.to(options.device, spec.dtype).contiguous(spec.memory_format()));
+    inputs.push_back(draw(spec, options));
   }
   return inputs;
 }

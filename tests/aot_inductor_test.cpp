@@ -144,7 +144,8 @@ TEST(AotInductor, SkipsTraining) {
 }
 
 TEST(TensorSpec, ReadsAndWrites) {
-  for (const auto* text : {"1x3x224x224:float32", "?x8:int64", ":bool", "4:bfloat16"})
+  for (const auto* text :
+       {"1x3x224x224:float32", "?x8:int64", ":bool", "4:bfloat16", "2x3:complex64"})
     EXPECT_EQ(TensorSpec::parse(text).text(), text);
   EXPECT_EQ(TensorSpec::parse("2x3").text(), "2x3:float32");
   const auto last = TensorSpec::parse("2x3x4x5:float32:channels_last");

@@ -410,6 +410,10 @@ def test_outputs_of_every_kind_are_compared(tmp_path):
     done = run(tmp_path, spectrum, "--compare", negative, "--input", "4x16", "--json")
     assert done.returncode == 3, done.stderr
     assert "output.1 differs by" in json.loads(done.stdout)["comparisons"][0]["note"]
+    done = run(tmp_path, spectrum, "--input", "4x16:complex64")
+    assert done.returncode == 0 and "4x16:complex64" in done.stdout, done.stderr
+    huge = refused(tmp_path, spectrum, "--input", "99999999x99999999")
+    assert "--input 99999999x99999999:float32: cannot be made" in huge
     number = scripted(tmp_path, "number.pt", Number())
     assert "returns none" in refused(tmp_path, number, "--input", "4x16")
 
@@ -424,10 +428,10 @@ def test_custom_operators_need_their_library(tmp_path):
         'TORCH_LIBRARY(tests_of_run, m) { m.def("twice", &twice); }\n'
     )
     library = tmp_path / "operator.so"
-    include = Path(torch.__file__).parent / "include"
+    folder = Path(torch.__file__).parent
+    flags = ["-std=c++17", "-shared", "-fPIC", f"-I{folder}/include", f"-L{folder}/lib"]
     subprocess.run(
-        ["c++", "-std=c++17", "-shared", "-fPIC", f"-I{include}", str(source), "-o", str(library)],
-        check=True,
+        ["c++", *flags, str(source), "-o", str(library), "-ltorch_cpu", "-lc10"], check=True
     )
     torch.ops.load_library(str(library))
 

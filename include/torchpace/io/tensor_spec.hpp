@@ -19,7 +19,7 @@ namespace torchpace {
 
 inline constexpr int64_t kAnySize = -1;
 
-inline constexpr std::array<std::pair<std::string_view, torch::ScalarType>, 10> kDtypeNames = {{
+inline constexpr std::array<std::pair<std::string_view, torch::ScalarType>, 12> kDtypeNames = {{
     {"float32", torch::kFloat32},
     {"float64", torch::kFloat64},
     {"float16", torch::kFloat16},
@@ -30,6 +30,8 @@ inline constexpr std::array<std::pair<std::string_view, torch::ScalarType>, 10> 
     {"int8", torch::kInt8},
     {"uint8", torch::kUInt8},
     {"bool", torch::kBool},
+    {"complex64", torch::kComplexFloat},
+    {"complex128", torch::kComplexDouble},
 }};
 
 /// The name that Python gives a dtype: float32.
