@@ -124,7 +124,7 @@ class Causes:
     def python(self, file, shape, *options):
         return [sys.executable, HERE / "caller.py", self.folder / f"{file}.pt", shape, *options]
 
-    def pair(self, what, slow, fast, calls=10, rounds=15, environments=({}, {})):
+    def pair(self, what, slow, fast, calls=10, rounds=10, environments=({}, {})):
         """Prints how much longer a call of `slow` takes than one of `fast`."""
         ratios, times = [], []
         for number in range(PAIRS):
@@ -150,7 +150,7 @@ class Causes:
 
     def languages(self):
         """The same file, called alike: C++ over Python"""
-        for file, shape in (("layers", "1x32"), ("convolutions", "1x3x112x112")):
+        for file, shape in (("layers", "1x32"), ("convolutions", "1x3x64x64")):
             options = file, shape, "guard=inference"
             self.pair(f"{file}, {shape}", self.cpp(*options), self.python(*options))
 
@@ -158,7 +158,7 @@ class Causes:
         """The first calls of a shape, in ms, then the 30th: medians of six processes"""
         for file, shapes in (
             ("layers", ("1x32", "8x32")),
-            ("convolutions", ("1x3x112x112", "1x3x96x96")),
+            ("convolutions", ("1x3x64x64", "1x3x56x56")),
         ):
             for language in (self.cpp, self.python):
                 table = []
@@ -180,35 +180,35 @@ class Causes:
         """Eight shapes in turn over one shape of their mean size, once all are known"""
         many = ",".join(f"{n}x32" for n in range(12, 28, 2))
         self.pair("layers", *(self.cpp("layers", s, "guard=inference") for s in (many, "19x32")))
-        many = ",".join(f"1x3x112x{n}" for n in range(84, 148, 8))
-        one = "1x3x112x112"
+        many = ",".join(f"1x3x64x{n}" for n in range(36, 100, 8))
+        one = "1x3x64x64"
         self.pair(
             "convolutions", *(self.cpp("convolutions", s, "guard=inference") for s in (many, one))
         )
 
     def gradients(self):
         """No guard against recording for a backward, over InferenceMode"""
-        for file, shape in (("layers", "1x32"), ("convolutions", "1x3x112x112")):
+        for file, shape in (("layers", "1x32"), ("convolutions", "1x3x64x64")):
             right = self.cpp(file, shape, "guard=inference")
             for guard in ("none", "no_grad"):
                 self.pair(f"{file}, guard={guard}", self.cpp(file, shape, f"guard={guard}"), right)
 
     def executor(self):
         """The graph executor turned off, over left on"""
-        for file, shape in (("layers", "1x32"), ("convolutions", "1x3x112x112")):
+        for file, shape in (("layers", "1x32"), ("convolutions", "1x3x64x64")):
             options = file, shape, "guard=inference"
             self.pair(file, self.cpp(*options, "executor=off"), self.cpp(*options))
 
     def new_threads(self):
         """Each call from a new thread, over all calls from one"""
-        for file, shape in (("layers", "1x32"), ("convolutions", "1x3x112x112")):
+        for file, shape in (("layers", "1x32"), ("convolutions", "1x3x64x64")):
             options = file, shape, "guard=inference"
             self.pair(file, self.cpp(*options, "caller=new"), self.cpp(*options))
 
     def busy_threads(self):
         """A thread of the program's own is always busy, over the same with a core left to it"""
         cores = os.cpu_count() or 1
-        options = "convolutions", "1x3x112x112", "guard=inference"
+        options = "convolutions", "1x3x64x64", "guard=inference"
         self.pair(
             f"{cores} threads and a busy one over {cores - 1} and a busy one",
             self.cpp(*options, "own=busy", f"threads={cores}"),
@@ -222,19 +222,19 @@ class Causes:
 
     def denormals(self):
         """Numbers below 1e-38, over the same flushed to 0"""
-        for file, shape in (("products", "64x256"), ("convolutions", "1x3x112x112")):
+        for file, shape in (("products", "64x256"), ("convolutions", "1x3x64x64")):
             options = file, shape, "guard=inference", "input=denormal"
             self.pair(file, self.cpp(*options), self.cpp(*options, "flush=1"))
 
     def allocator(self):
         """glibc as it is, over thresholds that keep freed memory in the process"""
-        for shape in ("1x3x112x112", "4x3x224x224"):
+        for shape in ("1x3x64x64", "1x3x224x224"):
             options = self.cpp("convolutions", shape, "guard=inference")
             self.pair(shape, options, options, calls=5, environments=({}, TUNED))
 
     def build_type(self):
         """The program's own loops without optimization, over -O2"""
-        options = "convolutions", "1x3x112x112", "guard=inference", "own=loops"
+        options = "convolutions", "1x3x64x64", "guard=inference", "own=loops"
         self.pair(
             "an image prepared in loops", self.cpp(*options, optimization="-O0"), self.cpp(*options)
         )
