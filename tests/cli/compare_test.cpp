@@ -741,11 +741,30 @@ TEST_F(Compare, CtrlCLetsTheExporterPutAwayWhatItHasBegun) {
                    {{"TMPDIR", folder / "tmp"},
                     {"FAKE_LOG", folder / "log"},
                     {"TORCHPACE_PYTHON_PATH", package}}});
-  while (logged("export", "hangs").empty()) usleep(10000);
+  const auto deadline = in_seconds(30);
+  while (logged("export", "hangs").empty() && Clock::now() < deadline) usleep(10000);
   ::kill(process.pid(), SIGINT);
   EXPECT_EQ(process.wait(in_seconds(30)), "exit code 130");
   EXPECT_EQ(logged("export put away", "").size(), 1u);
   EXPECT_TRUE(fs::is_empty(folder / "tmp"));
+}
+
+TEST_F(Compare, ARowFasterThanTheMachineIsMarkedAndDoesNotCount) {
+  // 1 GFLOP in a microsecond, where products reach 2 TFLOP/s.
+  const auto outcome = run(pair("--step-ms 0.001", "--device cpu --fail-on 'speedup<1e9'"));
+  EXPECT_EQ(outcome.code, kOk) << outcome.err;
+  EXPECT_NE(outcome.out.find("new: implausible: 500 times the rate of matrix products"),
+            std::string::npos)
+      << outcome.out;
+  EXPECT_NE(outcome.err.find("new is implausible, so --fail-on does not judge it"),
+            std::string::npos)
+      << outcome.err;
+  const auto found = results();
+  EXPECT_EQ(found.cases[0].find("new")->status, Status::ok);
+  EXPECT_EQ(found.cases[0].find("new")->speedup.verdict, "IMPLAUSIBLE");
+  EXPECT_FALSE(found.cases[0].fastest);
+  ASSERT_TRUE(found.limits);
+  EXPECT_GT(found.limits->flops_per_s("float32"), 0);
 }
 
 TEST_F(Compare, UnfairPairsAreMarkedWhereverTheyAreShown) {
