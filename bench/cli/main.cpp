@@ -255,7 +255,9 @@ int report_files(const std::vector<std::string>& paths, const std::string& outpu
                                  ? std::filesystem::path(paths[0]) / "results.json"
                                  : std::filesystem::path(paths[0]);
     write_markdown(files[0].results, std::filesystem::path(output) / "report.md");
-    say(make_html(find_installation(python), page_source, output).message);
+    const auto page = make_html(find_installation(python), page_source, output);
+    say(page.message);
+    if (page.outcome == HtmlPage::Outcome::failed && worst == kOk) worst = kCaseFailed;
   }
   return worst;
 }

@@ -138,7 +138,7 @@ class Worker:
             "threads": os.environ.get("OMP_NUM_THREADS", ""),
             "hash_seed": os.environ.get("PYTHONHASHSEED", ""),
             "mmap_threshold": os.environ.get("MALLOC_MMAP_THRESHOLD_", ""),
-            "variables": " ".join(sorted(f"{k}={v}" for k, v in os.environ.items() if k.startswith(("TORCH", "MKL_CBWR", "PYTHONW")))),
+            "variables": " ".join(sorted(f"{k}={v}" for k, v in os.environ.items() if k.startswith(("TORCHDYNAMO", "TORCHINDUCTOR", "MKL_CBWR", "PYTHONW")))),
         }
 
 
