@@ -456,3 +456,12 @@ def test_refuses_losses_in_one_line(loss, message):
         step.trace()
         Expected(step)
     assert "\n" not in str(caught.value)
+
+
+def test_a_module_in_eval_mode_is_said_to_be(tmp_path, capsys):
+    for module, said in ((Normalized().eval(), True), (frozen(), False)):
+        with pytest.raises(InputError, match="loss: expected a floating-point scalar"):
+            export_training(
+                module, lambda y, t: y, *batch(), path=tmp_path / "x.pt2", compile_limit=None
+            )
+        assert ("is in eval mode, as given: it trains without" in capsys.readouterr().err) == said

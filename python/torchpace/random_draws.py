@@ -84,7 +84,7 @@ class Philox(Draws):
     """
 
     def __init__(self, draws: int, seeds: torch.Generator):
-        """seeds: in the state of torch's own generator of the device, from which a program draws."""
+        """seeds: in the state of torch's generator of the device, which the program draws from."""
         super().__init__()
         self.cuda = seeds.device.type == "cuda"
         drawn = torch.randint(
