@@ -180,6 +180,8 @@ bool Experiment::met_bad_input_only() const {
 void Experiment::save() {
   results_.elapsed_s = elapsed_s();
   derive(results_);
+  std::error_code ignored;  // removed while we measured: no reason to lose what there is
+  fs::create_directories(options_.output, ignored);
   save_results(results_, options_.output / "results.json");
 }
 

@@ -635,7 +635,7 @@ class CompareModel : public Compare, public testing::WithParamInterface<Death> {
 
 TEST_P(CompareModel, FailsAlone) {
   const auto outcome =
-      run_package(std::string("--runtimes py-eager,py-one --export-limit 1 ") +
+      run_package(std::string("--runtimes py-eager,py-one --export-limit 5 ") +
                   "--cases '*_inference' --model m:" + GetParam().factory + " --model m:good");
   EXPECT_EQ(outcome.code, kCaseFailed) << outcome.err;
   const auto found = results();
@@ -660,7 +660,7 @@ INSTANTIATE_TEST_SUITE_P(
                           "export: killed by signal 11 (Segmentation fault) at export.py:17: "
                           "os.kill(os.getpid(), signal.SIGSEGV)"},
                     Death{"hangs",
-                          "export: did not answer in time (--export-limit 1) at export.py:21: "
+                          "export: did not answer in time (--export-limit 5) at export.py:21: "
                           "time.sleep(1000)"},
                     Death{"ends", "export: ended with exit code 0 before it answered"}));
 
