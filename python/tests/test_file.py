@@ -145,6 +145,10 @@ def test_wrong_inputs_are_one_line(exporter, saved):
 def test_a_batch_that_is_fixed_has_no_latency(exporter, saved):
     skipped = exporter.ask(case(saved / "FixedBatch.pt", "latency", input="4x8").line())["skipped"]
     assert "its batch is fixed" in skipped
+    plain, fixed = saved / "Plain.pt", saved / "FixedBatch.pt"
+    both = {"input": "4x8", "others": f"{fixed}\n{file._stamp(fixed)} {fixed}\n"}
+    assert "refused" not in exporter.ask(case(plain, **both).line())["set"]
+    assert "skipped" in exporter.ask(case(plain, "latency", **both).line())  # for all of them
     assert "only" in exporter.ask(case(saved / "fixed.pt2", "latency").line())["skipped"]
     assert exporter.ask(case(saved / "any.pt2", "latency").line())["set"]["items"] == 1
 
@@ -245,7 +249,7 @@ def test_one_file_in_both_languages(saved, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     (result,) = json.loads((tmp_path / "report" / "results.json").read_text())["cases"]
-    assert result["name"] == "Plain_latency" and result["reference"] == "py-torchscript"
+    assert result["case"] == "Plain_latency" and result["reference"] == "py-torchscript"
     rows = {row["runtime"]: row for row in result["runtimes"]}
     languages, modes = ("py-torchscript", "cpp-torchscript"), ("", "@freeze", "@optimize")
     expected = {language + mode for language in languages for mode in modes}

@@ -248,14 +248,14 @@ class File:
             )
 
     def _expect_batch_of_one(self, settings: Settings, tried: list[Tried]) -> None:
-        """Raises Skipped where the files were made for another batch: they refuse one row, or give
+        """Raises Skipped where a file was made for another batch: it refuses one row, or gives
         outputs of the batch for it.
         """
         batch = given_batch(parse_specs(settings.text("input")))
         if batch in (None, 1):
             return
-        if all(t.refused for t in tried):
-            raise Skipped(f"it takes no batch of 1: {tried[0].refused}")
+        if refused := next((t.refused for t in tried if t.refused), ""):
+            raise Skipped(f"it takes no batch of 1: {refused}")
         if any(x.dim() and len(x) == batch for t in tried for x in t.values):
             raise Skipped(f"{self.path.name}: it returns {batch} rows for one: its batch is fixed")
 
