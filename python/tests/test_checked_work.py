@@ -85,6 +85,13 @@ class Apart(nn.Module):
     @torch.compiler.disable
     def forward(self, x): return self.inside(x)
 def apart(): return Apart()
+
+class Lowered(nn.Linear):
+    def forward(self, x):
+        with torch.autocast("cpu", torch.bfloat16):
+            return super().forward(x).float()
+def lowered(): return Lowered(6, 3)
+
 def bare_bias():  # its gradient is nothing but rounding
     module = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(288, 4))
     return {"module": module, "inputs": torch.randn(4, 3, 8, 8), "target": torch.arange(4),
@@ -165,7 +172,9 @@ def test_every_tensor_of_every_batch_is_right_in_both(checked, factory):
         assert found["compared"] == 8 * {"heads": 4, "drawn": 1, "turning": 2}[factory]
 
 
-def test_a_forward_that_needs_autograd_inside_runs(checked):
+def test_a_forward_with_modes_of_its_own_runs(checked):
+    (found,) = checked("lowered", runtimes=1)
+    assert found["passed"] and found["max_abs_error"] > 1e-4  # bfloat16 inside, which float64 lacks
     (found,) = checked("forces", runtimes=1)
     assert found["passed"] and "runs under torch.no_grad" in found["note"]
 

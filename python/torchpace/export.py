@@ -65,6 +65,7 @@ UNRELATED = {
     *("tf32", "memory_format", "torchscript", "aot", "freezing", "dynamic", "fullgraph", "runners"),
     *(*models.MEASURED_KEYS, "stamp"),
 }
+INTERNAL_KEYS = ("output_bytes", "computes_in")  # of what is measured: of no use to a worker
 MAXIMUM_BATCHES = 8
 MAXIMUM_BATCH_BYTES = 64 << 20
 MAXIMUM_OUTPUT_BYTES = 256 << 20  # of all batches, since all are compared
@@ -191,7 +192,7 @@ def make_case(
         "memory": memory,
         "note": "; ".join(filter(None, (getattr(model, "note", ""), blindness(golden)))),
         "no_golden": no_golden,
-        "set": {key: value for key, value in measured.items() if key != "output_bytes"},
+        "set": {key: value for key, value in measured.items() if key not in INTERNAL_KEYS},
         "sources": models.sources(model) | library_digests(settings),
     }
 
@@ -297,6 +298,9 @@ def make_truth(settings: Settings, model: ModuleType, twins: int = TWINS) -> dic
     the shape of an output.
     """
     stored, computed = dtype_of(settings), Axes.of(settings).precision(dtype_of(settings))
+    inside = getattr(torch, settings.text("computes_in", "float32"))
+    if inside.itemsize < computed.itemsize:  # a model that autocasts itself, but not in float64
+        computed = inside
     settings = plain_settings(settings)
     if phase_of(settings) == "train" and not has_complex_parameters(settings):
         # One operator for all tensors of the optimizer, whose float64 result is the same.

@@ -31,7 +31,8 @@ ELEMENT_BYTES = {"float32": 4, "bfloat16": 2}
 # Settings that state a case's cost, for a model whose file cannot: see Exporter, `set`.
 COST_KEYS = ("flops", "training_flops", "items", "parameter_bytes", "minimum_bytes")
 # All that running such a model tells; a case's files do not depend on these lines of its settings.
-MEASURED_KEYS = (*COST_KEYS, "outputs", "output_bytes", "grad_mode", "refused")
+MEASURED_KEYS = (*COST_KEYS, "outputs", "output_bytes", "computes_in", "grad_mode")
+MEASURED_KEYS += ("refused",)
 # Which files of a case are run, and not what its own file is (models/file.py).
 FILE_KEYS = ("others", "stamp")
 

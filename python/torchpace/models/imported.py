@@ -185,8 +185,9 @@ class Imported:
 
     def measure(self, settings: Settings) -> dict[str, Any]:
         """What only a run of the model can tell, as settings: COST_KEYS; `outputs`, the names of
-        all that it returns; `output_bytes`; `grad_mode` where inference mode is impossible. In
-        float32 on the CPU, in `train` with a backward; once a process for the same case.
+        all that it returns; `output_bytes`; `computes_in`, the dtype of matrix products where the
+        model itself lowers it; `grad_mode` where inference mode is impossible. In float32 on the
+        CPU, in `train` with a backward; once a process for the same case.
 
         flops are those that torch counts in matrix products and convolutions, attention as full
         T^2; training_flops is 0 unless the case trains. Raises InputError where the module or the
@@ -237,6 +238,7 @@ class Imported:
             "parameter_bytes": parameter_bytes,
             "minimum_bytes": moved,
             "output_bytes": output_bytes,
+            "computes_in": _name(forward.lowest),
             "outputs": ",".join(outputs.names_of(result)),
         }
         return measured if training or mode == "inference" else measured | {"grad_mode": mode}
@@ -410,6 +412,7 @@ class _FlopCounter(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.flops = 0
+        self.lowest = torch.float32  # what an autocast inside of the model has computed in
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -422,6 +425,8 @@ class _FlopCounter(TorchDispatchMode):
         result = func(*args, **kwargs)
         if packet in flop_registry:
             self.flops += flop_registry[packet](*args, **kwargs, out_val=result)
+            if isinstance(result, Tensor) and result.dtype in (torch.bfloat16, torch.float16):
+                self.lowest = result.dtype
         return result
 
 
@@ -546,4 +551,8 @@ def _reason(error: BaseException) -> str:
 
 
 def _dtype(x: Tensor) -> str:
-    return str(x.dtype).removeprefix("torch.")
+    return _name(x.dtype)
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
