@@ -167,8 +167,10 @@ def expect_conditions(path: Path, device: torch.device) -> None:
             advice = f"the number is compiled in: --threads {found.get(key)}, or make it again"
         if key in found and found[key] != value:
             what = key.removeprefix("torchpace.")
-            raise InputError(f"{path}: expected a package for {what} {value}, found one for "
-                             f"{found[key] or 'none'}; {advice}")
+            raise InputError(
+                f"{path}: expected a package for {what} {value}, found one for "
+                f"{found[key] or 'none'}; {advice}"
+            )
 
 
 class Loader:
