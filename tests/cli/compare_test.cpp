@@ -546,7 +546,7 @@ TEST_F(Compare, ThePresetNamesItsRuntimesAndAllTakesAll) {
   EXPECT_EQ(std::count(plan.runtimes.begin(), plan.runtimes.end(), "py-one"), 0);
   EXPECT_EQ(std::count(plan.runtimes.begin(), plan.runtimes.end(), "py-eager"), 1);
   const double of_two = 45;
-  EXPECT_EQ(run_package("--runtimes 'py-*' --cases dnn_deep_latency").code, kCaseFailed);
+  EXPECT_EQ(run_package("--runtimes 'py-*' --cases dnn_deep_latency").code, kParityFailed);
   plan = results().plan;
   EXPECT_EQ(plan.runtimes.size(), 7u);
   EXPECT_GE(plan.max_seconds, of_two + 5 * 10);
