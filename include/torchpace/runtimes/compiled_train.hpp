@@ -6,6 +6,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <set>
 #include <string>
 #include <utility>
 #include <vector>
@@ -40,10 +41,30 @@ struct CompiledTrainingWorkload {
       }
     };
     torch::NoGradGuard no_grad;
-    take("parameter.", training.parameters());
+    find_other_names(state);
+    take("parameter.", parameters());
     take("buffer.", training.buffers());
-    if (settings.has("swap")) swap_parameters(training.parameters(), settings.get("swap", ""));
+    if (settings.has("swap")) swap_parameters(parameters(), settings.get("swap", ""));
     training.keep_as_initial();
+  }
+
+  /// A package has a tied parameter under each of its names, a state file under its first.
+  void find_other_names(const TensorDict& state) {
+    const auto all = training.parameters();
+    for (const auto& [name, p] : all) {
+      if (state.contains("parameter." + name)) continue;
+      for (const auto& [first, q] : all) {
+        if (state.contains("parameter." + first) && q.data_ptr() == p.data_ptr()) {
+          other_names.insert(name);
+        }
+      }
+    }
+  }
+
+  TensorDict parameters() const {
+    auto result = training.parameters();
+    for (const auto& name : other_names) result.erase(name);
+    return result;
   }
 
   torch::Tensor train(int64_t i) {
@@ -57,19 +78,20 @@ struct CompiledTrainingWorkload {
   TensorDict values() {
     restore();
     TensorDict before, result;
-    for (const auto& [name, p] : training.parameters()) before[name] = p.clone();
+    for (const auto& [name, p] : parameters()) before[name] = p.clone();
     std::vector<torch::Tensor> losses;
     for (int64_t i = 0; i < kParitySteps; ++i) {
       losses.push_back(train(i));
       if (i > 0) continue;
-      const auto after = training.parameters();
+      const auto after = parameters();
       for (const auto& [name, gradient] : training.first_gradients()) {
+        if (other_names.contains(name)) continue;
         add_first_step(result, name, gradient, before.at(name), after.at(name), kind,
                        learning_rate);
       }
     }
     result["losses"] = torch::stack(losses);
-    for (const auto& [name, p] : training.parameters()) result["parameter." + name] = p.clone();
+    for (const auto& [name, p] : parameters()) result["parameter." + name] = p.clone();
     for (const auto& [name, b] : training.buffers()) result["buffer." + name] = b.clone();
     restore();
     return result;
@@ -88,6 +110,7 @@ struct CompiledTrainingWorkload {
   }
 
   CompiledTraining training;
+  std::set<std::string> other_names;  // of tied parameters
   Batches batches;
   OptimizerKind kind;
   double learning_rate;

@@ -139,13 +139,17 @@ class CompiledTrain(Workload):
                 f"artifact: expected a step of {expected[0]} with autocast {expected[1]}, found "
                 f"{found.recipe.kind} with {found.autocast}; make it again for this case"
             )
-        own = self.training.parameters() | self.training.buffers()
+        self.names = _names(self.training.parameters(), state.parameters)
+        own = self._parameters() | self.training.buffers()
         self.training.expect_same(own, state.parameters | state.buffers, str(state.path))
         for name, tensor in own.items():
             tensor.copy_((state.parameters | state.buffers)[name])
         if "swap" in settings:
-            swap_parameters(self.training.parameters(), settings.text("swap"))
+            swap_parameters(self._parameters(), settings.text("swap"))
         self.initial = {name: tensor.clone() for name, tensor in self.training.state.items()}
+
+    def _parameters(self) -> dict[str, Tensor]:
+        return {n: p for n, p in self.training.parameters().items() if n in self.names}
 
     @property
     def optimizer_name(self) -> str:
@@ -167,17 +171,22 @@ class CompiledTrain(Workload):
     def values(self) -> dict[str, Tensor]:
         losses, values = [], {}
         with self.turn():
-            before = {n: p.clone() for n, p in self.training.parameters().items()}
+            before = {n: p.clone() for n, p in self._parameters().items()}
             for index in range(PARITY_STEPS):
                 losses.append(self.step(index))
                 if index == 0:
-                    gradients = self.training.first_gradients()
-                    values = update_values(
-                        gradients, before, self.training.parameters(), self.settings
-                    )
-            after = {f"parameter.{n}": p.clone() for n, p in self.training.parameters().items()}
+                    found = self.training.first_gradients()
+                    gradients = {n: g for n, g in found.items() if n in self.names}
+                    values = update_values(gradients, before, self._parameters(), self.settings)
+            after = {f"parameter.{n}": p.clone() for n, p in self._parameters().items()}
             after |= {f"buffer.{n}": b.clone() for n, b in self.training.buffers().items()}
         return {"losses": torch.stack(losses), **values, **after}
 
     def losses(self, steps: int, tokens: Tensor | None) -> list[float]:
         return fresh_losses(self, self.batches, self.train_on, steps, tokens)
+
+
+def _names(own: dict[str, Tensor], expected: dict[str, Tensor]) -> set[str]:
+    """A package has a tied parameter under each of its names, a state file under its first."""
+    first = {p.data_ptr() for name, p in own.items() if name in expected}
+    return {name for name, p in own.items() if name in expected or p.data_ptr() not in first}
