@@ -201,7 +201,7 @@ def difference(own: dict[str, Tensor], plain: dict[str, Tensor] | str, phase: st
         found = own[name]
         if found.shape != expected.shape:
             return f"{name}: expected shape {list(expected.shape)}, found {list(found.shape)}"
-        if wrong := _differs(found, expected, trained=name.startswith("parameter")):
+        if wrong := _differs(found, expected, trained=name.startswith(("parameter", "buffer"))):
             return f"{name}: {wrong}"
     return ""
 

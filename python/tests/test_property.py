@@ -22,7 +22,7 @@ REFUSED_TRAPS = ("inplace_on_input", "counting", "counting_number", "keeping", "
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory):
     trial = Trial(tmp_path_factory.mktemp("drawn"))
-    found = [row for seed in SEEDS for row in trial.run(seed, aot=seed % 7 == 3, train=seed == 3)]
+    found = [row for seed in SEEDS for row in trial.run(seed, aot=seed % 7 == 3, train=seed == 16)]
     trial.close()
     return found
 
