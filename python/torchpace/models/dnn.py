@@ -54,7 +54,9 @@ class Dnn(nn.Module):
 
         Returns logits [B, W]. Raises ValueError on another shape.
         """
-        if x.dim() != 2 or x.size(1) != self.options.width:
+        # A trace would hold the answer, and warn of it.
+        tracing = torch.jit.is_tracing()
+        if not tracing and (x.dim() != 2 or x.size(1) != self.options.width):
             raise ValueError(f"Dnn: expected x [B, {self.options.width}], got {list(x.shape)}")
         last = len(self.layers) - 1
         for i, layer in enumerate(self.layers):

@@ -148,7 +148,9 @@ class Gptlite(nn.Module):
 
         Raises ValueError unless tokens is 2-D and T <= N.
         """
-        if tokens.dim() != 2 or tokens.size(1) > self.options.context:
+        # A trace would hold the answer, and warn of it.
+        tracing = torch.jit.is_tracing()
+        if not tracing and (tokens.dim() != 2 or tokens.size(1) > self.options.context):
             raise ValueError(
                 f"Gptlite: expected tokens [B, T <= {self.options.context}], "
                 f"got {list(tokens.shape)}"
