@@ -49,7 +49,10 @@ def compare(name, options):
     if not results.exists():
         last = (folder / "log").read_text().strip().splitlines()[-1:]
         return {"py-eager": {"status": "failed", "reason": " ".join(last)}}
-    (case,) = json.loads(results.read_text())["cases"]
+    found = json.loads(results.read_text())
+    if not found["complete"]:
+        return {}
+    (case,) = found["cases"]
     return {row["runtime"]: row for row in case["runtimes"] if "copy_of" not in row}
 
 
