@@ -31,6 +31,26 @@ void expect_note(const Parity& parity, const std::string& part) {
       << "expected '" << part << "' in '" << parity.note << "'";
 }
 
+TEST(Parity, WhatIsMetExactlyExcusesNoOtherElement) {
+  const auto values = [](double a, double b) { return torch::tensor({a, b, -1e9, -1e9}); };
+  const TensorDict right{{"y", values(1, 2)}}, wrong{{"y", values(0, 0)}};
+  const TensorDict golden{{"y", values(1, 2).to(torch::kFloat64)}};
+  for (const TensorDict* against : {&golden, static_cast<const TensorDict*>(nullptr)}) {
+    EXPECT_TRUE(check_parity(right, right, against, torch::kFloat32).passed);
+    EXPECT_FALSE(check_parity(wrong, right, against, torch::kFloat32).passed);
+  }
+}
+
+TEST(Parity, TheLargestNumberOfADtypeIsAnotherInFloat64) {
+  const double least = std::numeric_limits<float>::lowest();
+  const double wide = std::numeric_limits<double>::lowest();
+  const auto of = [](double a, double b) { return torch::tensor({a, b}, torch::kFloat64); };
+  const TensorDict own{{"y", of(1, least).to(torch::kFloat32)}}, golden{{"y", of(1, wide)}};
+  EXPECT_TRUE(check_parity(own, own, &golden, torch::kFloat32).passed);
+  const TensorDict masked{{"y", of(least, least).to(torch::kFloat32)}};
+  EXPECT_FALSE(check_parity(masked, own, &golden, torch::kFloat32).passed);
+}
+
 TEST(ParityRule, ToleranceIsThatOfRoundingAlone) {
   const auto golden = torch::tensor({1.0, -2.0}, torch::kFloat64);
   const auto parity = against_golden(torch::tensor({1.0F, -2.0F}), golden);

@@ -71,6 +71,27 @@ def test_integers_and_bools_are_compared_exactly():
         assert not compare(reference | {name: wrong}, reference, dict(reference)).passed
 
 
+def test_what_is_met_exactly_excuses_no_other_element():
+    golden = {"y": tensor(1.0, 2.0, -1e9, -1e9)}  # of a mask
+    right, wrong = {"y": tensor(1.0, 2.0, -1e9, -1e9)}, {"y": tensor(0.0, 0.0, -1e9, -1e9)}
+    for reference_alone in (golden, None):
+        assert compare(right, right, reference_alone).passed
+        assert not compare(wrong, right, reference_alone).passed
+
+
+def test_the_largest_number_of_a_dtype_is_another_in_float64():
+    least, wide = torch.finfo(torch.float32).min, torch.finfo(torch.float64).min
+    own, golden = {"y": torch.tensor([1.0, least])}, {"y": tensor(1.0, wide)}
+    assert compare(own, own, golden).passed
+    assert not compare({"y": torch.tensor([least, least])}, own, golden).passed
+
+
+def test_a_tolerance_that_cannot_be_told_fails():
+    golden = {"y": tensor(1.0), "spread.y": tensor(math.inf, math.nan)}
+    found = compare({"y": tensor(2.0)}, {"y": tensor(2.0)}, golden)
+    assert not found.passed and found.tolerance is None
+
+
 def test_labels_that_rounding_flips_may_flip():
     golden = {"label": torch.arange(100), "spread.label": tensor(2.0, 0.02)}
     own = golden["label"].clone()

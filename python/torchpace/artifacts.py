@@ -128,7 +128,7 @@ def make(folder: Path, settings: Settings, started: Callable[[Path], None]) -> d
             "artifact": file.name,
             "compile_s": time.perf_counter() - before,
             "note": "; ".join(notes),
-            "sources": models.sources(model),
+            "sources": models.sources(model) | models.library_digests(settings),
         }
 
     entry = cache.get_or_make(path, fill)

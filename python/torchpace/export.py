@@ -33,6 +33,7 @@ from torchpace import (
     optimizers,
     outputs,
     parity,
+    reads,
     rounding,
     scratch,
     tensors,
@@ -154,8 +155,8 @@ def key_of(settings: Settings, model: ModuleType, source: text.Text | None) -> s
         related = related.replace(optimizer=optimizers.parse(settings)[0])
     tokens = source.sha256 if source else ""
     # Whatever decides what is in the files: the model, the steps, how they are stored.
-    sources = (axes, eager, module_state, optimizers, outputs, parity, rounding, workload, text)
-    sources += (tensors, sys.modules[__name__])
+    sources = (axes, eager, models, module_state, optimizers, outputs, parity, reads, rounding)
+    sources += (tensors, text, workload, sys.modules[__name__])
     files = [Path(module.__file__) for module in sources]  # type: ignore[arg-type]
     code = models.identity(model) + b"".join(file.read_bytes() for file in files)
     parts = f"{related.line()}\n{torch.__version__}\n{tokens}\n".encode() + code
@@ -193,7 +194,7 @@ def make_case(
         "note": "; ".join(filter(None, (getattr(model, "note", ""), blindness(golden)))),
         "no_golden": no_golden,
         "set": {key: value for key, value in measured.items() if key not in INTERNAL_KEYS},
-        "sources": models.sources(model) | library_digests(settings),
+        "sources": models.sources(model) | models.library_digests(settings),
     }
 
 
@@ -238,11 +239,6 @@ def make_batches(
     return batches
 
 
-def library_digests(settings: Settings) -> dict[str, dict]:
-    paths = filter(None, settings.text("libraries", "").split(","))
-    return {path: cache.digest(Path(path)) for path in paths}
-
-
 def plain_settings(settings: Settings) -> Settings:
     """The case as the float64 run has it: no axis that loses precision."""
     return settings.replace(autocast=None, tf32=None, memory_format=None)
@@ -275,7 +271,8 @@ def try_golden(settings: Settings, model: ModuleType, twins: int) -> tuple[dict[
         raise
     except Exception as error:
         own_family = not hasattr(model, "measure")
-        if own_family or isinstance(error, MemoryError) or "memory" in str(error):
+        memory = isinstance(error, (MemoryError, torch.OutOfMemoryError))
+        if own_family or memory or "allocate memory" in str(error):
             raise
         reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else ""
         return {}, f"{type(error).__name__}: {reason}" if reason else type(error).__name__
@@ -320,7 +317,8 @@ def make_truth(settings: Settings, model: ModuleType, twins: int = TWINS) -> dic
                     f"{list(golden[name].shape)} and {list(value.shape)}; outputs of such a model "
                     "cannot be compared"
                 )
-            found = [ORDERS * norm for norm in parity.norms(value, golden[name])]
+            orders = 1 if parity.is_exact(value) else ORDERS
+            found = [orders * norm for norm in parity.norms(value, golden[name])]
             spread[name] = [max(pair) for pair in zip(spread[name], found, strict=True)]
     for name, value in golden.items():
         # Where the model itself rounds to fewer digits than the case, a tie falls either way.
@@ -392,14 +390,31 @@ def _difference(a: dict[str, Tensor], b: dict[str, Tensor]) -> str:
 
 
 def blindness(golden: dict[str, Tensor]) -> str:
-    """A warning where no weight and no input changes any output, so that parity sees nothing."""
-    moved = [x for name, x in golden.items() if name.startswith(parity.SPREAD)]
-    if not moved or any(x.any() for x in moved):
-        return ""
-    return (
-        "WARNING: the outputs depend on no weight and no input, so parity cannot see an error; "
-        "a last layer that starts at zero does this"
-    )
+    """A warning where parity sees nothing: no weight and no input changes any output, or rounding
+    alone moves an output by as much as there is of it.
+    """
+    names = [name.removeprefix(parity.SPREAD) for name in golden if parity.SPREAD in name]
+    inexact = [name for name in names if not parity.is_exact(golden[name])]
+    if inexact and not any(golden[parity.SPREAD + name].any() for name in inexact):
+        return (
+            "WARNING: the outputs depend on no weight and no input, so parity cannot see an error; "
+            "a last layer that starts at zero does this"
+        )
+    for name in names:
+        if not name.startswith("batch"):
+            continue
+        moved, share = (4 * x for x in golden[parity.SPREAD + name].tolist())
+        lost = (
+            share >= 1
+            if parity.is_exact(golden[name])
+            else moved >= parity.norms(golden[name])[0] > 0
+        )
+        if lost:
+            return (
+                f"WARNING: rounding alone moves {name} by as much as there is of it, so parity "
+                "cannot see an error there"
+            )
+    return ""
 
 
 def double(twin: Workload) -> Workload:

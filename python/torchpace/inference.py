@@ -14,7 +14,7 @@ from torch import Tensor
 from torchpace import outputs
 from torchpace.errors import InputError, Skipped
 from torchpace.settings import Settings
-from torchpace.workload import State, Workload, build, output_values
+from torchpace.workload import State, Workload, build, grad_mode_of, output_values
 
 
 class Inference(Workload):
@@ -25,10 +25,11 @@ class Inference(Workload):
     def __init__(self, settings: Settings, model: ModuleType):
         super().__init__(settings, model)
         self.inputs = self.inputs_of(State(settings))
+        self.grad_mode, self.note = grad_mode_of(settings)
 
     @contextlib.contextmanager
     def turn(self) -> Iterator[None]:
-        with torch.inference_mode():
+        with self.grad_mode():
             yield
 
     def step(self, index: int) -> Any:

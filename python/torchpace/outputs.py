@@ -58,8 +58,14 @@ def first_floating(result: Any) -> Tensor:
 
 
 def names_of(result: Any) -> list[str]:
-    """The paths, as the key `outputs` of a case's line has them."""
-    return [path.replace(",", "_").replace(" ", "_") for path, _ in named(result)]
+    """The paths, as the key `outputs` of a case's line has them. Raises InputError where two are
+    the same: one of both would not be compared.
+    """
+    paths = [path.replace(",", "_").replace(" ", "_") for path, _ in named(result)]
+    for index, path in enumerate(paths):
+        if path in paths[:index]:
+            raise InputError(f"outputs: expected a name for each, found '{path}' twice; rename one")
+    return paths
 
 
 def by_name(result: Any, names: list[str]) -> dict[str, Tensor]:

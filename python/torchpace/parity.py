@@ -68,30 +68,87 @@ def compare(
     what = list(others)[-1]
     worst_ratio = -1.0
     for name in sorted(own):
-        expected = yardstick[name]
-        if problem := _not_finite(own[name], expected, dtype, f"{name}: the {what} has"):
-            return Parity(False, None, None, None, None, name, note=problem)
-        errors, sizes = norms(own[name], expected), norms(expected, where=own[name])
+        found = _difference(own[name], yardstick[name], dtype)
+        if found.problem:
+            note = f"{name}: the {what} has {found.problem}"
+            return Parity(False, None, None, None, None, name, note=note)
         if golden is None:
-            tolerances = [math.sqrt(eps) * size for size in sizes]
+            tolerances = [math.sqrt(eps) * size for size in found.sizes]
         else:
             moved = spread.get(name, (0.0, 0.0))
-            tolerances = [4 * m + 8 * eps * s for m, s in zip(moved, sizes, strict=True)]
-        ratio = max(_ratio(e, t) for e, t in zip(errors, tolerances, strict=True))
+            tolerances = [4 * m + 8 * eps * s for m, s in zip(moved, found.sizes, strict=True)]
+        ratio = max(_ratio(e, t) for e, t in zip(found.errors, tolerances, strict=True))
         if ratio > worst_ratio:
             worst_ratio, result.worst = ratio, name
-            result.max_abs_error, result.rms_error = errors
-            result.tolerance, result.rms_tolerance = tolerances
+            result.max_abs_error, result.rms_error = map(_told, found.errors)
+            result.tolerance, result.rms_tolerance = map(_told, tolerances)
     result.passed = worst_ratio <= 1
     if not own:
         result.passed, result.note = False, "nothing to compare: both sides are empty"
     return result
 
 
-def norms(x: Tensor, other: Tensor | None = None, where: Tensor | None = None) -> list[float]:
-    """Largest magnitude and root mean square of x - other, or of x, over what is finite, also in
-    `where`; complex numbers count as pairs. Of integers and bools the number and the share of the
-    elements that differ; their own size, by which a tolerance would grow, is 0.
+@dataclass
+class _Difference:
+    errors: list[float]
+    sizes: list[float]  # of what is expected, where it is not met exactly
+    problem: str = ""  # what is not finite, and not on both sides
+
+
+def _difference(own: Tensor, expected: Tensor, dtype: torch.dtype) -> _Difference:
+    """Errors over what is finite, and the size that may excuse them: an element that is met
+    exactly, such as the -1e9 of a mask, excuses no other.
+    """
+    if is_exact(own) or own.numel() == 0:
+        return _Difference(norms(own, expected), [0.0, 0.0])
+    a, b = _wide(own), _wide(expected)
+    held = [_held(x, dtype) for x in (own, expected)]
+    most = torch.finfo(dtype).max
+    finite = (held[0].abs() < most) & (held[1].abs() < most)
+    problem = ""
+    if not finite.all():
+        problem = _not_finite(*held, most)
+        a, b = torch.where(finite, a, 0.0), torch.where(finite, b, 0.0)
+    missed = torch.where(held[0] != held[1], b, 0.0)
+    return _Difference(norms(a, b), norms(missed), problem)
+
+
+def _held(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """What a tensor of `dtype` can hold of x, in float64: what overflows there is infinite, however
+    wide x is.
+    """
+    x = torch.view_as_real(x.resolve_conj()) if x.is_complex() else x
+    x = x.detach().cpu()
+    return (x.to(dtype) if x.dtype.itemsize > dtype.itemsize else x).double()
+
+
+def _not_finite(own: Tensor, expected: Tensor, most: float) -> str:
+    """What is wrong where NaN or infinities are not in the same places; '' if they are. The largest
+    number of a dtype, as masks have it, counts as infinite: in float64 it is another one.
+    """
+    for what, test in (
+        ("NaN", torch.isnan),
+        ("+inf", lambda x: x >= most),
+        ("-inf", lambda x: x <= -most),
+    ):
+        found, wanted = test(own), test(expected)
+        if not torch.equal(found, wanted):
+            return (
+                f"{int(wanted.sum())} of {own.numel()} values {what}, the runtime "
+                f"{int(found.sum())}, or in other places"
+            )
+    return ""
+
+
+def _told(x: float) -> float | None:
+    """JSON has no infinity."""
+    return x if math.isfinite(x) else None
+
+
+def norms(x: Tensor, other: Tensor | None = None) -> list[float]:
+    """Largest magnitude and root mean square of x - other, or of x, over what is finite; complex
+    numbers count as pairs. Of integers and bools the number and the share of the elements that
+    differ; their own size, by which a tolerance would grow, is 0.
     """
     if x.numel() == 0:
         return [0.0, 0.0]
@@ -100,11 +157,10 @@ def norms(x: Tensor, other: Tensor | None = None, where: Tensor | None = None) -
         return [float(differing), differing / x.numel()]
     y = _wide(x)
     finite = y.isfinite()
-    for another in (other, where):
-        if another is not None:
-            finite &= _wide(another).isfinite()
     if other is not None:
-        y = y - _wide(other)
+        z = _wide(other)
+        finite &= z.isfinite()
+        y = y - z
     y = torch.where(finite, y, 0.0)
     return [y.abs().max().item(), y.square().mean().sqrt().item()]
 
@@ -121,9 +177,12 @@ def _wide(x: Tensor) -> Tensor:
 
 
 def _ratio(error: float, tolerance: float) -> float:
+    """Above 1 fails, as does whatever cannot be told."""
     if error == 0:
         return 0.0
-    return error / tolerance if tolerance > 0 else math.inf
+    if not (math.isfinite(error) and math.isfinite(tolerance) and tolerance > 0):
+        return math.inf
+    return error / tolerance
 
 
 def _mismatch(own: dict[str, Tensor], other: dict[str, Tensor], what: str) -> str:
@@ -154,26 +213,3 @@ def _kind(x: Tensor) -> str:
     if x.is_floating_point():
         return "floating-point"
     return "bool" if x.dtype is torch.bool else "integer"
-
-
-def _not_finite(own: Tensor, other: Tensor, dtype: torch.dtype, whose: str) -> str:
-    """What is wrong where NaN or infinities are not in the same places; '' if they are.
-
-    What overflows in `dtype` is infinite there, however wide the golden run is.
-    """
-    if is_exact(own) or own.numel() == 0:
-        return ""
-    pair = []
-    for x in (own, other):
-        x = torch.view_as_real(x.resolve_conj()) if x.is_complex() else x
-        x = x.detach().cpu()
-        pair.append(x.to(dtype) if x.dtype.itemsize > dtype.itemsize else x)
-    a, b = pair
-    for test, what in ((torch.isnan, "NaN"), (torch.isposinf, "+inf"), (torch.isneginf, "-inf")):
-        found, expected = test(a), test(b)
-        if not torch.equal(found, expected):
-            return (
-                f"{whose} {int(expected.sum())} of {a.numel()} values {what}, the runtime "
-                f"{int(found.sum())}, or in other places"
-            )
-    return ""

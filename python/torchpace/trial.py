@@ -28,9 +28,11 @@ from torch import Tensor
 from torchpace import outputs, parity, tensors
 from torchpace.errors import InputError, Skipped
 from torchpace.models.imported import counted_flops
+from torchpace.protocol import die_with_parent
 from torchpace.settings import Settings
 
 REPEATABLE = 1e-5  # as in torchpace.export
+LIMIT_S = 300.0  # for a few runs of a package
 LOAD_LIBRARY = "its operators are in a library of their own: --load-library FILE.so"
 
 
@@ -192,14 +194,19 @@ def _try_package(path: Path, inputs: list[Tensor], settings: Settings) -> Tried:
         tensors.save(asked, {str(i): x for i, x in enumerate(inputs)})
         line = settings.replace(file=path, state=asked, values=answered).line()
         environment = os.environ | {"AOTI_RUNTIME_CHECK_INPUTS": "1", "TMPDIR": folder}
-        done = subprocess.run(
-            [sys.executable, "-m", "torchpace.trial", line],
-            capture_output=True,
-            text=True,
-            errors="replace",
-            env=environment,
-            stdin=subprocess.DEVNULL,
-        )
+        try:
+            done = subprocess.run(
+                [sys.executable, "-m", "torchpace.trial", line],
+                capture_output=True,
+                text=True,
+                errors="replace",
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                timeout=LIMIT_S,
+            )
+        except subprocess.TimeoutExpired:
+            reason = f"{path}: expected a package that runs, found no end within {LIMIT_S:g} s"
+            return Tried(path, [], [], refused=reason)
         answer = done.stdout.strip().splitlines()[-1:]
         if done.returncode == 0 and answer == ["ok"]:
             content = tensors.load(answered, "outputs")
@@ -298,6 +305,7 @@ def _shapes(inputs: list[Tensor]) -> str:
 
 def main() -> int:
     """One settings line; `ok` or one line of what is wrong."""
+    die_with_parent()
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what the package prints is no answer
     try:

@@ -26,6 +26,13 @@ from torchpace.module_state import buffers_of
 from torchpace.settings import PHASES, Settings, SettingsError
 
 PARITY_STEPS = 10
+# How inference runs, the best first: some modules need autograd inside, such as forces as gradients
+# of an energy.
+GRAD_MODES = {
+    "inference": torch.inference_mode,
+    "no_grad": torch.no_grad,
+    "enable_grad": torch.enable_grad,
+}
 # Initial weights take their own random numbers: with the case's seed they would repeat a batch's.
 WEIGHTS_SEED = 2**31
 
@@ -251,6 +258,15 @@ def build(settings: Settings, model: ModuleType, state: State) -> nn.Module:
     if "swap" in settings:
         swap_parameters(dict(module.named_parameters()), settings.text("swap"))
     return Axes.of(settings).place_module(module)
+
+
+def grad_mode_of(
+    settings: Settings,
+) -> tuple[Callable[[], contextlib.AbstractContextManager[None]], str]:
+    """In which mode of autograd inference runs, and what is to be said of it."""
+    mode = settings.text("grad_mode", "inference", tuple(GRAD_MODES))
+    note = f"runs under torch.{mode}: the module needs autograd inside"
+    return GRAD_MODES[mode], "" if mode == "inference" else note
 
 
 @contextlib.contextmanager

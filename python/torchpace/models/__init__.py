@@ -105,6 +105,12 @@ def sources(model: ModuleType) -> dict[str, dict]:
     return {str(file): cache.digest(file) for file in found}
 
 
+def library_digests(settings: Settings) -> dict[str, dict]:
+    """The same of the libraries of operators that a case names."""
+    paths = filter(None, settings.text("libraries", "").split(","))
+    return {path: cache.digest(Path(path)) for path in paths}
+
+
 def identity(model: ModuleType) -> bytes:
     """What decides what the model is: its source, and for one of the user's own also theirs."""
     if isinstance(model, ModuleType):

@@ -40,11 +40,6 @@ DTYPES = (
     *("float32", "float64", "float16", "bfloat16", "complex64", "complex128"),
     *("int64", "int32", "int16", "int8", "uint8", "bool"),
 )
-GRAD_MODES = {  # in the order of preference, as runtimes/eager.py has them
-    "inference": torch.inference_mode,
-    "no_grad": torch.no_grad,
-    "enable_grad": torch.enable_grad,
-}
 
 
 @dataclass(frozen=True)
@@ -212,7 +207,7 @@ class Imported:
             for x in self.inputs(settings, torch.Generator().manual_seed(0), None)
         )
         mode = "enable_grad" if training else self._grad_mode(module, inputs)
-        with GRAD_MODES["no_grad" if mode == "inference" else mode]():
+        with grad_modes()["no_grad" if mode == "inference" else mode]():
             self._expect_unchanged(module, inputs, training)
             reads = ParameterReads(module.parameters())
             with self._running(inputs), counted_flops() as forward, reads:
@@ -254,7 +249,7 @@ class Imported:
 
     def _grad_mode(self, module: nn.Module, inputs: list[Tensor]) -> str:
         """The first mode in which the module runs: some need autograd inside."""
-        for mode, scope in GRAD_MODES.items():
+        for mode, scope in grad_modes().items():
             copies = [x.clone() for x in inputs]
             try:
                 with scope():
@@ -402,6 +397,12 @@ class Imported:
 
     def _error(self, expected: str, found: str) -> InputError:
         return InputError(f"factory {self.label}: expected {expected}, found {found}")
+
+
+def grad_modes() -> dict[str, Any]:
+    from torchpace.workload import GRAD_MODES  # which imports the models
+
+    return GRAD_MODES
 
 
 class _FlopCounter(TorchDispatchMode):

@@ -102,7 +102,7 @@ def _configs(source: Source) -> dict[str, Any]:
 def _metadata(source: Source) -> dict[str, str]:
     """What a loader checks; all that is not checked is for people."""
     dynamic = source.settings.flag("dynamic", False)
-    with torch.inference_mode():
+    with source.turn():
         returned = source.flat()(*source.inputs[0])
     size = _batch(source.inputs[0])
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from torchpace import (
     inductor,
+    joined,
     matmul,
     optimizers,
     random_draws,
@@ -45,7 +46,7 @@ RUNTIMES = {"py-compiled-train": "the whole training step as one compiled packag
 ARTIFACTS = {"py-compiled-train": "compiled-train"}
 # What its artifact depends on beside what all do: keys of the settings line, modules and files.
 RELATED = ("optimizer", "eps")
-SOURCES = (training, training_module, training_step, training_package, random_draws, matmul)
+SOURCES = (training, training_module, training_step, training_package, random_draws, matmul, joined)
 FILES = (matmul.SOURCE,)
 
 

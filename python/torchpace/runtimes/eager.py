@@ -25,6 +25,7 @@ from torchpace.workload import (
     dropouts,
     first_step_values,
     fresh_losses,
+    grad_mode_of,
     loss_of,
     output_values,
     seed_of,
@@ -43,14 +44,6 @@ def load(name: str, settings: Settings, model: ModuleType) -> Workload:
     return EagerTraining(settings, model) if phase == "train" else EagerInference(settings, model)
 
 
-# How inference runs: some modules need autograd inside, such as forces as gradients of an energy.
-GRAD_MODES = {
-    "inference": torch.inference_mode,
-    "no_grad": torch.no_grad,
-    "enable_grad": torch.enable_grad,
-}
-
-
 class EagerInference(Workload):
     """One forward in eval and inference mode."""
 
@@ -59,10 +52,7 @@ class EagerInference(Workload):
         state = State(settings)
         self.module = build(settings, model, state).eval()
         self.inputs = self.inputs_of(state)
-        mode = settings.text("grad_mode", "inference", tuple(GRAD_MODES))
-        self.grad_mode = GRAD_MODES[mode]
-        if mode != "inference":
-            self.note = f"runs under torch.{mode}: the module needs autograd inside"
+        self.grad_mode, self.note = grad_mode_of(settings)
 
     @contextlib.contextmanager
     def turn(self) -> Iterator[None]:
