@@ -67,9 +67,32 @@ class RandomRounding(TorchDispatchMode):
             return result
         if any(returned.alias_info is not None for returned in schema.returns):
             return result  # a view
+        result = self._accumulated(func, args, result, dtype)
         return tree_map_only(
             Tensor, lambda x: self._rounded(x, dtype) if self._concerns(x) else x, result
         )
+
+    def _accumulated(self, func: Any, args: Any, result: Any, dtype: torch.dtype) -> Any:
+        """A sum with what adding term by term may lose: a part of the sum of magnitudes, and not of
+        a sum that cancels.
+        """
+        aten = torch.ops.aten
+        if not args or not isinstance(args[0], Tensor) or not self._concerns(args[0]):
+            return result
+        if func is aten.sum.dim_IntList or func is aten.mean.dim:
+            return self._off(result, func(args[0].abs(), *args[1:]), dtype)
+        if func in (aten.sum.default, aten.mean.default):
+            return self._off(result, func(args[0].abs()), dtype)
+        if func is aten.convolution_backward.default and result[2] is not None:
+            gradient = args[0].abs()
+            sums = gradient.sum([0, *range(2, gradient.dim())])
+            return (*result[:2], self._off(result[2], sums, dtype))
+        return result
+
+    def _off(self, x: Tensor, magnitude: Tensor, dtype: torch.dtype) -> Tensor:
+        if not self._concerns(x) or x.is_complex():
+            return x
+        return torch.addcmul(x, magnitude, self._drawn(x), value=torch.finfo(dtype).eps / 2)
 
     def _concerns(self, x: Tensor) -> bool:
         wide = x.dtype in (torch.float64, torch.complex128)

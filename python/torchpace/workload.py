@@ -22,7 +22,6 @@ from torchpace import models, module_state, optimizers, outputs, tensors
 from torchpace.axes import Axes
 from torchpace.errors import InputError, Skipped
 from torchpace.models import Cost
-from torchpace.module_state import buffers_of
 from torchpace.settings import PHASES, Settings, SettingsError
 
 PARITY_STEPS = 10
