@@ -138,8 +138,9 @@ inline Difference difference(const torch::Tensor& own, const torch::Tensor& expe
     a = a.where(finite, 0);
     b = b.where(finite, 0);
   }
-  result.errors = norms(a - b);
-  result.sizes = norms(b.where(a_held.ne(b_held), 0));
+  const auto missed = a_held.ne(b_held);
+  result.errors = norms((a - b).where(missed, 0));
+  result.sizes = norms(b.where(missed, 0));
   return result;
 }
 

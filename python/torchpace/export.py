@@ -277,7 +277,8 @@ def try_golden(settings: Settings, model: ModuleType, twins: int) -> tuple[dict[
         reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else ""
         return {}, f"{type(error).__name__}: {reason}" if reason else type(error).__name__
     for name, tensor in golden.items():
-        if phase_of(settings) == "train" and not tensor.isfinite().all():
+        held = to_device(tensor, tensor.device, dtype_of(settings))
+        if phase_of(settings) == "train" and not held.isfinite().all():
             raise InputError(
                 f"{settings.text('case', 'case')}: expected a finite float64 run, found {name} "
                 "infinite or undefined: training diverges; lower lr"

@@ -109,8 +109,9 @@ def _difference(own: Tensor, expected: Tensor, dtype: torch.dtype) -> _Differenc
     if not finite.all():
         problem = _not_finite(*held, most)
         a, b = torch.where(finite, a, 0.0), torch.where(finite, b, 0.0)
-    missed = torch.where(held[0] != held[1], b, 0.0)
-    return _Difference(norms(a, b), norms(missed), problem)
+    missed = held[0] != held[1]
+    a, b = torch.where(missed, a, 0.0), torch.where(missed, b, 0.0)
+    return _Difference(norms(a, b), norms(b), problem)
 
 
 def _held(x: Tensor, dtype: torch.dtype) -> Tensor:
