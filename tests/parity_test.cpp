@@ -53,8 +53,9 @@ TEST(Parity, TheLargestNumberOfADtypeIsAnotherInFloat64) {
 
 TEST(ParityRule, ToleranceIsThatOfRoundingAlone) {
   const auto golden = torch::tensor({1.0, -2.0}, torch::kFloat64);
-  const auto parity = against_golden(torch::tensor({1.0F, -2.0F}), golden);
+  const auto parity = against_golden(golden.to(torch::kFloat32) * (1 + kEps), golden);
   EXPECT_TRUE(parity.passed);
+  EXPECT_EQ(against_golden(golden.to(torch::kFloat32), golden).tolerance, 0) << "met exactly";
   EXPECT_EQ(parity.note, "");
   EXPECT_EQ(parity.compared, 1);
   EXPECT_NEAR(parity.tolerance, 8 * kEps * 2, 1e-15);
@@ -169,7 +170,7 @@ TEST(ParityRule, NanAndInfinitiesAreEqualInTheSamePlaces) {
 
 TEST(ParityRule, WhatOverflowsInTheDtypeIsInfiniteInTheGoldenRun) {
   const auto golden = torch::tensor({1.0, 1e39, -1e39}, torch::kFloat64);
-  const auto own = torch::tensor({1.0F, kInf, -kInf});
+  const auto own = torch::tensor({1 + static_cast<float>(kEps), kInf, -kInf});
   EXPECT_TRUE(against_golden(own, golden).passed);
   EXPECT_NEAR(against_golden(own, golden).tolerance, 8 * kEps, 1e-15) << "of what is finite";
   EXPECT_FALSE(against_golden(own.abs(), golden).passed);
