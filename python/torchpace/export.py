@@ -76,8 +76,6 @@ TWINS = 4  # perturbed float64 runs that show what rounding may do
 ORDERS = 4
 # What the float64 runs of a model of your own may cost: about a minute on two cores.
 TWINS_FLOPS = 1e12
-# Of an output's size: sums in another order move it by less, one dropped element by more.
-REPEATABLE = 1e-5
 
 
 class Exporter:
@@ -323,9 +321,11 @@ def make_truth(settings: Settings, model: ModuleType, twins: int = TWINS) -> dic
         if value.is_floating_point() and value.dtype.itemsize < stored.itemsize:
             last = [torch.finfo(value.dtype).eps * size for size in parity.norms(value)]
             spread[name] = [max(pair) for pair in zip(spread[name], last, strict=True)]
-    for name in spread:
-        alike = [moved for other, moved in spread.items() if _of_any_batch(other, name)]
-        spread[name] = [max(column) for column in zip(*alike, strict=True)]
+    largest: dict[str, list[float]] = {}  # of each output, over the batches
+    for name, norms in spread.items():
+        known = largest.setdefault(_without_batch(name), norms)
+        largest[_without_batch(name)] = [max(pair) for pair in zip(known, norms, strict=True)]
+    spread = {name: largest[_without_batch(name)] for name in spread}
     moved = {
         parity.SPREAD + name: torch.tensor(v, dtype=torch.float64) for name, v in spread.items()
     }
@@ -354,10 +354,9 @@ def has_complex_parameters(settings: Settings) -> bool:
     return any(p.is_complex() for p in workload.State(settings).parameters.values())
 
 
-def _of_any_batch(one: str, other: str) -> bool:
-    """Whether both name the same output: `batch3.output` and `batch0.output`."""
-    heads, tails = zip(one.partition(".")[::2], other.partition(".")[::2], strict=True)
-    return one == other or (all(h.startswith("batch") for h in heads) and tails[0] == tails[1])
+def _without_batch(name: str) -> str:
+    """The output that `batch3.output` is of; any other name as it is."""
+    return name.partition(".")[2] if name.startswith("batch") else name
 
 
 def expect_repeatable(loaded: Workload) -> None:
@@ -400,7 +399,7 @@ def _difference(a: dict[str, Tensor], b: dict[str, Tensor]) -> str:
         if name not in b or b[name].shape != x.shape:
             return f"the shape of {name}"
         moved, size = parity.norms(b[name], x)[0], parity.norms(x)[0]
-        if moved > REPEATABLE * size:
+        if moved > parity.REPEATABLE * size:
             return f"{name} by {moved:.1g}" + (f" of {size:.1g}" if size else " elements")
     return ""
 

@@ -47,16 +47,6 @@ def flat(result: Any) -> list[Tensor]:
     return [tensor for _, tensor in named(result)]
 
 
-def first_floating(result: Any) -> Tensor:
-    """The first floating-point tensor. Raises InputError where there is none."""
-    for tensor in flat(result):
-        if tensor.is_floating_point():
-            return tensor
-    raise InputError(
-        f"output: expected a floating-point tensor, found none in a {type(result).__name__}"
-    )
-
-
 def names_of(result: Any) -> list[str]:
     """The paths, as the key `outputs` of a case's line has them. Raises InputError where two are
     the same: one of both would not be compared.

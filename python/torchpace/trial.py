@@ -31,7 +31,6 @@ from torchpace.models.imported import counted_flops
 from torchpace.protocol import die_with_parent
 from torchpace.settings import Settings
 
-REPEATABLE = 1e-5  # as in torchpace.export
 LIMIT_S = 300.0  # for a few runs of a package
 LOAD_LIBRARY = "its operators are in a library of their own: --load-library FILE.so"
 
@@ -177,7 +176,7 @@ def _watched(path: Path, function: Any, inputs: list[Tensor], buffers: dict[str,
     ):
         for index, (x, y) in enumerate(zip(found[0], other, strict=True)):
             moved, size = parity.norms(y, x)[0], parity.norms(x)[0]
-            if moved > REPEATABLE * size:
+            if moved > parity.REPEATABLE * size:
                 raise InputError(
                     f"{path}: expected the same output from the same inputs, found that "
                     f"output {index} moves by {moved:.1g} with {why}; {advice}"

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torchpace import tensors
 from torchpace.errors import InputError, Skipped
 from torchpace.models import ELEMENT_BYTES, Cost
-from torchpace.models.imported import Imported
+from torchpace.models.imported import Imported, draw
 from torchpace.settings import Settings, SettingsError
 from torchpace.trial import (
     Tried,
@@ -292,18 +292,6 @@ def given_batch(specs: list[tuple[tuple[int | None, ...], torch.dtype]]) -> int 
     if len(first) > 1 or first == {0}:
         return None
     return first.pop() or 1
-
-
-def draw(
-    sizes: tuple[int, ...], dtype: torch.dtype, below: int, generator: torch.Generator
-) -> Tensor:
-    if dtype.is_floating_point or dtype.is_complex:
-        wide = torch.complex64 if dtype.is_complex else torch.float32
-        return torch.randn(sizes, generator=generator, dtype=wide).to(dtype)
-    if dtype is torch.bool:
-        return torch.ones(sizes, dtype=dtype)
-    highest = min(below, torch.iinfo(dtype).max + 1)
-    return torch.randint(0, highest, sizes, generator=generator, dtype=dtype)
 
 
 def _below(settings: Settings, paths: list[Path]) -> int:

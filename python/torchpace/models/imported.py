@@ -18,7 +18,7 @@ import sys
 import sysconfig
 import traceback
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -151,7 +151,7 @@ class Imported:
         given = self._known()
         if "input" in settings:
             inputs = tuple(
-                _draw(shape, dtype, given.vocabulary, generator)
+                draw(shape, dtype, given.vocabulary, generator)
                 for shape, dtype in parse_inputs(settings.text("input"))
             )
         elif given.inputs:
@@ -488,16 +488,16 @@ def parse_inputs(text: str) -> list[tuple[list[int], torch.dtype]]:
     return parsed
 
 
-def _draw(
-    shape: list[int], dtype: torch.dtype, vocabulary: int, generator: torch.Generator
+def draw(
+    shape: Sequence[int], dtype: torch.dtype, below: int, generator: torch.Generator
 ) -> Tensor:
-    if dtype.is_floating_point:
-        return torch.randn(shape, generator=generator).to(dtype)
-    if dtype.is_complex:
-        return torch.randn(shape, generator=generator, dtype=torch.complex64).to(dtype)
+    """Floating-point and complex numbers normal, integers uniform below `below`, bool true."""
+    if dtype.is_floating_point or dtype.is_complex:
+        wide = torch.complex64 if dtype.is_complex else torch.float32
+        return torch.randn(shape, generator=generator, dtype=wide).to(dtype)
     if dtype is torch.bool:
         return torch.ones(shape, dtype=dtype)
-    highest = min(vocabulary, torch.iinfo(dtype).max + 1)
+    highest = min(below, torch.iinfo(dtype).max + 1)
     return torch.randint(0, highest, shape, generator=generator, dtype=dtype)
 
 
