@@ -54,7 +54,7 @@ serve(respond, lambda line: None)
 class Program:
     def __init__(self, code: str):
         environment = os.environ | {"PYTHONPATH": str(PYTHON)}
-        pipes = {name: subprocess.PIPE for name in ("stdin", "stdout", "stderr")}
+        pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
         self.process = subprocess.Popen(
             [sys.executable, "-c", code],
             env=environment,

@@ -350,7 +350,7 @@ def test_a_wrong_second_step_is_seen(recipe, monkeypatch):
     [
         (lambda: Held(by_memory=False), r"own reference to a parameter: held\[0\] -> first.weight"),
         (lambda: Held(by_memory=True), r"own reference to a parameter: held\[0\] -> first.weight"),
-        (Counting, "differently from eager torch: loss of step 2 by .*, allowed"),
+        (Counting, "differently from eager torch: loss of step [23] by .*, allowed"),
     ],
     ids=["reference", "memory", "counter"],
 )

@@ -18,6 +18,7 @@ import contextlib
 import hashlib
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -43,7 +44,7 @@ from torchpace.axes import Axes
 from torchpace.data import text
 from torchpace.errors import InputError, Skipped
 from torchpace.protocol import answer_lines, open_protocol
-from torchpace.rounding import RandomRounding
+from torchpace.rounding import SCALE, RandomRounding, perturbing
 from torchpace.runtimes import eager
 from torchpace.settings import Settings
 from torchpace.workload import (
@@ -70,10 +71,7 @@ INTERNAL_KEYS = ("output_bytes", "computes_in")  # of what is measured: of no us
 MAXIMUM_BATCHES = 8
 MAXIMUM_BATCH_BYTES = 64 << 20
 MAXIMUM_OUTPUT_BYTES = 256 << 20  # of all batches, since all are compared
-TWINS = 4  # perturbed float64 runs that show what rounding may do
-# A sum inside of an operation is rounded at each of its steps, in an order that libraries choose:
-# float32 kernels were up to 5 times as far from float64 as the largest of four perturbed runs.
-ORDERS = 4
+TWINS = 4  # perturbed float64 runs that show what rounding may do: two pairs
 # What the float64 runs of a model of your own may cost: about a minute on two cores.
 TWINS_FLOPS = 1e12
 
@@ -253,7 +251,7 @@ def twins_of(settings: Settings, measured: dict, batches: int) -> tuple[int, str
     training = phase_of(settings) == "train"
     steps = workload.PARITY_STEPS if training else batches
     each = steps * measured["training_flops" if training else "flops"]
-    count = max(1, min(TWINS, int(TWINS_FLOPS / max(each, 1))))
+    count = TWINS if TWINS * each <= TWINS_FLOPS else 2
     if count == TWINS:
         return TWINS, ""
     return count, (
@@ -305,7 +303,7 @@ def make_truth(settings: Settings, model: ModuleType, twins: int = TWINS) -> dic
     spread = {name: [0.0, 0.0] for name in golden}
     for index in range(twins):
         rounding = RandomRounding(stored, computed, index)
-        values = perturbed_values(settings, model, torch.finfo(computed).eps, index, rounding)
+        values = perturbed_values(settings, model, perturbing(computed, index), rounding)
         for name, value in values.items():
             if value.shape != golden[name].shape:
                 raise InputError(
@@ -313,8 +311,8 @@ def make_truth(settings: Settings, model: ModuleType, twins: int = TWINS) -> dic
                     f"{list(golden[name].shape)} and {list(value.shape)}; outputs of such a model "
                     "cannot be compared"
                 )
-            orders = 1 if parity.is_exact(value) else ORDERS
-            found = [orders * norm for norm in parity.norms(value, golden[name])]
+            share = 1 / SCALE if parity.is_exact(value) else 1
+            found = [share * norm for norm in parity.norms(value, golden[name])]
             spread[name] = [max(pair) for pair in zip(spread[name], found, strict=True)]
     for name, value in golden.items():
         # Where the model itself rounds to fewer digits than the case, a tie falls either way.
@@ -333,14 +331,17 @@ def make_truth(settings: Settings, model: ModuleType, twins: int = TWINS) -> dic
 
 
 def perturbed_values(
-    settings: Settings, model: ModuleType, size: float, index: int, rounding: RandomRounding
+    settings: Settings,
+    model: ModuleType,
+    perturbed: Callable[[Tensor], Tensor],
+    rounding: RandomRounding,
 ) -> dict[str, Tensor]:
     """Of a float64 run whose weights and inputs are perturbed and whose results are rounded. Where
     an operation of the model cannot be rounded, they are perturbed alone: the bound is smaller.
     """
     for scope in (rounding, contextlib.nullcontext()):
         twin = double(eager.load("py-eager", settings, model))
-        perturb(twin, size, index)
+        perturb(twin, perturbed)
         try:
             with scope:
                 return twin.values()
@@ -450,16 +451,8 @@ def double(twin: Workload) -> Workload:
     return twin
 
 
-def perturb(twin: Workload, size: float, seed: int) -> None:
-    """Multiplies every weight and input of a float64 twin by 1 + size or 1 - size, at random."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def perturbed(x: Tensor) -> Tensor:
-        if parity.is_exact(x):
-            return x
-        signs = torch.randint(0, 2, x.shape, generator=generator, dtype=torch.int8).to(x.device)
-        return x * (1 + size * (2 * signs - 1))
-
+def perturb(twin: Workload, perturbed: Callable[[Tensor], Tensor]) -> None:
+    """Changes every weight and input of a float64 twin, in place."""
     with torch.no_grad():
         for parameter in twin.module.parameters():
             parameter.copy_(perturbed(parameter))

@@ -48,10 +48,10 @@ def compare(
 
     A tensor passes if for both norms |.| of `norms` |own - golden| <= 4 spread + 8 eps |golden|,
     with eps of `dtype`. The golden file brings `spread.<name>` [2], its rounding sensitivity: how
-    far it moves when every weight and input moves by 4 eps. One ReLU that rounding flips, or one
-    gradient near 0 that Adam divides by itself, moves a result by far more than eps. What the
-    reference does is no part of the bound: a wrong reference must fail, not excuse others. Without
-    a golden run |own - reference| <= sqrt(eps) |reference|, integers exactly.
+    far it moves when every weight, input and result of an operation moves by rounding. One ReLU
+    that rounding flips, or one gradient near 0 that Adam divides by itself, moves a result by far
+    more than eps. What the reference does is no part of the bound: a wrong reference must fail,
+    not excuse others. Without a golden run |own - reference| <= sqrt(eps) |reference|, integers exactly.
     """
     spread, others = {}, {"reference": reference}
     if golden is not None:

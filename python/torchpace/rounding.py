@@ -1,5 +1,5 @@
 """What rounding may do to a float64 run: the result of every operation rounded to the case's dtype,
-up or down at random.
+up or down at random, by a little more than that dtype does.
 
 Stochastic arithmetic (Vignes 1993, Math. Comput. Simul. 35, 233; Parker 1997, Monte Carlo
 arithmetic): how far such results lie apart shows how many of their digits rounding leaves, also
@@ -9,14 +9,22 @@ before a BatchNorm.
 
 from __future__ import annotations
 
+import functools
 import random
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
+import numpy
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+# How often the rounding error of one operation. A sum inside of an operation is rounded at each of
+# its steps, in an order that libraries choose: float32 kernels were up to 5 times as far from
+# float64 as the farthest of four runs with single errors.
+SCALE = 4
 # Operators that autocast runs in its own dtype.
 _LOWERED = (
     *("mm", "addmm", "bmm", "baddbmm", "convolution", "convolution_backward", "linear"),
@@ -32,6 +40,31 @@ _DECOMPOSED = (
 _OFFSETS = 4096
 
 
+@dataclass(frozen=True)
+class _Operator:
+    decomposition: Any
+    lowered: bool
+    written: tuple[int, ...]  # arguments that it changes in place
+    is_view: bool
+
+
+@functools.cache
+def _operator(func: Any) -> _Operator:
+    schema = func._schema
+    written = tuple(
+        i
+        for i, argument in enumerate(schema.arguments)
+        if argument.alias_info is not None and argument.alias_info.is_write
+    )
+    return _Operator(
+        _decompositions().get(func),
+        schema.name.partition("::")[2] in _LOWERED,
+        written,
+        any(returned.alias_info is not None for returned in schema.returns),
+    )
+
+
+@functools.cache
 def _decompositions() -> dict[Any, Any]:
     aten = torch.ops.aten
     return torch._decomp.get_decompositions([getattr(aten, name) for name in _DECOMPOSED])
@@ -39,34 +72,37 @@ def _decompositions() -> dict[Any, Any]:
 
 class RandomRounding(TorchDispatchMode):
     """In the block, float64 results are rounded to `dtype`, those of matrix products and
-    convolutions to `lowered`. What either holds exactly stays as it is, so that comparisons and
-    masks do not change.
+    convolutions to `lowered`, with SCALE times the error. What either holds exactly stays as it
+    is, so that comparisons and masks do not change. Where `own` is set, for a run that cannot be
+    in float64, all results are moved by as much.
+
+    Runs 2 i and 2 i + 1 have the same errors with opposite signs: where rounding may push a number
+    across a kink, such as a ReLU's 0 or a gradient that Adam divides by itself, one of the two
+    does.
     """
 
-    def __init__(self, dtype: torch.dtype, lowered: torch.dtype, seed: int):
+    def __init__(self, dtype: torch.dtype, lowered: torch.dtype, index: int, own: bool = False):
         super().__init__()
-        self.dtype, self.lowered = dtype, lowered
-        self.generator = torch.Generator().manual_seed(seed)
-        self.offsets = random.Random(seed)
-        self.noise: dict[torch.device, Tensor] = {}
-        self.decompositions = _decompositions()
+        self.dtype, self.lowered, self.own = dtype, lowered, own
+        self.scale = _sign(index) * SCALE
+        # Not torch's generators: modes below this one may count what is drawn.
+        self.generator = numpy.random.default_rng(index // 2)
+        self.offsets = random.Random(index // 2)
+        self.noise: dict[tuple[torch.device, torch.dtype], Tensor] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in self.decompositions:
+        operator = _operator(func)
+        if operator.decomposition is not None:
             with self:
-                return self.decompositions[func](*args, **(kwargs or {}))
+                return operator.decomposition(*args, **(kwargs or {}))
         result = func(*args, **(kwargs or {}))
-        schema = func._schema
-        dtype = self.lowered if schema.name.partition("::")[2] in _LOWERED else self.dtype
-        if schema.is_mutable:
-            for argument, value in zip(schema.arguments, args, strict=False):
-                if argument.alias_info is not None and argument.alias_info.is_write:
-                    for x in tree_leaves(value):
-                        if isinstance(x, Tensor) and self._concerns(x):
-                            x.copy_(self._rounded(x, dtype))
+        dtype = self.lowered if operator.lowered else self.dtype
+        for i in operator.written:
+            for x in tree_leaves(args[i]) if i < len(args) else ():
+                if self._concerns(x):
+                    x.copy_(self._rounded(x, dtype))
+        if operator.written or operator.is_view:
             return result
-        if any(returned.alias_info is not None for returned in schema.returns):
-            return result  # a view
         result = self._accumulated(func, args, result, dtype)
         return tree_map_only(
             Tensor, lambda x: self._rounded(x, dtype) if self._concerns(x) else x, result
@@ -77,7 +113,7 @@ class RandomRounding(TorchDispatchMode):
         a sum that cancels.
         """
         aten = torch.ops.aten
-        if not args or not isinstance(args[0], Tensor) or not self._concerns(args[0]):
+        if not args or not self._concerns(args[0]):
             return result
         if func is aten.sum.dim_IntList or func is aten.mean.dim:
             return self._off(result, func(args[0].abs(), *args[1:]), dtype)
@@ -92,24 +128,55 @@ class RandomRounding(TorchDispatchMode):
     def _off(self, x: Tensor, magnitude: Tensor, dtype: torch.dtype) -> Tensor:
         if not self._concerns(x) or x.is_complex():
             return x
-        return torch.addcmul(x, magnitude, self._drawn(x), value=torch.finfo(dtype).eps / 2)
+        size = self.scale * torch.finfo(dtype).eps / 2
+        return torch.addcmul(x, magnitude, self._drawn(x), value=size)
 
-    def _concerns(self, x: Tensor) -> bool:
+    def _concerns(self, x: Any) -> bool:
+        if not isinstance(x, Tensor) or x.layout is not torch.strided:
+            return False
+        if self.own:
+            return x.is_floating_point() or x.is_complex()
         wide = x.dtype in (torch.float64, torch.complex128)
-        return wide and x.layout is torch.strided and self.dtype is not torch.float64
+        return wide and self.dtype is not torch.float64
 
     def _rounded(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         if x.is_complex():
             return torch.view_as_complex(self._rounded(torch.view_as_real(x.resolve_conj()), dtype))
-        # Below half of the last digit: a number that `dtype` holds is rounded back to itself.
-        size = torch.finfo(dtype).eps / 4
-        return torch.addcmul(x, x, self._drawn(x), value=size).to(dtype).to(x.dtype)
+        size = self.scale * torch.finfo(x.dtype if self.own else dtype).eps / 4
+        moved = torch.addcmul(x, x, self._drawn(x), value=size)
+        if self.own:
+            return torch.where(moved.isfinite(), moved, x)
+        nearest = x.to(dtype)
+        return torch.where(nearest.to(x.dtype) == x, nearest, moved.to(dtype)).to(x.dtype)
 
     def _drawn(self, x: Tensor) -> Tensor:
         """Numbers between -1 and 1 for x, from a supply: drawing costs more than the operation."""
-        supply = self.noise.get(x.device)
+        key = x.device, x.dtype
+        supply = self.noise.get(key)
         if supply is None or supply.numel() < x.numel() + _OFFSETS:
-            drawn = torch.rand(x.numel() + _OFFSETS, generator=self.generator, dtype=torch.float64)
-            supply = self.noise[x.device] = (2 * drawn - 1).to(x.device)
+            drawn = torch.from_numpy(self.generator.uniform(-1, 1, x.numel() + _OFFSETS))
+            supply = self.noise[key] = drawn.to(x.device, x.dtype)
         begin = self.offsets.randrange(_OFFSETS)
         return supply[begin : begin + x.numel()].view(x.shape)
+
+
+def perturbing(dtype: torch.dtype, index: int) -> Callable[[Tensor], Tensor]:
+    """A function that multiplies each element of a tensor by 1 + e or 1 - e, at random, with e of
+    SCALE eps of `dtype`; in the second run of a pair by the other of the two. Integers and bools
+    stay.
+    """
+    generator = torch.Generator().manual_seed(index // 2)
+    size = _sign(index) * SCALE * torch.finfo(dtype).eps
+
+    def perturbed(x: Tensor) -> Tensor:
+        if not (x.is_floating_point() or x.is_complex()):
+            return x
+        signs = torch.randint(0, 2, x.shape, generator=generator, dtype=torch.int8).to(x.device)
+        return x * (1 + size * (2.0 * signs - 1)).to(x.dtype)
+
+    return perturbed
+
+
+def _sign(index: int) -> int:
+    """Of the errors of a run: runs are pairs with opposite signs."""
+    return 1 if index % 2 == 0 else -1

@@ -15,8 +15,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map
 
 from torchpace import parity
 from torchpace.axes import AUTOCAST
@@ -24,6 +22,7 @@ from torchpace.compiled_training import CompiledTraining
 from torchpace.errors import InputError
 from torchpace.module_state import place
 from torchpace.random_draws import Philox
+from torchpace.rounding import RandomRounding, perturbing
 from torchpace.training_module import copied, placed_loss, references
 from torchpace.training_package import Recipe
 from torchpace.training_step import TrainingStep, kept_random_state, loss_of
@@ -33,8 +32,7 @@ SEED = 0
 # Learning rates that float32 holds exactly, so large that a wrong second step shows in the third.
 RATES = {"adam": 2**-8, "adamw": 2**-8, "sgd": 2**-5}
 SHADOWS = 4  # perturbed float64 runs, whose largest difference is the rounding sensitivity
-SHADOWS_S = 12.0  # that they may take together; at least one is run
-_POOL = 1 << 18  # signs of perturbations, of which every tensor takes some
+SHADOWS_S = 12.0  # that four may take together; otherwise two are run
 
 Values = dict[str, Tensor]
 
@@ -103,19 +101,25 @@ class Expected:
         except Exception as error:
             lines = str(error).strip().splitlines() or [type(error).__name__]
             return self._without_float64(lines[0][:120])
-        shadows = max(1, min(SHADOWS, int(SHADOWS_S / (3 * (time.perf_counter() - started)))))
-        golden |= _sensitivity(self.step, golden, torch.float64, shadows, self.dtype)
+        each = 3 * (time.perf_counter() - started)
+        shadows = SHADOWS if SHADOWS * each <= SHADOWS_S else 2
+        golden |= _sensitivity(self.step, golden, torch.float64, shadows)
         own = parity.compare(self.reference, self.reference, golden, self.dtype)
         if own.passed:
             return golden, f"float64 run, {shadows} perturbed"
-        difference, allowed = _decisive(own) if own.max_abs_error is not None else (math.nan, 0.0)
-        return self._without_float64(
-            f"eager torch differs from it in {own.worst} by {difference:.2g}, allowed {allowed:.2g}"
+        if own.max_abs_error is None:
+            found = own.note
+        else:
+            difference, allowed = _decisive(own)
+            found = f"{own.worst} differs by {difference:.2g}, allowed {allowed:.2g}"
+        raise InputError(
+            "module: expected the same steps in float64 but for rounding, so that the package can "
+            f"be checked, found that {found}"
         )
 
     def _without_float64(self, reason: str) -> tuple[Values, str]:
         eps = torch.finfo(self.dtype).eps
-        moved = _sensitivity(self.step, self.reference, None, 1, self.dtype)
+        moved = _sensitivity(self.step, self.reference, None, 2)
         for name, x in self.reference.items():
             floor = torch.tensor(parity.norms(x), dtype=torch.float64) * math.sqrt(eps) / 4
             key = parity.SPREAD + name
@@ -135,10 +139,10 @@ def _decisive(result: parity.Parity) -> tuple[float, float]:
 def _train(
     step: TrainingStep,
     dtype: torch.dtype | None = None,
-    perturbation: tuple[float, int] | None = None,
+    index: int | None = None,
 ) -> Values:
-    """The steps in eager torch; in `dtype` without autocast. perturbation: size and seed, of
-    weights and inputs, 4 times the size, and of every result of an operation.
+    """The steps in eager torch; in `dtype` without autocast. index: of a run whose weights, inputs
+    and results of operations are perturbed.
     """
     module, loss = copied(step.source), placed_loss(step.loss, step.device, step.dtype)
     inputs, target, autocast = step.inputs, step.target, step.autocast
@@ -148,12 +152,14 @@ def _train(
         inputs = tuple(x.to(dtype) if x.is_floating_point() else x for x in inputs)
         target = target.to(dtype) if target.is_floating_point() else target
     rounding: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
-    if perturbation is not None:
-        rounding = _Rounding(*perturbation)
-        inputs = tuple(rounding.moved(x, 4) for x in inputs)
+    if index is not None:
+        lowered = AUTOCAST[step.autocast] or step.dtype
+        rounding = RandomRounding(step.dtype, lowered, index, own=dtype is None)
+        perturbed = perturbing(lowered, index)
+        inputs = tuple(map(perturbed, inputs))
         with torch.no_grad():
             for p in module.parameters():
-                p.copy_(rounding.moved(p, 4))
+                p.copy_(perturbed(p))
     recipe, seeds = step.recipe, torch.Generator(step.device).manual_seed(SEED)
     optimizer = optimizer_of(recipe, module.parameters(), RATES[recipe.kind])
     losses = []
@@ -195,59 +201,18 @@ def _values(
 
 
 def _sensitivity(
-    step: TrainingStep,
-    values: Values,
-    dtype: torch.dtype | None,
-    shadows: int,
-    rounded: torch.dtype,
+    step: TrainingStep, values: Values, dtype: torch.dtype | None, shadows: int
 ) -> Values:
     """`spread.<name>` [2]: how far rounding moves the values, the farthest of perturbed runs."""
-    size, spread = torch.finfo(rounded).eps, {name: [0.0, 0.0] for name in values}
-    for seed in range(shadows):
-        for name, x in _train(step, dtype, (size, seed)).items():
+    spread = {name: [0.0, 0.0] for name in values}
+    for index in range(shadows):
+        for name, x in _train(step, dtype, index).items():
             moved = parity.norms(x, values[name])
             spread[name] = [max(pair) for pair in zip(spread[name], moved, strict=True)]
     return {
         parity.SPREAD + name: torch.tensor(pair, dtype=torch.float64)
         for name, pair in spread.items()
     }
-
-
-class _Rounding(TorchDispatchMode):
-    """Multiplies what operations give by 1 + size or 1 - size, element by element at random.
-
-    Perturbed weights alone do not show what rounding does where terms cancel: a bias before
-    BatchNorm has the gradient 0 for any weights, and rounding errors are what Adam then divides by
-    themselves.
-    """
-
-    def __init__(self, size: float, seed: int):
-        super().__init__()
-        generator = torch.Generator().manual_seed(seed)
-        self.signs = 2.0 * torch.randint(0, 2, (_POOL,), generator=generator).double() - 1
-        self.size, self.place = size, random.Random(seed)  # not torch's: that draws are counted
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        result = func(*args, **(kwargs or {}))
-        aliases = any(value.alias_info is not None for value in func._schema.returns)
-        if aliases or func._schema.is_mutable:
-            return result
-        return tree_map(lambda x: self.moved(x) if isinstance(x, Tensor) else x, result)
-
-    def moved(self, x: Tensor, factor: float = 1) -> Tensor:
-        count = x.numel()
-        if not x.is_floating_point() or not count or x.layout is not torch.strided:
-            return x
-        begin = self.place.randrange(_POOL)
-        signs = self.signs.roll(-begin) if count > _POOL - begin else self.signs[begin:]
-        if count > _POOL:
-            signs = signs.repeat(-(-count // _POOL))
-        signs = signs[:count].view(x.shape).to(x.device)
-        changed = (x * (1 + factor * self.size * signs)).to(x.dtype)
-        # a mask's lowest number becomes infinite
-        return changed if changed.isfinite().all() else x
 
 
 @contextlib.contextmanager
