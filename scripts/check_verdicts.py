@@ -34,7 +34,9 @@ def run(options: argparse.Namespace, index: int, folder: str) -> dict[str, dict]
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--program", type=pathlib.Path, default=pathlib.Path("build/release/bin/torchpace"))
+    parser.add_argument(
+        "--program", type=pathlib.Path, default=pathlib.Path("build/release/bin/torchpace")
+    )
     parser.add_argument("--case", default="dnn_wide_inference/size:quick")
     parser.add_argument("--runs", type=int, default=20)
     parser.add_argument("--seconds", type=float, default=55)

@@ -26,8 +26,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--seeds", default="0:200", help="the first and the one after the last")
-    parser.add_argument("--aot-every", type=int, default=3, help="every Nth in AOTInductor")
-    parser.add_argument("--train-every", type=int, default=6, help="every Nth in training")
+    parser.add_argument(
+        "--aot-every", type=int, default=3, help="every Nth in AOTInductor; 0: none"
+    )
+    parser.add_argument("--train-every", type=int, default=6, help="every Nth in training; 0: none")
     parser.add_argument("--train-only", action="store_true", help="no inference")
     parser.add_argument("--languages", default="cpp", help="of compiled files: cpp,py")
     parser.add_argument("--table", action="store_true", help="only print what there is")
@@ -48,7 +50,10 @@ def run(options: argparse.Namespace, log: Path) -> None:
             if seed in done:
                 continue
             started = time.monotonic()
-            aot, train = seed % options.aot_every == 0, seed % options.train_every == 0
+            aot, train = (
+                every > 0 and seed % every == 0
+                for every in (options.aot_every, options.train_every)
+            )
             rows = trial.run(seed, aot=aot, train=train, infer=not options.train_only)
             lines = [as_line(row) for row in rows]
             lines.append(json.dumps({"seed": seed, "runtime": "done"}))

@@ -30,11 +30,14 @@ std::string dtype_of(const Results& results, const CaseResult& result) {
   return setting(result, "dtype", results.plan.dtype);
 }
 
+bool is_on_cpu(const Results& results, const CaseResult& result) {
+  return !is_cuda(setting(result, "device", results.plan.device));
+}
+
 /// Whether its arithmetic is what the loops of limits.hpp measure.
 bool is_measurable(const Results& results, const CaseResult& result) {
   const auto dtype = dtype_of(results, result);
-  return !is_cuda(setting(result, "device", results.plan.device)) &&
-         setting(result, "autocast", "none") == "none" &&
+  return is_on_cpu(results, result) && setting(result, "autocast", "none") == "none" &&
          (dtype == "float32" || dtype == "float64");
 }
 
@@ -81,7 +84,7 @@ std::string above_peak(const Peak& peak, double flops_per_s) {
 }
 
 std::string below_read(const Results& results, const CaseResult& result, double step_s) {
-  if (!results.limits || !(result.minimum_bytes > 0) || !is_measurable(results, result)) return "";
+  if (!results.limits || !(result.minimum_bytes > 0) || !is_on_cpu(results, result)) return "";
   const double read_s = results.limits->read_s(result.minimum_bytes, working_set(result));
   if (!(step_s < kReadMargin * read_s)) return "";
   return fmt::format("a step of {}, where reading its {} takes {}: {}", show_seconds(step_s),
@@ -94,8 +97,8 @@ void measure_for(Results& results, const std::function<bool(const CaseResult&)>&
   std::set<std::string> dtypes;
   std::set<double> sizes;
   for (const auto& result : results.cases) {
-    if (!is_measurable(results, result) || !wanted(result)) continue;
-    if (result.flops > 0) dtypes.insert(dtype_of(results, result));
+    if (!is_on_cpu(results, result) || !wanted(result)) continue;
+    if (result.flops > 0 && is_measurable(results, result)) dtypes.insert(dtype_of(results, result));
     if (result.minimum_bytes > 0) sizes.insert(measured_size(working_set(result)));
   }
   if (dtypes.empty() && sizes.empty()) return;

@@ -43,9 +43,10 @@ inline torch::nn::Module& require_module(const Model& model) {
   return *model.module;
 }
 
-/// Bytes of one number in the dtype of a case: 4, or 2 where its settings say bfloat16.
+/// Bytes of one number in the dtype of a case.
 inline int64_t element_bytes(const Settings& settings) {
-  return settings.get("dtype", "float32") == "bfloat16" ? 2 : 4;
+  const auto dtype = settings.get("dtype", "float32");
+  return dtype == "float64" ? 8 : dtype == "float32" ? 4 : 2;
 }
 
 }  // namespace torchpace

@@ -116,6 +116,18 @@ def test_a_frozen_script_is_one(exporter, saved):
     assert answer["set"]["outputs"] == "output" and answer["set"]["flops"] == 2 * 4 * 8 * 4
 
 
+@pytest.mark.parametrize("dtype", ["float16", "float64", "bfloat16"])
+def test_a_file_keeps_the_dtype_of_its_inputs(exporter, worker, saved, tmp_path, dtype):
+    path = tmp_path / f"{dtype}.pt"
+    torch.jit.script(Plain().eval().to(getattr(torch, dtype))).save(path)
+    settings = case(path, input=f"4x8:{dtype}")
+    answer = exporter.ask(settings.line())
+    assert answer["set"]["dtype"] == dtype
+    assert tensors.load(answer["state"], "state")["input"].dtype == getattr(torch, dtype)
+    error = exporter.ask(case(path, input="4x8").line())["error"]
+    assert "expected a model that takes 4x8:float32 (it" in error and "\n" not in error
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [

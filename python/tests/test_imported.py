@@ -241,6 +241,7 @@ def test_a_changed_source_is_another_entry(exporter, tmp_path):
 
 
 BAD = """
+import random
 import torch
 from torch import nn
 def raises(): raise ValueError("no weights\\nsecond line")
@@ -294,6 +295,16 @@ class Remembering(nn.Linear):
         self.last = super().forward(x) + self.last
         return self.last
 def remembering(): return {"module": Remembering(3, 2), "inputs": torch.ones(4, 3)}
+class InSet(nn.Linear):
+    def __init__(self):
+        super().__init__(3, 2)
+        self.scales = {"all": {torch.ones(2)}}
+    def forward(self, x): return super().forward(x) * next(iter(self.scales["all"]))
+def in_set(): return {"module": InSet(), "inputs": torch.ones(4, 3)}
+class Rolling(nn.Linear):
+    def forward(self, x): return super().forward(x) * random.random()
+def rolling(): return {"module": Rolling(3, 2), "inputs": torch.ones(4, 3)}
+def absent(): open("/nowhere/weights.bin")
 three = 3
 instance = nn.Linear(3, 2)
 def same(): return {"module": instance, "inputs": torch.ones(4, 3)}
@@ -314,7 +325,7 @@ def same(): return {"module": instance, "inputs": torch.ones(4, 3)}
         ("bad:instance", "expected a function without arguments .* found a Linear"),
         (
             "bad:raises",
-            "found that it raised ValueError: no weights at bad.py:4: def raises",
+            "found that it raised ValueError: no weights at bad.py:5: def raises",
         ),
         ("bad:takes", "found that it raised TypeError: .*missing 1 required"),
         (
@@ -347,6 +358,9 @@ def same(): return {"module": instance, "inputs": torch.ones(4, 3)}
         ("bad:in_place", r"changes its input 0 in place, .* clone it first \(x = x.clone\(\)\)"),
         ("bad:counting", "the model changes its buffer 'calls' in place"),
         ("bad:same", "expected a new module in each call, found the one of the call before"),
+        ("bad:in_set", "found one in the set 'scales.all', which has no order"),
+        ("bad:rolling", "found that random numbers moves output by"),
+        ("bad:absent", "it raised FileNotFoundError: .*'/nowhere/weights.bin' at bad.py:"),
         ("bad:remembering", "found that what the module keeps from one call to the next moves"),
     ],
 )

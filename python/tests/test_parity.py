@@ -22,7 +22,7 @@ def compare(own, reference, golden, dtype=torch.float32):
 
 def test_the_tolerance_is_computed():
     golden = {"y": tensor(1.0, -2.0), "spread.y": tensor(1e-5, 1e-5)}
-    bound = 4 * 1e-5 + 8 * EPS * 2
+    bound = 1e-5 + 8 * EPS * 2
     for off, passed in ((0.99 * bound, True), (1.01 * bound, False)):
         own = {"y": golden["y"] + tensor(0.0, off)}
         found = compare(own, own, golden)
@@ -40,7 +40,7 @@ def test_a_wrong_reference_fails_and_excuses_nobody():
 
 
 def test_what_rounding_may_do_is_allowed():
-    golden = {"y": tensor(1.0, 1.0), "spread.y": tensor(1e-3, 1e-3)}
+    golden = {"y": tensor(1.0, 1.0), "spread.y": tensor(4e-3, 4e-3)}
     own = {"y": tensor(1.003, 1.0)}
     assert compare(own, own, golden).passed
     assert not compare(own, own, {"y": golden["y"]}).passed
@@ -93,7 +93,7 @@ def test_a_tolerance_that_cannot_be_told_fails():
 
 
 def test_labels_that_rounding_flips_may_flip():
-    golden = {"label": torch.arange(100), "spread.label": tensor(2.0, 0.02)}
+    golden = {"label": torch.arange(100), "spread.label": tensor(8.0, 0.08)}
     own = golden["label"].clone()
     own[:8] = 0
     assert compare({"label": own}, {"label": golden["label"]}, golden).passed  # 7 of at most 8

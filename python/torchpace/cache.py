@@ -65,10 +65,23 @@ def get_or_make(path: Path, make: Callable[[Path], dict[str, Any]]) -> Entry:
                 scratch.forget(temporary)
             return Entry(path, manifest, False, broken)
     except OSError as error:
+        if not _is_of_cache(error, path):  # of what `make` runs, such as a model's own code
+            raise
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         advice = "free some space" if full else "name another folder with --cache"
         reason = error.strerror or error
         raise InputError(f"cache: cannot write {path}: {reason}; {advice}") from None
+
+
+def _is_of_cache(error: OSError, path: Path) -> bool:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    files = [
+        os.fsdecode(f) for f in (error.filename, error.filename2) if isinstance(f, (str, bytes))
+    ]
+    return any(Path(file).absolute().is_relative_to(path.parent.absolute()) for file in files) or (
+        any(path.absolute().is_relative_to(Path(file).absolute()) for file in files)
+    )
 
 
 def discard_unfinished(path: Path) -> None:

@@ -44,9 +44,9 @@ from torchpace.axes import Axes
 from torchpace.data import text
 from torchpace.errors import InputError, Skipped
 from torchpace.protocol import answer_lines, open_protocol
-from torchpace.rounding import SCALE, RandomRounding, perturbing
+from torchpace.rounding import RandomRounding
 from torchpace.runtimes import eager
-from torchpace.settings import Settings
+from torchpace.settings import Settings, SettingsError
 from torchpace.workload import (
     Workload,
     device_of,
@@ -140,6 +140,12 @@ def check(settings: Settings, model: ModuleType) -> None:
     phase, _, _, _ = phase_of(settings), dtype_of(settings), device_of(settings), Axes.of(settings)
     if phase == "train":
         optimizers.parse(settings)
+    dtype = settings.text("dtype", "float32")
+    if dtype in models.AS_GIVEN and not hasattr(model, "no_golden"):
+        raise SettingsError(
+            f"--dtype {dtype}: expected float32 or bfloat16; {' and '.join(models.AS_GIVEN)} are "
+            "for files (--model FILE), which are run as they are"
+        )
     if not hasattr(model, "measure"):
         model.cost(settings)
 
@@ -286,10 +292,8 @@ def make_truth(settings: Settings, model: ModuleType, twins: int = TWINS) -> dic
     """The values of the golden (float64) run, and its rounding sensitivity: `spread`.
 
     The golden run is the same model with the same state, rounded to the case's dtype before.
-    spread.<name> [2] holds the two norms of the difference, the larger of `twins` runs whose
-    weights and inputs are perturbed and whose results are rounded at random; for an output of
-    several batches the largest of all. Raises InputError where rounding changes
-    the shape of an output.
+    spread.<name> [2] holds the two norms by which `twins` perturbed runs moved it; for an output of
+    several batches the largest of all. Raises InputError where rounding changes a shape.
     """
     stored, computed = dtype_of(settings), Axes.of(settings).precision(dtype_of(settings))
     inside = getattr(torch, settings.text("computes_in", "float32"))
@@ -300,24 +304,21 @@ def make_truth(settings: Settings, model: ModuleType, twins: int = TWINS) -> dic
         # One operator for all tensors of the optimizer, whose float64 result is the same.
         settings = settings.replace(optimizer=f"{optimizers.parse(settings)[0]}-fused")
     golden = double(eager.load("py-eager", settings, model)).values()
-    spread = {name: [0.0, 0.0] for name in golden}
-    for index in range(twins):
-        rounding = RandomRounding(stored, computed, index)
-        values = perturbed_values(settings, model, perturbing(computed, index), rounding)
-        for name, value in values.items():
-            if value.shape != golden[name].shape:
-                raise InputError(
-                    f"{name}: expected a shape that rounding does not change, found "
-                    f"{list(golden[name].shape)} and {list(value.shape)}; outputs of such a model "
-                    "cannot be compared"
-                )
-            share = 1 / SCALE if parity.is_exact(value) else 1
-            found = [share * norm for norm in parity.norms(value, golden[name])]
-            spread[name] = [max(pair) for pair in zip(spread[name], found, strict=True)]
+    runs = (
+        perturbed_values(
+            settings,
+            model,
+            rounding.perturbing(computed, index),
+            RandomRounding(stored, computed, index),
+        )
+        for index in range(twins)
+    )
+    spread = rounding.sensitivity(golden, runs)
     for name, value in golden.items():
         # Where the model itself rounds to fewer digits than the case, a tie falls either way.
         if value.is_floating_point() and value.dtype.itemsize < stored.itemsize:
-            last = [torch.finfo(value.dtype).eps * size for size in parity.norms(value)]
+            one = rounding.MARGIN * torch.finfo(value.dtype).eps
+            last = [one * size for size in parity.norms(value)]
             spread[name] = [max(pair) for pair in zip(spread[name], last, strict=True)]
     largest: dict[str, list[float]] = {}  # of each output, over the batches
     for name, norms in spread.items():
@@ -334,19 +335,19 @@ def perturbed_values(
     settings: Settings,
     model: ModuleType,
     perturbed: Callable[[Tensor], Tensor],
-    rounding: RandomRounding,
+    rounded: RandomRounding,
 ) -> dict[str, Tensor]:
     """Of a float64 run whose weights and inputs are perturbed and whose results are rounded. Where
     an operation of the model cannot be rounded, they are perturbed alone: the bound is smaller.
     """
-    for scope in (rounding, contextlib.nullcontext()):
+    for scope in (rounded, contextlib.nullcontext()):
         twin = double(eager.load("py-eager", settings, model))
         perturb(twin, perturbed)
         try:
             with scope:
                 return twin.values()
         except Exception:
-            if scope is not rounding:
+            if scope is not rounded:
                 raise
     raise AssertionError("one of both returns or raises")
 
@@ -370,8 +371,8 @@ def expect_repeatable(loaded: Workload) -> None:
     inputs = loaded.batches[0][0] if training else loaded.inputs[0]
     found: list[dict[str, Tensor]] = []
     for seed in (0, 0, 1):
-        with loaded.turn(), without_dropout(loaded.module), _no_autograd(loaded):
-            torch.manual_seed(seed)
+        drawn = seeded(loaded.settings.replace(seed=seed))
+        with loaded.turn(), without_dropout(loaded.module), _no_autograd(loaded), drawn:
             result = loaded.module(*inputs)
             found.append({n: outputs.plain(x) for n, x in outputs.named(result)})
     name = loaded.settings.text("factory", loaded.settings.text("model"))
@@ -419,7 +420,7 @@ def blindness(golden: dict[str, Tensor]) -> str:
     for name in names:
         if not name.startswith("batch"):
             continue
-        moved, share = (4 * x for x in golden[parity.SPREAD + name].tolist())
+        moved, share = golden[parity.SPREAD + name].tolist()
         lost = (
             share >= 1
             if parity.is_exact(golden[name])

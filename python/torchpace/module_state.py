@@ -19,6 +19,7 @@ from torchpace.errors import InputError
 PARAMETER, BUFFER, TRANSIENT, ATTRIBUTE, LOSS = (
     *("parameter.", "buffer.", "transient.", "attribute.", "loss."),
 )
+IN_SET = "*"  # in a path: an element of a set
 # Attributes of every nn.Module that hold no tensor of the user's own.
 _OWN = set(vars(nn.Module()))
 
@@ -75,6 +76,11 @@ def expect_known(module: nn.Module, what: str) -> None:
     for name, value in _plain(module):
         if id(value) in known:
             continue
+        if f".{IN_SET}" in name and isinstance(value, Tensor):
+            raise InputError(
+                f"{what}: expected tensors in lists or dictionaries, found one in the set "
+                f"'{name.partition('.' + IN_SET)[0]}', which has no order"
+            )
         if isinstance(value, nn.Parameter):
             raise InputError(
                 f"{what}: expected parameters that the module knows, found one in the plain "
@@ -108,8 +114,12 @@ def _plain(module: nn.Module) -> Iterator[tuple[str, Any]]:
 def _inside(value: Any, path: str, above: set[int]) -> Iterator[tuple[str, Any]]:
     if isinstance(value, (Tensor, nn.Module)):
         yield path, value
-    elif isinstance(value, (list, tuple, Mapping)) and id(value) not in above:
-        items = value.items() if isinstance(value, Mapping) else enumerate(value)
+    elif isinstance(value, (list, tuple, set, frozenset, Mapping)) and id(value) not in above:
+        if isinstance(value, Mapping):
+            items = value.items()
+        else:
+            unordered = isinstance(value, (set, frozenset))
+            items = ((IN_SET if unordered else i, part) for i, part in enumerate(value))
         for key, part in items:
             yield from _inside(part, f"{path}.{key}", above | {id(value)})
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,10 +21,13 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-# How often the rounding error of one operation. A sum inside of an operation is rounded at each of
-# its steps, in an order that libraries choose: float32 kernels were up to 5 times as far from
-# float64 as the farthest of four runs with single errors.
-SCALE = 4
+from torchpace import parity
+from torchpace.errors import InputError
+
+SCALE = 16  # of an error, to that of one rounding: docs/design.md, "Parity"
+# A correct result is one more draw of the same kind: where training is chaotic, it lies farther
+# from the golden run than the farthest of four others in one tensor of a thousand, by up to 1.3.
+MARGIN = 4
 # Operators that autocast runs in its own dtype.
 _LOWERED = (
     *("mm", "addmm", "bmm", "baddbmm", "convolution", "convolution_backward", "linear"),
@@ -175,6 +178,28 @@ def perturbing(dtype: torch.dtype, index: int) -> Callable[[Tensor], Tensor]:
         return x * (1 + size * (2.0 * signs - 1)).to(x.dtype)
 
     return perturbed
+
+
+def sensitivity(
+    golden: dict[str, Tensor], runs: Iterable[dict[str, Tensor]]
+) -> dict[str, list[float]]:
+    """The two norms by which rounding may move each value: those of the farthest of the perturbed
+    runs, times MARGIN; of integers and bools without it. Raises InputError where rounding changes
+    a shape.
+    """
+    farthest = {name: [0.0, 0.0] for name in golden}
+    for values in runs:
+        for name, value in values.items():
+            if value.shape != golden[name].shape:
+                raise InputError(
+                    f"{name}: expected a shape that rounding does not change, found "
+                    f"{list(golden[name].shape)} and {list(value.shape)}; outputs of such a model "
+                    "cannot be compared"
+                )
+            margin = 1 if parity.is_exact(value) else MARGIN
+            found = [margin * norm for norm in parity.norms(value, golden[name])]
+            farthest[name] = [max(pair) for pair in zip(farthest[name], found, strict=True)]
+    return farthest
 
 
 def _sign(index: int) -> int:

@@ -22,7 +22,7 @@ from torchpace.compiled_training import CompiledTraining
 from torchpace.errors import InputError
 from torchpace.module_state import place
 from torchpace.random_draws import Philox
-from torchpace.rounding import RandomRounding, perturbing
+from torchpace.rounding import RandomRounding, perturbing, sensitivity
 from torchpace.training_module import copied, placed_loss, references
 from torchpace.training_package import Recipe
 from torchpace.training_step import TrainingStep, kept_random_state, loss_of
@@ -58,8 +58,8 @@ class Expected:
     """What eager torch makes of the same steps, with torch.optim, on a copy of the module in the
     modes that it has, and by how much rounding may move it.
 
-    The bound is that of parity: 4 times the rounding sensitivity of a float64 run and 8 eps of its
-    size. Where there is no such run, it is sqrt(eps), or the sensitivity of the run itself.
+    The bound is that of parity: the rounding sensitivity of a float64 run and 8 eps of its size.
+    Where there is no such run, it is sqrt(eps), or the sensitivity of the run itself.
     """
 
     def __init__(self, step: TrainingStep):
@@ -121,7 +121,7 @@ class Expected:
         eps = torch.finfo(self.dtype).eps
         moved = _sensitivity(self.step, self.reference, None, 2)
         for name, x in self.reference.items():
-            floor = torch.tensor(parity.norms(x), dtype=torch.float64) * math.sqrt(eps) / 4
+            floor = torch.tensor(parity.norms(x), dtype=torch.float64) * math.sqrt(eps)
             key = parity.SPREAD + name
             moved[key] = torch.maximum(moved[key], floor)
         return self.reference | moved, f"sqrt(eps), no float64 run: {reason}"
@@ -204,11 +204,8 @@ def _sensitivity(
     step: TrainingStep, values: Values, dtype: torch.dtype | None, shadows: int
 ) -> Values:
     """`spread.<name>` [2]: how far rounding moves the values, the farthest of perturbed runs."""
-    spread = {name: [0.0, 0.0] for name in values}
-    for index in range(shadows):
-        for name, x in _train(step, dtype, index).items():
-            moved = parity.norms(x, values[name])
-            spread[name] = [max(pair) for pair in zip(spread[name], moved, strict=True)]
+    runs = (_train(step, dtype, index) for index in range(shadows))
+    spread = sensitivity(values, runs)
     return {
         parity.SPREAD + name: torch.tensor(pair, dtype=torch.float64)
         for name, pair in spread.items()

@@ -439,7 +439,7 @@ def dropouts(module: nn.Module) -> list[tuple[nn.Module, str, float]]:
         for name, value in vars(m).items()
         if type(value) in (int, float)
         and 0 < value <= 1
-        and ("drop" in name or (name == "p" and _drops(m)))
+        and (("drop" in name and type(value) is float) or (name == "p" and _drops(m)))
     ]
 
 

@@ -152,6 +152,10 @@ TEST(Plausible, AStepThatIsShorterThanItsReadsIsMarked) {
             "a step of 10 µs, where reading its 3.00 MiB takes 150 µs: the row does less work than "
             "the case; it does not count");
   EXPECT_TRUE(found(results, "new").implausible.empty());
+  result.settings["dtype"] = "bfloat16";  // reading takes no arithmetic
+  derive(results);
+  EXPECT_FALSE(found(results, "empty").implausible.empty());
+  result.settings["dtype"] = "float32";
   result.phase = "train";  // reads and writes 1.5 MiB
   derive(results);
   EXPECT_TRUE(found(results, "empty").implausible.empty()) << "no such size was measured";

@@ -35,11 +35,15 @@ struct Batches {
   torch::Device device() const { return input(0).device(); }
 };
 
-/// The dtype of a case: float32 unless its settings say bfloat16. Throws c10::Error on another.
+/// The dtype of a case: float32 unless its settings name another. Throws c10::Error on one that no
+/// case has. float16 and float64 are for files, which run as they are.
 inline torch::ScalarType dtype_of(const Settings& settings) {
   const auto name = settings.get("dtype", "float32");
   if (name == "float32") return torch::kFloat32;
-  TORCH_CHECK(name == "bfloat16", "dtype: expected float32 or bfloat16, got '", name, "'");
+  if (name == "float64") return torch::kFloat64;
+  if (name == "float16") return torch::kFloat16;
+  TORCH_CHECK(name == "bfloat16", "dtype: expected float32, float64, float16 or bfloat16, got '",
+              name, "'");
   return torch::kBFloat16;
 }
 

@@ -26,7 +26,8 @@ from torchpace import cache
 from torchpace.settings import Settings, SettingsError
 
 # Bytes of one element; also the dtypes that a case may name.
-ELEMENT_BYTES = {"float32": 4, "bfloat16": 2}
+ELEMENT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "float64": 8}
+AS_GIVEN = ("float16", "float64")  # for files alone, which are run as they are
 
 # Settings that state a case's cost, for a model whose file cannot: see Exporter, `set`.
 COST_KEYS = ("flops", "training_flops", "items", "parameter_bytes", "minimum_bytes")
