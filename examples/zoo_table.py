@@ -1,4 +1,4 @@
-"""What ran where: the table of docs/your-own-model.md, made with `torchpace compare`.
+"""What ran where: the table of docs/guides/your-own-model.md, made with `torchpace compare`.
 
     cd examples && ../.venv/bin/python zoo_table.py --output zoo-table [--models graph t5 ...]
 
