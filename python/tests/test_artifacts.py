@@ -13,7 +13,7 @@ import pytest
 from conftest import Process
 from test_scratch import wait_until
 
-from torchpace import artifacts
+from torchpace.exporter import artifacts
 from torchpace.runtimes import list_runtimes
 from torchpace.settings import Settings, encode
 

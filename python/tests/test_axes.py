@@ -1,9 +1,10 @@
 import pytest
 import torch
 
-from torchpace import environment, models, parity, tensors
-from torchpace.axes import Axes
+from torchpace import environment, models, parity
 from torchpace.errors import InputError, Skipped
+from torchpace.execution_options import Axes
+from torchpace.io import tensor_file
 from torchpace.runtimes import eager
 from torchpace.settings import Settings, SettingsError
 
@@ -40,7 +41,7 @@ def test_both_tf32_switches_are_always_set(on):
 def test_autocast_passes_its_own_parity_and_sees_a_swap(exported, family, phase):
     name = f"{family}_{phase}/size:smoke"
     settings, answer = exported(name, autocast="bfloat16")
-    truth = tensors.load(answer["truth"], "truth")
+    truth = tensor_file.load(answer["truth"], "truth")
     workload = load(settings)
     assert workload.precision == torch.bfloat16
     assert all(p.dtype == torch.float32 for p in workload.module.parameters())
@@ -62,7 +63,7 @@ def test_autocast_passes_its_own_parity_and_sees_a_swap(exported, family, phase)
 
 def test_the_truth_is_float64_without_autocast_and_its_spread_is_of_bfloat16(exported):
     truths = [
-        tensors.load(exported("gptlite_inference/size:smoke", **axes)[1]["truth"], "truth")
+        tensor_file.load(exported("gptlite_inference/size:smoke", **axes)[1]["truth"], "truth")
         for axes in ({}, {"autocast": "bfloat16"})
     ]
     assert torch.equal(truths[0]["batch0.output"], truths[1]["batch0.output"])

@@ -6,7 +6,9 @@ import pytest
 import torch
 from conftest import Process
 
-from torchpace import inductor, module_state, parity, tensors
+from torchpace import module_state, parity
+from torchpace.aot import inductor
+from torchpace.io import tensor_file
 from torchpace.settings import Settings, encode
 
 MODELS = """
@@ -146,9 +148,9 @@ def checked(worker, script_worker, exporter, case, tmp_path):
         paths = " ".join(filter(None, (encode(str(tmp_path / "values.pt")), answer["truth"])))
         changed = settings
         if change is not None:
-            state = tensors.load(settings["state"], "state")
+            state = tensor_file.load(settings["state"], "state")
             if change(state) is not None:
-                tensors.save(tmp_path / "changed.pt", state)
+                tensor_file.save(tmp_path / "changed.pt", state)
                 changed = settings.replace(state=tmp_path / "changed.pt")
         found = []
         assert "error" not in (loaded := worker.ask("load " + changed.line())), loaded

@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import FIXTURES, Process
 
-from torchpace import tensors
+from torchpace.io import tensor_file
 from torchpace.settings import expand_case
 
 CASE = expand_case("dnn_deep_train/size:smoke", threads=1)
@@ -30,10 +30,10 @@ def test_an_entry_is_made_once_and_holds_what_it_should(exporter, folder):
     again = exporter.ask(CASE.replace(seed=11, device="cpu", threads=2, case="another name").line())
     assert (first["cached"], again["cached"]) == (False, True) and first["state"] == again["state"]
     assert first["tokens"] == "" and first["note"] == "" and first["case"] == CASE["case"]
-    state = tensors.load(first["state"], "state")
+    state = tensor_file.load(first["state"], "state")
     assert state["input"].shape == (8, 4, 32) and state["target"].shape == (8, 4)
     assert not torch.equal(state["input"][0], state["input"][1])
-    truth = tensors.load(first["truth"], "truth")
+    truth = tensor_file.load(first["truth"], "truth")
     assert truth["losses"].shape == (10,) and truth["losses"].dtype == torch.float64
     assert truth["spread.losses"].shape == (2,)
     torch.testing.assert_close(
@@ -47,7 +47,7 @@ def test_an_entry_is_made_once_and_holds_what_it_should(exporter, folder):
 
 def test_the_first_loss_of_the_truth_is_near_ln_65(exported):
     settings, answer = exported("gptlite_train/size:smoke")
-    truth = tensors.load(answer["truth"], "truth")
+    truth = tensor_file.load(answer["truth"], "truth")
     assert truth["losses"][0].item() == pytest.approx(4.174, abs=0.15)
     assert Path(settings["tokens"]).is_file()
 
@@ -86,7 +86,7 @@ def test_two_exporters_at_once_are_both_right(tmp_path):
             and not one["note"] + other["note"]
         )
         assert sorted([one["cached"], other["cached"]]) == [False, True]
-        tensors.load(one["state"], "state")
+        tensor_file.load(one["state"], "state")
     assert not leftovers(tmp_path)
 
 

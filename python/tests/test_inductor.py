@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from torchpace import inductor
+from torchpace.aot import inductor
 from torchpace.errors import InputError
 from torchpace.runtimes import aot
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from torchpace import matmul
+from torchpace.aot.patches import gemm
 
 PROGRAM = """
 #include <omp.h>
@@ -32,7 +32,7 @@ def multiply(request, tmp_path_factory):
     library = tmp_path_factory.mktemp("matmul") / "matmul.so"
     flags = ["-O0", "-mfma", f"-m{request.param}", "-fopenmp", "-std=c++17", "-Wall", "-Werror"]
     command = [os.environ.get("CXX", "g++"), *flags, "-shared", "-fPIC", "-x", "c++", "-"]
-    program = PROGRAM.format(source=matmul.SOURCE).encode()
+    program = PROGRAM.format(source=gemm.SOURCE).encode()
     subprocess.run([*command, "-o", str(library)], input=program, check=True)
     function = ctypes.CDLL(str(library)).multiply
 

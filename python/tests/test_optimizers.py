@@ -1,7 +1,9 @@
 import pytest
 import torch
 
-from torchpace import models, optimizers, parity, tensors
+from torchpace import models, parity
+from torchpace.io import tensor_file
+from torchpace.optim import factory
 from torchpace.runtimes import eager
 from torchpace.settings import Settings, SettingsError
 
@@ -17,10 +19,10 @@ def load(settings):
 
 
 @pytest.mark.parametrize("family", ["gptlite", "dnn_deep", "dnn_wide"])
-@pytest.mark.parametrize("kind", optimizers.KINDS)
+@pytest.mark.parametrize("kind", factory.KINDS)
 def test_all_implementations_agree_and_a_wrong_one_fails(exported, family, kind):
     settings, answer = exported(f"{family}_train/size:smoke", optimizer=kind)
-    truth = tensors.load(answer["truth"], "truth")
+    truth = tensor_file.load(answer["truth"], "truth")
     reference = load(settings).values()
 
     def check(suffix="", **wrong):
@@ -39,21 +41,21 @@ def test_all_implementations_agree_and_a_wrong_one_fails(exported, family, kind)
 
 def test_kinds_differ_from_each_other(exported):
     settings, _ = exported("dnn_deep_train/size:smoke")
-    found = [load(settings.replace(optimizer=kind)).values() for kind in optimizers.KINDS]
+    found = [load(settings.replace(optimizer=kind)).values() for kind in factory.KINDS]
     for i, one in enumerate(found):
         for other in found[:i]:
             assert not torch.equal(one["losses"], other["losses"])
 
 
-@pytest.mark.parametrize("way", optimizers.IMPLEMENTATIONS)
-@pytest.mark.parametrize("kind", optimizers.KINDS)
+@pytest.mark.parametrize("way", factory.IMPLEMENTATIONS)
+@pytest.mark.parametrize("kind", factory.KINDS)
 def test_each_turn_starts_from_the_first_state(exported, kind, way):
     name = kind if way == "per-tensor" else f"{kind}-{way}"
     settings, _ = exported("dnn_deep_train/size:smoke", optimizer=name)
     workload = load(settings)
     group = workload.optimizer.param_groups[0]
     assert (group["foreach"], group["fused"]) == (way == "foreach", way == "fused")
-    assert optimizers.name(settings) == f"{kind} {way}"
+    assert factory.name(settings) == f"{kind} {way}"
     first, again = workload.values(), workload.values()
     assert all(torch.equal(first[name], again[name]) for name in first)
 
@@ -70,4 +72,4 @@ def test_all_implementations_share_one_entry_of_the_cache(exported):
 def test_unknown_names_are_refused():
     for name in ("lamb", "adam-", "adam-per-tensor", "fused"):
         with pytest.raises(SettingsError, match="optimizer: expected one of adam, adam-foreach"):
-            optimizers.make(Settings(optimizer=name), [])
+            factory.make(Settings(optimizer=name), [])

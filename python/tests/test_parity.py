@@ -5,7 +5,8 @@ import pytest
 import torch
 from conftest import FIXTURES
 
-from torchpace import models, parity, tensors
+from torchpace import models, parity
+from torchpace.io import tensor_file
 from torchpace.runtimes import eager
 from torchpace.settings import Settings
 
@@ -143,7 +144,7 @@ def test_names_shapes_and_kinds_come_first(own, message):
 @pytest.mark.parametrize("attention", ["sdpa", "explicit"])
 def test_the_fixtures_hold(name, phase, attention):
     torch.set_num_threads(1)
-    content = tensors.load(FIXTURES / f"{name}.pt", "fixture")
+    content = tensor_file.load(FIXTURES / f"{name}.pt", "fixture")
     settings = Settings.parse((FIXTURES / f"{name}.txt").read_text())
     settings = settings.replace(phase=phase, attention=attention, state=FIXTURES / f"{name}.pt")
 

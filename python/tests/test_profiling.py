@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from torchpace import tensors
+from torchpace.io import tensor_file
 
 
 @pytest.fixture
@@ -84,7 +84,7 @@ def test_probes_leave_the_next_turn_as_it_was(probed, exported, tmp_path):
     for probe in ("parts 2", "operators 2", "dispatch 2", "matmul 8 2"):
         assert "error" not in probed.ask(probe)
     probed.ask(f"write {after}")
-    one, other = (tensors.load(path, "values") for path in (before, after))
+    one, other = (tensor_file.load(path, "values") for path in (before, after))
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 

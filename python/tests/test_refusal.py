@@ -8,7 +8,7 @@ import logging
 import pytest
 import torch
 
-from torchpace import inductor
+from torchpace.aot import inductor
 from torchpace.refusal import refused
 
 MODULES = """

@@ -13,8 +13,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from torchpace import cache, scratch
+from torchpace import scratch
 from torchpace.errors import InputError
+from torchpace.exporter import cache
 
 PYTHON = Path(__file__).resolve().parents[1]
 PROGRAM = """

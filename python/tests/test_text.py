@@ -6,9 +6,9 @@ import pytest
 import torch
 from conftest import FIXTURES
 
-from torchpace import tensors
 from torchpace.data import text
 from torchpace.errors import InputError
+from torchpace.io import tensor_file
 
 
 def test_the_vocabulary_has_65_characters_in_order():
@@ -37,7 +37,7 @@ def test_batches_are_windows_and_depend_on_seed_plus_index():
 
 
 def test_the_fixture_is_what_the_loader_makes():
-    fixture = tensors.load(FIXTURES / "text.pt", "fixture")
+    fixture = tensor_file.load(FIXTURES / "text.pt", "fixture")
     tokens = text.to_tokens((FIXTURES / "text.txt").read_bytes())
     assert torch.equal(tokens, fixture["tokens"])
     for i in range(4):

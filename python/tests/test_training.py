@@ -15,12 +15,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from torchpace import tensors
-from torchpace.compiled_training import CompiledTraining
+from torchpace.aot.compiled_training import CompiledTraining
+from torchpace.aot.export_training import export_training
+from torchpace.aot.training_package import Contents, Recipe
+from torchpace.aot.training_step import TrainingStep
 from torchpace.errors import InputError
-from torchpace.training import export_training
-from torchpace.training_package import Contents, Recipe
-from torchpace.training_step import TrainingStep
+from torchpace.io import tensor_file
 
 
 class Small(nn.Module):
@@ -396,9 +396,9 @@ def test_foreign_checkpoints_are_refused(words, convolutions, tmp_path):
     before = {name: tensor.clone() for name, tensor in training.state.items()}
     with pytest.raises(InputError, match="expected one of accumulate=1 .* kind=adam "):
         training.resume(run)
-    content = tensors.load(run, "checkpoint")
+    content = tensor_file.load(run, "checkpoint")
     content["optimizer"] = torch.tensor(list(training.recipe.line().encode()), dtype=torch.uint8)
-    tensors.save(run, content)
+    tensor_file.save(run, content)
     with pytest.raises(InputError, match=r"lacks .* \(\d+ such\)"):
         training.resume(run)
     run.write_bytes(run.read_bytes()[:-100])

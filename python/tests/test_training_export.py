@@ -16,11 +16,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from torchpace.compiled_training import CompiledTraining
+from torchpace.aot.compiled_training import CompiledTraining
+from torchpace.aot.export_training import CHECKED, export_training
+from torchpace.aot.training_step import TrainingStep
 from torchpace.errors import InputError
 from torchpace.runtimes.aot import read_metadata
-from torchpace.training import CHECKED, export_training
-from torchpace.training_step import TrainingStep
 
 PYTHON = Path(__file__).resolve().parents[1]
 

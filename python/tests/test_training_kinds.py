@@ -15,13 +15,13 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 from torch.utils.checkpoint import checkpoint
 
-from torchpace import training_check
+from torchpace.aot import training_check
+from torchpace.aot.export_training import export_training
+from torchpace.aot.random_draws import Philox
+from torchpace.aot.training_check import Expected, calls_of
+from torchpace.aot.training_package import Recipe
+from torchpace.aot.training_step import TrainingStep, kept_random_state
 from torchpace.errors import InputError
-from torchpace.random_draws import Philox
-from torchpace.training import export_training
-from torchpace.training_check import Expected, calls_of
-from torchpace.training_package import Recipe
-from torchpace.training_step import TrainingStep, kept_random_state
 
 
 class Checkpointed(nn.Module):

@@ -16,11 +16,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from torchpace.compiled_training import CompiledTraining
+from torchpace.aot.compiled_training import CompiledTraining
+from torchpace.aot.training_package import INITIAL, Recipe
+from torchpace.aot.training_step import TrainingStep
 from torchpace.errors import InputError
 from torchpace.runtimes import aot
-from torchpace.training_package import INITIAL, Recipe
-from torchpace.training_step import TrainingStep
 
 LIBRARY = "step/data/aotinductor/model/code.wrapper.so"
 METADATA = LIBRARY.removesuffix(".so") + "_metadata.json"

@@ -11,7 +11,7 @@ import pytest
 import torch
 from conftest import PYTHON, Process
 
-from torchpace import tensors
+from torchpace.io import tensor_file
 from torchpace.settings import encode
 
 MUTATIONS = {
@@ -111,7 +111,7 @@ def test_every_turn_starts_from_the_same_state(worker, exported, tmp_path):
     worker.ask(f"write {before}")
     worker.ask("run 4 1")
     worker.ask(f"write {after}")
-    one, other = (tensors.load(path, "values") for path in (before, after))
+    one, other = (tensor_file.load(path, "values") for path in (before, after))
     assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
@@ -131,7 +131,7 @@ def test_bfloat16_passes_its_own_parity_and_sees_a_swap(worker, exported, tmp_pa
     assert worker.ask("load " + settings.line())["parameter_bytes"] == 16896
     reference = tmp_path / "reference.pt"
     worker.ask(f"write {reference}")
-    assert tensors.load(reference, "values")["gradient.layers.0.weight"].dtype == torch.bfloat16
+    assert tensor_file.load(reference, "values")["gradient.layers.0.weight"].dtype == torch.bfloat16
     assert worker.ask(f"check {reference} {answer['truth']}")["passed"]
     worker.ask("load " + settings.replace(swap="layers.0.weight,layers.7.weight").line())
     assert not worker.ask(f"check {reference} {answer['truth']}")["passed"]
@@ -139,12 +139,12 @@ def test_bfloat16_passes_its_own_parity_and_sees_a_swap(worker, exported, tmp_pa
 
 def test_errors_are_one_line_and_the_worker_stays(worker, exported, tmp_path):
     settings, answer = exported("dnn_deep_train/size:smoke")
-    state = tensors.load(settings["state"], "state")
+    state = tensor_file.load(settings["state"], "state")
 
     def with_state(change) -> str:
         changed = dict(state)
         change(changed)
-        tensors.save(tmp_path / "changed.pt", changed)
+        tensor_file.save(tmp_path / "changed.pt", changed)
         return worker.ask("load " + settings.replace(state=tmp_path / "changed.pt").line())["error"]
 
     def of_file(content: bytes) -> str:
@@ -272,11 +272,11 @@ def test_slow_and_fail_are_what_the_controllers_tests_need(exported):
 
 
 def test_a_slowed_step_lasts_longer_by_its_fraction(monkeypatch):
-    from torchpace import measure
+    from torchpace import timing
 
     now = [0]
     monkeypatch.setattr(
-        measure.time, "perf_counter_ns", lambda: now.__setitem__(0, now[0] + 1) or now[0]
+        timing.time, "perf_counter_ns", lambda: now.__setitem__(0, now[0] + 1) or now[0]
     )
 
     class Step:
@@ -294,7 +294,7 @@ def test_a_slowed_step_lasts_longer_by_its_fraction(monkeypatch):
             pass
 
     workload = Step()
-    measure.slow_down(workload, 0.5)
+    timing.slow_down(workload, 0.5)
     ((name, forward),) = workload.parts(7)
     assert name == "forward"
     for run in (lambda: workload.step(7), forward):
@@ -305,7 +305,7 @@ def test_a_slowed_step_lasts_longer_by_its_fraction(monkeypatch):
 
 def test_artifacts_and_preparation_of_a_runtime(monkeypatch, tmp_path):
     from torchpace import runtimes
-    from torchpace.commands import Worker
+    from torchpace.worker.commands import Worker
 
     (tmp_path / "x.py").write_text(
         'import nothing\nARTIFACTS = {"py-x": "kind"}\nRUNTIMES = {"py-x": "a", "py-y": "b"}\n'
@@ -328,7 +328,7 @@ def test_artifacts_and_preparation_of_a_runtime(monkeypatch, tmp_path):
 
 
 def test_every_load_counts_the_imports_that_a_fresh_process_would_pay(exported):
-    from torchpace.commands import Worker
+    from torchpace.worker.commands import Worker
 
     worker = Worker("py-eager")
     worker.imports_s = {"runtime": 1000.0, "optimizer": 2000.0}
@@ -338,7 +338,7 @@ def test_every_load_counts_the_imports_that_a_fresh_process_would_pay(exported):
 
 
 def test_a_workload_compiles_at_load_and_settles_before_it_is_timed(exported, monkeypatch):
-    from torchpace.commands import Worker
+    from torchpace.worker.commands import Worker
 
     settings, _ = exported("dnn_deep_inference/size:smoke")
     worker, called = Worker("py-eager"), []

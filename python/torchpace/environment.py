@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 import torchpace
-from torchpace import optimizers
+from torchpace.optim import factory
 from torchpace.settings import Settings
 
 _ALLOCATORS = ("jemalloc", "tcmalloc", "mimalloc")
@@ -66,7 +66,7 @@ def describe(settings: Settings | None) -> dict[str, str | int | float | bool]:
         found["autocast"] = settings.text("autocast", "none")
         found["memory_format"] = settings.text("memory_format", "contiguous")
         if settings.text("phase") == "train":
-            found["optimizer"] = optimizers.name(settings)
+            found["optimizer"] = factory.name(settings)
     found["device_name"] = _device_name(str(found["device"]))
     return found
 

@@ -26,27 +26,26 @@ import torch
 from torch import Tensor
 
 from torchpace import (
-    artifacts,
-    axes,
-    cache,
+    execution_options,
     models,
     module_state,
-    optimizers,
     outputs,
     parity,
     reads,
     rounding,
     scratch,
-    tensors,
     workload,
 )
-from torchpace.axes import Axes
 from torchpace.data import text
 from torchpace.errors import InputError, Skipped
-from torchpace.protocol import answer_lines, open_protocol
+from torchpace.execution_options import Axes
+from torchpace.exporter import artifacts, cache
+from torchpace.io import tensor_file
+from torchpace.optim import factory
 from torchpace.rounding import RandomRounding
 from torchpace.runtimes import eager
 from torchpace.settings import Settings, SettingsError
+from torchpace.worker.protocol import answer_lines, open_protocol
 from torchpace.workload import (
     Workload,
     device_of,
@@ -139,7 +138,7 @@ def check(settings: Settings, model: ModuleType) -> None:
     """
     phase, _, _, _ = phase_of(settings), dtype_of(settings), device_of(settings), Axes.of(settings)
     if phase == "train":
-        optimizers.parse(settings)
+        factory.parse(settings)
     dtype = settings.text("dtype", "float32")
     if dtype in models.AS_GIVEN and not hasattr(model, "no_golden"):
         raise SettingsError(
@@ -154,11 +153,21 @@ def key_of(settings: Settings, model: ModuleType, source: text.Text | None) -> s
     """The entry's name: model, phase and a hash of all that the files depend on."""
     related = settings.replace(**dict.fromkeys(UNRELATED, None))
     if phase_of(settings) == "train":  # all implementations of an optimiser do the same
-        related = related.replace(optimizer=optimizers.parse(settings)[0])
+        related = related.replace(optimizer=factory.parse(settings)[0])
     tokens = source.sha256 if source else ""
     # Whatever decides what is in the files: the model, the steps, how they are stored.
-    sources = (axes, eager, models, module_state, optimizers, outputs, parity, reads, rounding)
-    sources += (tensors, text, workload, sys.modules[__name__])
+    sources = (
+        execution_options,
+        eager,
+        models,
+        module_state,
+        factory,
+        outputs,
+        parity,
+        reads,
+        rounding,
+    )
+    sources += (tensor_file, text, workload, sys.modules[__name__])
     files = [Path(module.__file__) for module in sources]  # type: ignore[arg-type]
     code = models.identity(model) + b"".join(file.read_bytes() for file in files)
     parts = f"{related.line()}\n{torch.__version__}\n{tokens}\n".encode() + code
@@ -186,7 +195,7 @@ def make_case(
         golden, no_golden = try_golden(settings, model, twins)
         memory = count_memory(settings, model)
     if golden:
-        tensors.save(target / "truth.pt", golden)
+        tensor_file.save(target / "truth.pt", golden)
     return {
         "settings": settings.replace(state=None).line(),
         "torch": torch.__version__,
@@ -218,7 +227,7 @@ def write_state(
     columns = zip(names, zip(*batches, strict=True), strict=True)
     state |= {name: torch.stack(column) for name, column in columns}
     moved = {name: to_device(x.detach(), cpu, dtype) for name, x in state.items()}
-    tensors.save(target / "state.pt", moved)
+    tensor_file.save(target / "state.pt", moved)
     return len(batches)
 
 
@@ -302,7 +311,7 @@ def make_truth(settings: Settings, model: ModuleType, twins: int = TWINS) -> dic
     settings = plain_settings(settings)
     if phase_of(settings) == "train" and not has_complex_parameters(settings):
         # One operator for all tensors of the optimizer, whose float64 result is the same.
-        settings = settings.replace(optimizer=f"{optimizers.parse(settings)[0]}-fused")
+        settings = settings.replace(optimizer=f"{factory.parse(settings)[0]}-fused")
     golden = double(eager.load("py-eager", settings, model)).values()
     runs = (
         perturbed_values(
@@ -493,7 +502,7 @@ def count_memory(settings: Settings, model: ModuleType) -> dict[str, int]:
         loss = loss_of(model, twin.module(*inputs), target)  # noqa: F841
     return counted | {
         "gradients": trained,
-        "optimizer": optimizers.moments(settings) * trained,
+        "optimizer": factory.moments(settings) * trained,
         "activations": sum(saved.values()),
     }
 

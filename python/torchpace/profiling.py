@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.autograd import profiler
 
-from torchpace import measure
+from torchpace import timing
 from torchpace.errors import InputError
 from torchpace.workload import Workload
 
@@ -54,7 +54,7 @@ def time_parts(workload: Workload, steps: int) -> dict[str, list[float]]:
         )
     times: dict[str, list[float]] = defaultdict(lambda: [0.0] * steps)
     now = time.perf_counter_ns
-    with measure.without_collector(), workload.turn():
+    with timing.without_collector(), workload.turn():
         _warm_up(workload)
         for step in range(steps):
             parts = workload.parts(WARM_UPS + step)
@@ -71,7 +71,7 @@ def profile_operators(workload: Workload, steps: int) -> dict[str, Any]:
     parts.
     """
     times = []
-    with measure.without_collector(), workload.turn(), _synchronizations(workload) as warned:
+    with timing.without_collector(), workload.turn(), _synchronizations(workload) as warned:
         with _profiler(workload.device):
             # The first profile of a process takes memory between the tensors' own, and the page
             # faults of that make its steps half as long again: it is thrown away.
@@ -106,7 +106,7 @@ def time_dispatch(workload: Workload, samples: int) -> dict[str, list[float]]:
     """What `add_` of a tensor without elements costs in ns, on the workload's device and in its
     mode of autograd: without a profiler, with it, and what it then says.
     """
-    with measure.without_collector(), torch.inference_mode(workload.phase != "train"):
+    with timing.without_collector(), torch.inference_mode(workload.phase != "train"):
         empty, other = (torch.empty(0, device=workload.device) for _ in range(2))
 
         def sample() -> float:
@@ -138,7 +138,7 @@ def time_matmul(workload: Workload, size: int, samples: int) -> list[float]:
     while time.perf_counter() - started < MATMUL_WARM_UP_S:
         product.step(0)
         workload.synchronize()
-    block = measure.measure(product, samples, 0, 1)  # type: ignore[arg-type]
+    block = timing.measure(product, samples, 0, 1)  # type: ignore[arg-type]
     return block.step_ns if workload.device.type == "cpu" else block.device_ns
 
 

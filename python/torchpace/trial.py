@@ -25,11 +25,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchpace import outputs, parity, tensors
+from torchpace import outputs, parity
 from torchpace.errors import InputError, Skipped
+from torchpace.io import tensor_file
 from torchpace.models.imported import counted_flops
-from torchpace.protocol import die_with_parent
 from torchpace.settings import Settings
+from torchpace.worker.protocol import die_with_parent
 
 LIMIT_S = 300.0  # for a few runs of a package
 LOAD_LIBRARY = "its operators are in a library of their own: --load-library FILE.so"
@@ -190,7 +191,7 @@ def _try_package(path: Path, inputs: list[Tensor], settings: Settings) -> Tried:
     """
     with tempfile.TemporaryDirectory(prefix="torchpace-") as folder:
         asked, answered = Path(folder, "inputs.pt"), Path(folder, "outputs.pt")
-        tensors.save(asked, {str(i): x for i, x in enumerate(inputs)})
+        tensor_file.save(asked, {str(i): x for i, x in enumerate(inputs)})
         line = settings.replace(file=path, state=asked, values=answered).line()
         environment = os.environ | {"AOTI_RUNTIME_CHECK_INPUTS": "1", "TMPDIR": folder}
         try:
@@ -208,7 +209,7 @@ def _try_package(path: Path, inputs: list[Tensor], settings: Settings) -> Tried:
             return Tried(path, [], [], refused=reason)
         answer = done.stdout.strip().splitlines()[-1:]
         if done.returncode == 0 and answer == ["ok"]:
-            content = tensors.load(answered, "outputs")
+            content = tensor_file.load(answered, "outputs")
             values = [content[str(i)] for i in range(len(content))]
             names = [f"{outputs.ROOT}.{i}" for i in range(len(values))]
             return Tried(path, names if len(values) > 1 else [outputs.ROOT], values)
@@ -226,15 +227,15 @@ def _try_package(path: Path, inputs: list[Tensor], settings: Settings) -> Tried:
 
 def _run_package(settings: Settings) -> None:
     """The life of that process. Raises InputError."""
-    from torchpace.commands import set_threads
     from torchpace.runtimes.aot import Loader, expect_conditions
+    from torchpace.worker.commands import set_threads
     from torchpace.workload import device_of, load_libraries
 
     load_libraries(settings)
     set_threads(settings)
     path, device = Path(settings.text("file")), device_of(settings)
     expect_conditions(path, device)
-    content = tensors.load(settings.text("state"), "inputs")
+    content = tensor_file.load(settings.text("state"), "inputs")
     inputs = [content[str(i)].to(device) for i in range(len(content))]
     try:
         loader = Loader(path, device)
@@ -247,7 +248,9 @@ def _run_package(settings: Settings) -> None:
             raise
         except Exception as error:
             raise InputError(_does_not_run(path, error, inputs, "")) from None
-    tensors.save(settings.text("values"), {str(i): outputs.plain(x) for i, x in enumerate(values)})
+    tensor_file.save(
+        settings.text("values"), {str(i): outputs.plain(x) for i, x in enumerate(values)}
+    )
 
 
 def _takes(module: Any) -> str:
@@ -299,7 +302,7 @@ def _last(text: str) -> str:
 
 
 def _shapes(inputs: list[Tensor]) -> str:
-    return ", ".join(tensors.spec_of(x) for x in inputs)
+    return ", ".join(tensor_file.spec_of(x) for x in inputs)
 
 
 def main() -> int:

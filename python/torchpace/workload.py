@@ -18,10 +18,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
-from torchpace import models, module_state, optimizers, outputs, tensors
-from torchpace.axes import Axes
+from torchpace import models, module_state, outputs
 from torchpace.errors import InputError, Skipped
+from torchpace.execution_options import Axes
+from torchpace.io import tensor_file
 from torchpace.models import Cost
+from torchpace.optim import factory
 from torchpace.settings import PHASES, Settings, SettingsError
 
 PARITY_STEPS = 10
@@ -91,7 +93,7 @@ class Workload(ABC):
     @property
     def optimizer_name(self) -> str:
         """As it is recorded; empty outside the train phase."""
-        return optimizers.name(self.settings) if self.phase == "train" else ""
+        return factory.name(self.settings) if self.phase == "train" else ""
 
     @property
     def precision(self) -> torch.dtype:
@@ -159,7 +161,7 @@ class State:
 
     def __init__(self, settings: Settings):
         self.path = settings.text("state")
-        content = tensors.load(self.path, "state")
+        content = tensor_file.load(self.path, "state")
         self.parameters = _with_prefix(content, module_state.PARAMETER)
         self.buffers = _with_prefix(content, module_state.BUFFER)
         self._all = {name: x for name, x in content.items() if name.startswith(_STATE)}
@@ -374,14 +376,14 @@ def update_values(
     settings: Settings,
 ) -> dict[str, Tensor]:
     """As first_step_values, of parameters by name."""
-    lr = settings.number("lr", optimizers.LR)
+    lr = settings.number("lr", factory.LR)
     values = {}
     for name, gradient in gradients.items():
         values[f"gradient.{name}"] = gradient
         # Optimizers take a complex number as a pair of real ones.
         g, old, new = map(_as_real, (gradient, before[name], after[name].detach()))
         moved = (old.double() - new.double()) / lr
-        values[f"update.{name}"] = moved - optimizers.direction(settings, g, old) + 1
+        values[f"update.{name}"] = moved - factory.direction(settings, g, old) + 1
     return values
 
 

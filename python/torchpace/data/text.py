@@ -22,8 +22,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from torchpace import cache, tensors
 from torchpace.errors import InputError
+from torchpace.exporter import cache
+from torchpace.io import tensor_file
 
 VOCABULARY = b"\n !$&',-.3:;?ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 # UTF-8 sequences that mean characters of the vocabulary, replaced in this order. Every other byte
@@ -127,7 +128,7 @@ def batch(tokens: Tensor, batch: int, context: int, index: int, seed: int) -> tu
 
 def load_tokens(path: str | Path) -> Tensor:
     """A file of tokens, uint8, [n]. Raises InputError if it is none."""
-    content = tensors.load(path, "tokens")
+    content = tensor_file.load(path, "tokens")
     found = content.get("tokens")
     if found is None or found.dtype != torch.uint8 or found.dim() != 1:
         kind = f"{found.dtype} {list(found.shape)}" if found is not None else "none"
@@ -220,7 +221,7 @@ def _checked(path: Path, make) -> Text:
 
 
 def _write(target: Path, tokens: Tensor, source: str) -> dict:
-    tensors.save(target / "tokens.pt", {"tokens": tokens})
+    tensor_file.save(target / "tokens.pt", {"tokens": tokens})
     return {"source": source, "tokens": tokens.numel()}
 
 

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
-from torchpace import cache
+from torchpace.exporter import cache
 from torchpace.settings import Settings, SettingsError
 
 # Bytes of one element; also the dtypes that a case may name.

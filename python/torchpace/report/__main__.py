@@ -11,7 +11,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from torchpace.report.reading import ReportError, read_results
+from torchpace.report.loader import ReportError, read_results
 
 BAD_INPUT = 2
 SKIPPED = 77

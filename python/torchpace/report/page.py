@@ -6,7 +6,7 @@ from pathlib import Path
 
 import jinja2
 
-from torchpace.report import findings, words
+from torchpace.report import headline, strings
 
 MARKS = {
     "FASTER": "▲",
@@ -47,15 +47,15 @@ def render(results, pictures):
         plan=plan,
         style=jinja2.utils.markupsafe.Markup((here / "page.css").read_text(encoding="utf-8")),
         pictures=pictures,
-        findings=lines_of_findings(results),
+        headline=lines_of_findings(results),
         left_out=left_out(results),
-        footnotes=findings.footnotes(results),
+        footnotes=headline.footnotes(results),
         tally=tally(results),
         tables=tables(results),
         cold_columns=cold_columns(results),
         cold_tables=cold_tables(results),
         has_p99=any("p99" in r["percentiles_ns"] for c in results["cases"] for r in c["runtimes"]),
-        warnings=grouped(w for w in results["warnings"] if not findings.is_told_below(w, results)),
+        warnings=grouped(w for w in results["warnings"] if not headline.is_told_below(w, results)),
         machine=[(key, show(key, value)) for key, value in results["environment"].items()],
         workers=worker_environments(results),
         facts=facts(results),
@@ -93,18 +93,18 @@ def without_program(arguments):
 def lines_of_findings(results):
     """One line a case: what is fastest, and what was not measured."""
     lines = []
-    nowhere = findings.never_measured(results)
+    nowhere = headline.never_measured(results)
     for case in results["cases"]:
         rows = [row for row in case["runtimes"] if row["runtime"] not in nowhere]
-        missing = findings.not_measured(rows)
-        leader, sentence, others = findings.finding(case, results["plan"]["delta"], missing)
+        missing = headline.not_measured(rows)
+        leader, sentence, others = headline.finding(case, results["plan"]["delta"], missing)
         lines.append(
             {
                 "case": case["case"],
                 "leader": leader,
                 "sentence": sentence,
                 "others": others,
-                "missing": "" if not findings.compared(case) else missing,
+                "missing": "" if not headline.compared(case) else missing,
             }
         )
     return lines
@@ -114,9 +114,9 @@ def left_out(results):
     """What no case has, in words."""
     rows = [
         {"runtime": runtime, "status": "skipped", "reason": reason}
-        for runtime, reason in findings.never_measured(results).items()
+        for runtime, reason in headline.never_measured(results).items()
     ]
-    return findings.not_measured(rows)
+    return headline.not_measured(rows)
 
 
 def tally(results):
@@ -144,7 +144,7 @@ def facts(results):
         ("generations", plan["generations"]),
         ("reference", plan["reference"]),
         ("measured", results["created"].replace("T", " ").replace("Z", " UTC")),
-        ("took", words.seconds(results.get("elapsed_s"))),
+        ("took", strings.seconds(results.get("elapsed_s"))),
     ]
     return [(name, show(name, value)) for name, value in entries if value not in (None, "", 0)]
 
@@ -154,13 +154,13 @@ def tables(results):
     return [
         {
             "case": case["case"],
-            "noise": words.ratio(case["noise_floor"]),
+            "noise": strings.ratio(case["noise_floor"]),
             "flops": flop(case["flops"]) if case["flops"] else "",
             "matmul": flop(case["matmul_flops_per_s"]) if case.get("matmul_flops_per_s") else "",
             "rows": [table_row(case, row) for row in case["runtimes"]],
             "item": case["item"] or "items",
-            "below": [*findings.notes(case), *filter(None, [findings.elsewhere(case)])],
-            "has_elsewhere": bool(findings.elsewhere(case)),
+            "below": [*headline.notes(case), *filter(None, [headline.elsewhere(case)])],
+            "has_elsewhere": bool(headline.elsewhere(case)),
         }
         for case in results["cases"]
     ]
@@ -168,8 +168,8 @@ def tables(results):
 
 def flop(count):
     """FLOPs of a step: `2.60 GFLOP`."""
-    scale, prefix = words.of_unit(count, words.RATES)
-    return f"{words.plain(count / scale, 3)} {prefix}FLOP"
+    scale, prefix = strings.of_unit(count, strings.RATES)
+    return f"{strings.plain(count / scale, 3)} {prefix}FLOP"
 
 
 def table_row(case, row):
@@ -184,17 +184,17 @@ def table_row(case, row):
         "status": row["status"],
         "reason": row["reason"],
         "advice": row["speedup"].get("advice") or "",
-        "step": words.duration(row["step_ns"]),
+        "step": strings.duration(row["step_ns"]),
         "p90": percentile(row, "p90"),
         "p99": percentile(row, "p99"),
-        "speedup": "1" if is_reference and row["status"] == "ok" else findings.speedup(row),
-        "items": words.rate(case["items"], row["step_ns"], ""),
-        "flops": words.rate(case["flops"], row["step_ns"], "FLOP/s"),
-        "share": words.share(row.get("matmul_share")),
+        "speedup": "1" if is_reference and row["status"] == "ok" else headline.speedup(row),
+        "items": strings.rate(case["items"], row["step_ns"], ""),
+        "flops": strings.rate(case["flops"], row["step_ns"], "FLOP/s"),
+        "share": strings.share(row.get("matmul_share")),
         "parity": parity_text(parity),
         "parity_note": parity.get("note") or "",
-        "faults": words.plain(row["page_faults_per_step"]),
-        "samples": str(row["samples"]) if row["samples"] else words.NOT_KNOWN,
+        "faults": strings.plain(row["page_faults_per_step"]),
+        "samples": str(row["samples"]) if row["samples"] else strings.NOT_KNOWN,
     }
 
 
@@ -242,29 +242,29 @@ def cold_tables(results):
 def cold_row(row):
     """One row of that table."""
     times = row["cold_s"] | {"ready": row["cold_total_s"], "compile_s": row["compile_s"]}
-    texts = {key: words.seconds(times.get(key)) for key in COLD_COLUMNS}
-    texts["break_even"] = words.break_even(row["break_even_steps"])
-    return texts | {key: words.size(row["peak_bytes"].get(key)) for key in MEMORY_COLUMNS}
+    texts = {key: strings.seconds(times.get(key)) for key in COLD_COLUMNS}
+    texts["break_even"] = strings.break_even(row["break_even_steps"])
+    return texts | {key: strings.size(row["peak_bytes"].get(key)) for key in MEMORY_COLUMNS}
 
 
 def counted(case):
     """`parameters 13 MiB, gradients 13 MiB`: bytes counted tensor by tensor."""
-    return ", ".join(f"{key} {words.size(n)}" for key, n in case["memory_bytes"].items() if n)
+    return ", ".join(f"{key} {strings.size(n)}" for key, n in case["memory_bytes"].items() if n)
 
 
 def percentile(row, name):
     """A percentile of the steps; `n/a` where the samples do not support it."""
     value = row["percentiles_ns"].get(name)
-    return words.NOT_KNOWN if value is None else words.seconds(value / 1e9)
+    return strings.NOT_KNOWN if value is None else strings.seconds(value / 1e9)
 
 
 def parity_text(parity):
     """`2.4e-07 of 3.1e-06`: the error and what is allowed."""
     if not parity:
-        return words.NOT_KNOWN
-    error = words.error_of(parity.get("max_abs_error"))
-    allowed = words.error_of(parity.get("tolerance"))
-    if error == allowed == words.NOT_KNOWN:
+        return strings.NOT_KNOWN
+    error = strings.error_of(parity.get("max_abs_error"))
+    allowed = strings.error_of(parity.get("tolerance"))
+    if error == allowed == strings.NOT_KNOWN:
         return "agrees" if parity.get("passed") else "differs"
     return f"{error} of {allowed}"
 
@@ -286,7 +286,7 @@ def worker_environments(results):
     keys = dict.fromkeys(key for values in seen.values() for key in values)
     lines = []
     for key in keys:
-        texts = [" | ".join(values.get(key, [words.NOT_KNOWN])) for values in seen.values()]
+        texts = [" | ".join(values.get(key, [strings.NOT_KNOWN])) for values in seen.values()]
         lines.append((key, len(set(texts)) > 1, texts))
     return list(seen), lines
 
@@ -294,11 +294,11 @@ def worker_environments(results):
 def show(key, value):
     """A value of an environment as text."""
     if value is None or value == "":
-        return words.NOT_KNOWN
+        return strings.NOT_KNOWN
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, (int, float)) and key.endswith("_bytes"):
-        return words.size(value)
+        return strings.size(value)
     if isinstance(value, dict):
         return "; ".join(f"{name} {show(name, each)}" for name, each in value.items()) or "none"
     if isinstance(value, list):

@@ -22,12 +22,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchpace import inductor
-from torchpace.artifacts import gpu, refused
+from torchpace.aot import inductor
 from torchpace.errors import InputError
-from torchpace.inference import Inference, Source, artifact_of, expect_inference, is_given
+from torchpace.exporter.artifacts import gpu, refused
+from torchpace.io.tensor_file import spec_of
+from torchpace.runtimes.detail.inference_workload import (
+    Inference,
+    Source,
+    artifact_of,
+    expect_inference,
+    is_given,
+)
 from torchpace.settings import Settings
-from torchpace.tensors import spec_of
 from torchpace.workload import Workload
 
 RUNTIMES = {"py-aot": "torch.export and AOTInductor, the package loaded from Python"}

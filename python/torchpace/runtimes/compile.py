@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchpace import inductor
-from torchpace.artifacts import refused
+from torchpace.aot import inductor
 from torchpace.errors import InputError, Skipped
+from torchpace.exporter.artifacts import refused
 from torchpace.runtimes.eager import EagerInference, EagerTraining
 from torchpace.settings import Settings
 from torchpace.workload import Workload, device_of, dropouts, loss_of

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from torchpace import optimizers
 from torchpace.errors import InputError
 from torchpace.module_state import buffers_of, state_of
+from torchpace.optim import factory
 from torchpace.settings import Settings
 from torchpace.workload import (
     PARITY_STEPS,
@@ -77,7 +77,7 @@ class EagerTraining(Workload):
         super().__init__(settings, model)
         state = State(settings)
         self.module = build(settings, model, state)
-        self.optimizer = optimizers.make(settings, self.module.parameters())
+        self.optimizer = factory.make(settings, self.module.parameters())
         self.batches = self.batches_of(state)
         self.initial = initial_of(self.module)
         self.seed = seed_of(settings)
@@ -91,7 +91,7 @@ class EagerTraining(Workload):
         with torch.no_grad():
             for tensor, initial in self.initial:
                 tensor.copy_(initial)
-        optimizers.restore(self.optimizer)
+        factory.restore(self.optimizer)
         torch.manual_seed(self.seed)
         yield
 

@@ -17,9 +17,14 @@ from typing import Any
 import torch
 
 from torchpace import outputs
-from torchpace.artifacts import refused
 from torchpace.errors import InputError
-from torchpace.inference import Inference, Source, artifact_of, expect_inference
+from torchpace.exporter.artifacts import refused
+from torchpace.runtimes.detail.inference_workload import (
+    Inference,
+    Source,
+    artifact_of,
+    expect_inference,
+)
 from torchpace.settings import Settings
 from torchpace.workload import Workload
 

@@ -17,7 +17,7 @@ from torchpace.report.figures import (
     step_times,
     waterfall,
 )
-from torchpace.report.figures.pen import (
+from torchpace.report.figures.style import (
     NARROW,
     PAPER,
     STAND_INS,

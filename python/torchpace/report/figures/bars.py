@@ -2,7 +2,7 @@
 
 import matplotlib.ticker
 
-from torchpace.report.figures.pen import STEPS, TEXT
+from torchpace.report.figures.style import STEPS, TEXT
 
 THICK = 12
 HEADING = 24

@@ -5,7 +5,7 @@ import math
 import matplotlib.ticker
 from matplotlib.lines import Line2D
 
-from torchpace.report.figures.pen import STEPS, TEXT
+from torchpace.report.figures.style import STEPS, TEXT
 
 TITLE = "Training losses"
 CAPTION = (

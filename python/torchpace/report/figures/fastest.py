@@ -1,7 +1,7 @@
 """The answer at a glance: one row a case with its fastest runtime."""
 
 from torchpace.report.figures.ratios import draw_interval, draw_noise, ratio_axes, ratio_bounds
-from torchpace.report.findings import compared, fastest, footnotes, joined, speedup
+from torchpace.report.headline import compared, fastest, footnotes, joined, speedup
 
 TITLE = "Fastest on each case"
 CAPTION = (

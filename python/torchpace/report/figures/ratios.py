@@ -2,8 +2,8 @@
 
 import matplotlib.ticker
 
-from torchpace.report.figures.pen import nice_ticks
-from torchpace.report.findings import compared
+from torchpace.report.figures.style import nice_ticks
+from torchpace.report.headline import compared
 
 RATIOS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 1, 1.02, 1.05)
 RATIOS += (1.1, 1.2, 1.3, 1.4, 1.6, 1.8, 2, 2.5, 3, 4, 5, 7, 10, 20, 50, 100, 200, 500, 1000)

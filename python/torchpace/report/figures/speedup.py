@@ -1,7 +1,6 @@
 """Speedups of every runtime over the reference as a forest plot, the fastest first."""
 
-from torchpace.report import words
-from torchpace.report.figures.pen import LINE, TEXT
+from torchpace.report import strings
 from torchpace.report.figures.ratios import (
     draw_interval,
     draw_noise,
@@ -9,7 +8,8 @@ from torchpace.report.figures.ratios import (
     ratio_bounds,
     verdict_colour,
 )
-from torchpace.report.findings import (
+from torchpace.report.figures.style import LINE, TEXT
+from torchpace.report.headline import (
     broken,
     compared,
     fastest,
@@ -108,7 +108,7 @@ def draw_row(pen, figure, axes, row, y, step, case, leads):
     """One row: name, interval with the verdict's mark, verdict and speedup in words."""
     is_reference = row["runtime"] == case["reference"]
     verdict = "reference" if is_reference else row["speedup"]["verdict"].replace("NONE", "")
-    number = f"noise {words.ratio(case['noise_floor'])}" if is_reference else speedup(row)
+    number = f"noise {strings.ratio(case['noise_floor'])}" if is_reference else speedup(row)
     colour = pen.muted if is_reference else verdict_colour(pen, row["speedup"]["verdict"])
     weight = "bold" if leads else "normal"
     if pen.is_wide:

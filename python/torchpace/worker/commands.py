@@ -17,9 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchpace import environment, measure, models, parity, runtimes, tensors
+from torchpace import environment, models, parity, runtimes, timing
 from torchpace.data import text
 from torchpace.errors import InputError
+from torchpace.io import tensor_file
 from torchpace.settings import Settings, decode
 from torchpace.workload import Workload, device_of, load_libraries
 
@@ -102,7 +103,7 @@ class Worker:
             loaded.synchronize()
             compile_s = time.perf_counter() - started
         if self.slow:
-            measure.slow_down(loaded, self.slow)
+            timing.slow_down(loaded, self.slow)
         self.workload = loaded
         self.stepped = self.settled = False
         cost = loaded.cost
@@ -125,7 +126,7 @@ class Worker:
         samples, warmup = _integer("run: K", words[0], 1), _integer("run: W", words[1], 0)
         steps = _integer("run: B", words[2], 1) if len(words) == 3 else 1
         self._settle(workload)
-        return measure.measure(workload, samples, warmup, steps).json()
+        return timing.measure(workload, samples, warmup, steps).json()
 
     def first(self, rest: str) -> dict:
         workload = self._loaded("first")
@@ -133,21 +134,21 @@ class Worker:
             raise InputError("first: expected no step since load, found some; load the case again")
         steps = _integer("first: N", rest.strip(), 1) if rest.strip() else 0
         self.stepped = True
-        return measure.first(workload, steps)
+        return timing.first(workload, steps)
 
     def write(self, rest: str) -> dict:
         workload = self._loaded("write")
         (path,) = _paths("write PATH", rest, 1, 1)
         self.stepped = True
         values = workload.values()
-        tensors.save(path, values)
+        tensor_file.save(path, values)
         return {"written": len(values)}
 
     def check(self, rest: str) -> dict:
         workload = self._loaded("check")
         reference, *truth = _paths("check REFERENCE [TRUTH]", rest, 1, 2)
-        expected = tensors.load(reference, "reference")
-        exact = tensors.load(truth[0], "truth") if truth else None
+        expected = tensor_file.load(reference, "reference")
+        exact = tensor_file.load(truth[0], "truth") if truth else None
         self.stepped = True
         own = {name: tensor.detach().cpu() for name, tensor in workload.values().items()}
         result = parity.compare(own, expected, exact, workload.precision)

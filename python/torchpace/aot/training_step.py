@@ -15,13 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.stateless import _reparametrize_module
 
-from torchpace import random_draws
-from torchpace.axes import AUTOCAST
-from torchpace.errors import InputError
-from torchpace.refusal import refused
-from torchpace.tensors import spec_of
-from torchpace.training_module import copied, expect_trainable, placed_loss
-from torchpace.training_package import (
+from torchpace.aot import random_draws
+from torchpace.aot.training_module import copied, expect_trainable, placed_loss
+from torchpace.aot.training_package import (
     ALIGNMENT,
     Contents,
     Layout,
@@ -29,6 +25,10 @@ from torchpace.training_package import (
     StateTensor,
     View,
 )
+from torchpace.errors import InputError
+from torchpace.execution_options import AUTOCAST
+from torchpace.io.tensor_file import spec_of
+from torchpace.refusal import refused
 
 
 class TrainingStep:

@@ -17,15 +17,15 @@ import torch
 from torch import Tensor, nn
 
 from torchpace import parity
-from torchpace.axes import AUTOCAST
-from torchpace.compiled_training import CompiledTraining
+from torchpace.aot.compiled_training import CompiledTraining
+from torchpace.aot.random_draws import Philox
+from torchpace.aot.training_module import copied, placed_loss, references
+from torchpace.aot.training_package import Recipe
+from torchpace.aot.training_step import TrainingStep, kept_random_state, loss_of
 from torchpace.errors import InputError
+from torchpace.execution_options import AUTOCAST
 from torchpace.module_state import place
-from torchpace.random_draws import Philox
 from torchpace.rounding import RandomRounding, perturbing, sensitivity
-from torchpace.training_module import copied, placed_loss, references
-from torchpace.training_package import Recipe
-from torchpace.training_step import TrainingStep, kept_random_state, loss_of
 
 STEPS = 3
 SEED = 0

@@ -18,12 +18,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from torchpace import tensors
+from torchpace.aot.training_package import INITIAL, Contents
+from torchpace.aot.training_step import deterministic_algorithms
 from torchpace.errors import InputError
+from torchpace.io import tensor_file
+from torchpace.io.tensor_file import parse_spec, spec_of
 from torchpace.runtimes import aot
-from torchpace.tensors import parse_spec, spec_of
-from torchpace.training_package import INITIAL, Contents
-from torchpace.training_step import deterministic_algorithms
 
 _UNALIGNED = 16  # bytes; compiled code may assume that a tensor begins at a multiple
 
@@ -122,7 +122,7 @@ class CompiledTraining:
             "position": torch.tensor(position),
             "optimizer": torch.tensor(list(self.recipe.line().encode()), dtype=torch.uint8),
             "random.cpu": torch.get_rng_state(),
-            tensors.FORMAT_KEY: torch.tensor(tensors.FORMAT),
+            tensor_file.FORMAT_KEY: torch.tensor(tensor_file.FORMAT),
         }
         if self.device.type == "cuda":
             content["random.cuda"] = torch.cuda.get_rng_state(self.device)
@@ -134,7 +134,7 @@ class CompiledTraining:
         Raises InputError where it is another model's or another optimiser's; nothing is changed
         then.
         """
-        content = tensors.load(path, "checkpoint")
+        content = tensor_file.load(path, "checkpoint")
         found = bytes(content.pop("optimizer", torch.zeros(0, dtype=torch.uint8)).tolist()).decode()
         if found != self.recipe.line():
             raise InputError(

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from torchpace import runtimes
 from torchpace.errors import InputError
-from torchpace.protocol import PROTOCOL, answer_of, die_with_parent, open_protocol, serve
+from torchpace.worker.protocol import PROTOCOL, answer_of, die_with_parent, open_protocol, serve
 
 
 def fail(how: str) -> None:
@@ -77,7 +77,7 @@ def main(arguments: list[str] | None = None) -> int:
     # Not before the options are read: a list or a wrong option must not wait for torch.
     import torch
 
-    from torchpace.commands import Worker
+    from torchpace.worker.commands import Worker
 
     torch.set_num_interop_threads(1)
     worker = Worker(options.runtime, options.slow)

@@ -12,8 +12,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from torchpace import optimizers, tensors
 from torchpace.errors import InputError
+from torchpace.io import tensor_file
+from torchpace.optim import factory
 from torchpace.settings import Settings, decode, encode
 
 KIND = "training"
@@ -28,10 +29,10 @@ class Recipe:
     """
 
     kind: str = "adam"
-    beta1: float = optimizers.ADAM_BETAS[0]
-    beta2: float = optimizers.ADAM_BETAS[1]
-    eps: float = optimizers.ADAM_EPS
-    momentum: float = optimizers.MOMENTUM
+    beta1: float = factory.ADAM_BETAS[0]
+    beta2: float = factory.ADAM_BETAS[1]
+    eps: float = factory.ADAM_EPS
+    momentum: float = factory.MOMENTUM
     weight_decay: float = 0.0
     clip_norm: float = math.inf
     accumulate: int = 1
@@ -39,7 +40,7 @@ class Recipe:
     def __post_init__(self) -> None:
         """Raises InputError on an unknown optimiser or a number outside its range."""
         ranges = {
-            "kind": (self.kind in optimizers.KINDS, " or ".join(optimizers.KINDS)),
+            "kind": (self.kind in factory.KINDS, " or ".join(factory.KINDS)),
             "beta1": (0 <= self.beta1 < 1, "0 to below 1"),
             "beta2": (0 <= self.beta2 < 1, "0 to below 1"),
             "eps": (0 <= self.eps < math.inf, "0 or more"),
@@ -82,12 +83,12 @@ class StateTensor:
 
     def line(self) -> str:
         where = "-" if self.offset is None else self.offset
-        return f"{_word(self.name)} {tensors.spec(self.shape, self.dtype)} {where}"
+        return f"{_word(self.name)} {tensor_file.spec(self.shape, self.dtype)} {where}"
 
     @staticmethod
     def parse(line: str) -> StateTensor:
         name, what, where = line.split(" ")
-        shape, dtype = tensors.parse_spec(what)
+        shape, dtype = tensor_file.parse_spec(what)
         return StateTensor(decode(name), shape, dtype, None if where == "-" else int(where))
 
 
@@ -108,7 +109,7 @@ class View:
     @staticmethod
     def parse(line: str) -> View:
         name, sizes, offset = line.split(" ")
-        return View(decode(name), tensors.parse_sizes(sizes.removesuffix(":")), int(offset))
+        return View(decode(name), tensor_file.parse_sizes(sizes.removesuffix(":")), int(offset))
 
 
 @dataclass(frozen=True)
@@ -196,7 +197,7 @@ class Contents:
             layout.check(recipe)
             inputs = tuple(metadata["torchpace.inputs"].split(";"))
             for text in (*inputs, metadata["torchpace.target"]):
-                tensors.parse_spec(text)
+                tensor_file.parse_spec(text)
             if metadata["torchpace.deterministic"] not in ("0", "1"):
                 raise ValueError("deterministic: not 0 or 1")
             return Contents(

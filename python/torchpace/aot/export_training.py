@@ -31,17 +31,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from torchpace import inductor, models, optimizers, scratch, training_check
-from torchpace.axes import AUTOCAST
+from torchpace import models, scratch
+from torchpace.aot import inductor, training_check
+from torchpace.aot.patches.concat import joined_in_place
+from torchpace.aot.patches.gemm import own_products
+from torchpace.aot.training_package import INITIAL, Recipe
+from torchpace.aot.training_step import TrainingStep, deterministic_algorithms
 from torchpace.errors import InputError, Skipped
-from torchpace.joined import joined_in_place
-from torchpace.matmul import own_products
-from torchpace.protocol import die_with_parent, one_line
+from torchpace.execution_options import AUTOCAST
+from torchpace.io.tensor_file import parse_spec, spec_of
+from torchpace.optim import factory
 from torchpace.refusal import refused
 from torchpace.settings import Settings, expand_case, read_cases
-from torchpace.tensors import parse_spec, spec_of
-from torchpace.training_package import INITIAL, Recipe
-from torchpace.training_step import TrainingStep, deterministic_algorithms
+from torchpace.worker.protocol import die_with_parent, one_line
 
 COMPILE_LIMIT_S = 600.0
 # Operations. The code that calls the kernels is one function, on which g++ at O1 spends time as the
@@ -60,9 +62,9 @@ def export_training(
     *,
     path: str | os.PathLike[str],
     optimizer: str = "adam",
-    betas: tuple[float, float] = optimizers.ADAM_BETAS,
-    eps: float = optimizers.ADAM_EPS,
-    momentum: float = optimizers.MOMENTUM,
+    betas: tuple[float, float] = factory.ADAM_BETAS,
+    eps: float = factory.ADAM_EPS,
+    momentum: float = factory.MOMENTUM,
     weight_decay: float | None = None,
     clip_norm: float | None = None,
     accumulate: int = 1,
@@ -89,7 +91,7 @@ def export_training(
     if not path.absolute().parent.is_dir():
         raise InputError(f"{path}: expected a folder {path.absolute().parent}, found none")
     if weight_decay is None:
-        weight_decay = optimizers.WEIGHT_DECAY if optimizer == "adamw" else 0.0
+        weight_decay = factory.WEIGHT_DECAY if optimizer == "adamw" else 0.0
     recipe = Recipe(
         optimizer,
         *betas,
@@ -420,7 +422,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, help="compiled in; by default torch's own choice")
     parser.add_argument("--seed", type=int, default=0, help="of the initial weights")
-    parser.add_argument("--optimizer", default="adam", choices=optimizers.KINDS)
+    parser.add_argument("--optimizer", default="adam", choices=factory.KINDS)
     parser.add_argument("--weight-decay", type=float)
     parser.add_argument("--clip-norm", type=float)
     parser.add_argument("--accumulate", type=int, default=1)
@@ -465,8 +467,8 @@ def _case(
     options: argparse.Namespace,
 ) -> tuple[nn.Module, Callable[[Any, Tensor], Tensor], tuple[Tensor, ...], Tensor]:
     """Module, loss, inputs and target that the command line names."""
-    from torchpace.commands import set_threads
     from torchpace.module_state import place
+    from torchpace.worker.commands import set_threads
     from torchpace.workload import device_of, dtype_of, loss_module, to_device
 
     more: dict[str, Any] = {"device": options.device, "seed": options.seed}

@@ -32,11 +32,14 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from torchpace import cache, inductor, runtimes, scratch
+import torchpace.runtimes.detail.inference_workload
+from torchpace import runtimes, scratch
+from torchpace.aot import inductor
 from torchpace.errors import InputError, Skipped
-from torchpace.protocol import answer_lines, die_with_parent, one_line, open_protocol
+from torchpace.exporter import cache
 from torchpace.refusal import refused as refused  # for the runtimes
 from torchpace.settings import Settings
+from torchpace.worker.protocol import answer_lines, die_with_parent, one_line, open_protocol
 
 LIMIT_S = 120.0  # where the line names no compile_limit
 # Keys of a settings line that change no artifact, unless its runtime says so by RELATED: few hold
@@ -104,7 +107,7 @@ def make(folder: Path, settings: Settings, started: Callable[[Path], None]) -> d
     call it in a fork.
     """
     from torchpace import models
-    from torchpace.commands import set_threads
+    from torchpace.worker.commands import set_threads
     from torchpace.workload import load_libraries
 
     begun = time.perf_counter()
@@ -193,10 +196,24 @@ def key_of(kind: str, settings: Settings, model: ModuleType, runtime: ModuleType
     """The entry's name: kind, model, phase and a hash of all that the artifact depends on."""
     import torch
 
-    from torchpace import axes, inference, models, module_state, outputs, workload
+    from torchpace import (
+        execution_options,
+        models,
+        module_state,
+        outputs,
+        workload,
+    )
 
     device = workload.device_of(settings)
-    sources = (runtime, axes, inductor, inference, module_state, outputs, workload)
+    sources = (
+        runtime,
+        execution_options,
+        inductor,
+        torchpace.runtimes.detail.inference_workload,
+        module_state,
+        outputs,
+        workload,
+    )
     sources += (sys.modules[__name__],)
     sources += getattr(runtime, "SOURCES", ())
     unrelated = {*UNRELATED, *models.MEASURED_KEYS, *models.FILE_KEYS}

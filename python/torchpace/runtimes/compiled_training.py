@@ -14,20 +14,19 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from torchpace import (
+from torchpace.aot import (
+    export_training,
     inductor,
-    joined,
-    matmul,
-    optimizers,
     random_draws,
-    training,
     training_module,
     training_package,
     training_step,
 )
-from torchpace.compiled_training import CompiledTraining
+from torchpace.aot.compiled_training import CompiledTraining
+from torchpace.aot.patches import concat, gemm
 from torchpace.errors import InputError, Skipped
-from torchpace.inference import artifact_of
+from torchpace.optim import factory
+from torchpace.runtimes.detail.inference_workload import artifact_of
 from torchpace.settings import Settings
 from torchpace.workload import (
     PARITY_STEPS,
@@ -46,8 +45,16 @@ RUNTIMES = {"py-compiled-train": "the whole training step as one compiled packag
 ARTIFACTS = {"py-compiled-train": "compiled-train"}
 # What its artifact depends on beside what all do: keys of the settings line, modules and files.
 RELATED = ("optimizer", "eps")
-SOURCES = (training, training_module, training_step, training_package, random_draws, matmul, joined)
-FILES = (matmul.SOURCE,)
+SOURCES = (
+    export_training,
+    training_module,
+    training_step,
+    training_package,
+    random_draws,
+    gemm,
+    concat,
+)
+FILES = (gemm.SOURCE,)
 
 
 def load(name: str, settings: Settings, model: ModuleType) -> Workload:
@@ -71,15 +78,15 @@ def make_artifact(kind: str, target: Path, settings: Settings, model: ModuleType
             "check it; take dropout=0"
         )
     inputs, batch_target = source.batches[0]
-    kind, _ = optimizers.parse(settings)
-    path = training.export_training(
+    kind, _ = factory.parse(settings)
+    path = export_training.export_training(
         source.module,
         loss_module(model) or model.loss,
         inputs,
         batch_target,
         path=target / "step.pt2",
         optimizer=kind,
-        eps=settings.number("eps", optimizers.ADAM_EPS),
+        eps=settings.number("eps", factory.ADAM_EPS),
         autocast=settings.text("autocast", "none"),
         compile_limit=None,  # the process that makes artifacts has one
         check=False,  # parity checks ten steps
@@ -131,10 +138,10 @@ class CompiledTrain(Workload):
         state = State(settings)
         self.batches = self.batches_of(state)
         self.training = CompiledTraining(artifact_of(settings, ".pt2"), self.device)
-        self.lr = settings.number("lr", optimizers.LR)
+        self.lr = settings.number("lr", factory.LR)
         self.seed = seed_of(settings)
         found = self.training.contents
-        expected = (optimizers.parse(settings)[0], settings.text("autocast", "none"))
+        expected = (factory.parse(settings)[0], settings.text("autocast", "none"))
         if (found.recipe.kind, found.autocast) != expected:
             raise InputError(
                 f"artifact: expected a step of {expected[0]} with autocast {expected[1]}, found "
