@@ -59,7 +59,7 @@ def folder(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def exporter(folder):
     process = Process(
-        "torchpace.export", "--cache", str(folder), "--text", str(FIXTURES / "text.txt")
+        "torchpace.exporter", "--cache", str(folder), "--text", str(FIXTURES / "text.txt")
     )
     yield process
     assert process.close() == 0

@@ -86,7 +86,7 @@ class Trial:
         self.folder, self.languages = folder, languages
         folder.mkdir(parents=True, exist_ok=True)
         python = [sys.executable, "-m"]
-        self.exporter = Line([*python, "torchpace.export", "--cache", str(folder / "cache")])
+        self.exporter = Line([*python, "torchpace.exporter", "--cache", str(folder / "cache")])
         self.plain = Line([sys.executable, str(TESTS / "plain_torch.py")])
         self.workers: dict[str, Line] = {}
 

@@ -287,7 +287,7 @@ def test_a_cache_whose_path_has_a_space_can_be_compiled_for(tmp_path, monkeypatc
     monkeypatch.setenv("PYTHONWARNINGS", "error")
     (tmp_path / "plain.py").write_text(SLEEPER.format(body="pass"))
     cache = tmp_path / "a b's cäche"
-    process = Process("torchpace.export", "--cache", str(cache))
+    process = Process("torchpace.exporter", "--cache", str(cache))
     line = Settings(
         model="imported",
         factory="plain:factory",
@@ -311,7 +311,7 @@ def test_nothing_is_left_of_an_exporter_that_ends_while_it_compiles(tmp_path, en
     body = f"open({str(seen)!r}, 'a').write('x') and torch.jit.is_tracing() and time.sleep(600)"
     (tmp_path / "sleeper.py").write_text(SLEEPER.format(body=body))
     cache = tmp_path / "cache"
-    process = Process("torchpace.export", "--cache", str(cache))
+    process = Process("torchpace.exporter", "--cache", str(cache))
     line = Settings(
         model="imported",
         factory="sleeper:factory",

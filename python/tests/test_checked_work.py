@@ -251,7 +251,7 @@ def test_an_edited_import_makes_everything_anew(exporter, tmp_path):
         model="imported", factory="late:late", path=tmp_path, phase="inference", input="5x6"
     )
     for process in range(2):
-        own = Process("torchpace.export", "--cache", str(tmp_path / "cache"))
+        own = Process("torchpace.exporter", "--cache", str(tmp_path / "cache"))
         first, script = (
             own.ask(settings.line()),
             own.ask(settings.replace(make="torchscript").line()),

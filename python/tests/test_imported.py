@@ -9,8 +9,9 @@ import pytest
 import torch
 from conftest import Process
 
-from torchpace import export, models, outputs, parity, workload
+from torchpace import models, outputs, parity, workload
 from torchpace.errors import InputError
+from torchpace.exporter import golden
 from torchpace.io import tensor_file
 from torchpace.models import imported
 from torchpace.runtimes import eager
@@ -455,7 +456,7 @@ def test_training_that_draws_numbers_cannot_be_compared(exporter, odd):
     assert "state" in exporter.ask(settings.line())  # in eval mode it draws none
 
 
-def test_a_costly_model_gets_fewer_twins_and_says_why(exporter, odd):
+def test_a_costly_model_gets_fewer_shadows_and_says_why(exporter, odd):
     for phase, flops, count in (
         ("train", 2e10, 4),
         ("train", 4e10, 2),
@@ -464,12 +465,15 @@ def test_a_costly_model_gets_fewer_twins_and_says_why(exporter, odd):
         ("inference", 2e11, 2),
     ):
         measured = {"flops": flops, "training_flops": flops}
-        found, reason = export.twins_of(Settings(phase=phase), measured, batches=2)
+        found, reason = golden.shadow_count(Settings(phase=phase), measured, batches=2)
         assert (found, bool(reason)) == (count, count < 4)
-    assert export.twins_of(Settings(phase="train"), {}, 8) == (4, "")  # torchpace's own models
+    assert golden.shadow_count(Settings(phase="train"), {}, 8) == (
+        4,
+        "",
+    )  # torchpace's own models
     answer = exporter.ask(odd.replace(factory="odd:attention", input="2x5x8").line())
     manifest = json.loads((Path(answer["state"]).parent / "manifest.json").read_text())
-    assert manifest["twins"] == {"count": 4, "reason": ""}
+    assert manifest["shadows"] == {"count": 4, "reason": ""}
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""`python -m torchpace.training` from the command line to the package and what is left behind."""
+"""`python -m torchpace.aot.export_training` from the command line to the package and what is left behind."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def command(folder: Path, out: Path, **more: str) -> subprocess.Popen:
     environment = os.environ | {"PYTHONPATH": str(PYTHON), "TMPDIR": str(temporary)} | more
     options = ["--path", str(folder), "--threads", "1", "--out", str(out)]
     return subprocess.Popen(
-        [sys.executable, "-m", "torchpace.training", "mixed:net", *options],
+        [sys.executable, "-m", "torchpace.aot.export_training", "mixed:net", *options],
         env=environment,
         stderr=subprocess.PIPE,
         stdout=subprocess.PIPE,

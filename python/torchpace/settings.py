@@ -146,11 +146,11 @@ def _to_text(value: Any) -> str:
 
 
 def read_cases(path: str | Path | None = None) -> dict[str, Any]:
-    """The families, sizes and presets of `path`, by default bench/cases.json of this source tree.
+    """The families, sizes and presets of `path`, by default those of this package.
 
     Raises SettingsError if it cannot be read or lacks its families.
     """
-    path = Path(path) if path else Path(__file__).resolve().parents[2] / "bench" / "cases.json"
+    path = Path(path) if path else Path(__file__).with_name("cases.json")
     try:
         cases = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

@@ -1,9 +1,9 @@
 """Compiles a whole training step, forward, loss, backward and optimiser, into one package.
 
-    python -m torchpace.training gptlite --size quick --optimizer adamw --out FILE.pt2
-    python -m torchpace.training my_module:make_model --input 8x3x32x32:float32 --out FILE.pt2
+    python -m torchpace.aot.export_training gptlite --size quick --optimizer adamw --out FILE.pt2
+    python -m torchpace.aot.export_training my_module:make --input 8x3x32x32:float32 --out FILE.pt2
 
-Rules and format: docs/training.md. What drives the package: torchpace.compiled_training, and
+Rules and format: docs/training.md. What drives the package: torchpace.aot.compiled_training, and
 include/torchpace/runtimes/compiled_training.hpp.
 """
 
@@ -31,6 +31,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+import torchpace.io.tensor_spec
 from torchpace import models, scratch
 from torchpace.aot import inductor, training_check
 from torchpace.aot.patches.concat import joined_in_place
@@ -39,7 +40,6 @@ from torchpace.aot.training_package import INITIAL, Recipe
 from torchpace.aot.training_step import TrainingStep, deterministic_algorithms
 from torchpace.errors import InputError, Skipped
 from torchpace.execution_options import AUTOCAST
-from torchpace.io.tensor_file import parse_spec, spec_of
 from torchpace.optim import factory
 from torchpace.refusal import refused
 from torchpace.settings import Settings, expand_case, read_cases
@@ -115,7 +115,7 @@ def export_training(
         with deterministic_algorithms(deterministic), inductor.caches_in(str(process.folder)):
             step = TrainingStep(module, loss, batch, target, recipe, _autocast_name(autocast))
             program = step.trace()
-            arguments = tuple(map(spec_of, step.arguments()))
+            arguments = tuple(map(torchpace.io.tensor_spec.spec_of, step.arguments()))
         say(f"traced: {len(program.graph.nodes)} operations, {step.elements} trained numbers")
         metadata = step.contents(deterministic).metadata() | _conditions(step.device)
         device = str(step.device)
@@ -173,7 +173,7 @@ def compile_package(job: Job, path: Path) -> None:
             with FakeTensorMode(allow_non_fake_inputs=True):
                 arguments = tuple(
                     torch.empty(shape, dtype=dtype, device=job.device)
-                    for shape, dtype in map(parse_spec, job.arguments)
+                    for shape, dtype in map(torchpace.io.tensor_spec.parse_spec, job.arguments)
                 )
             files = torch._inductor.aot_compile(job.program, arguments, options=configs)
             package_aoti(str(path), files)
@@ -212,7 +212,7 @@ class _Process:
         environment |= {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
         environment |= {"TMPDIR": str(self.folder)}
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "torchpace.training", "--serve", str(self.folder)],
+            [sys.executable, "-m", "torchpace.aot.export_training", "--serve", str(self.folder)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=environment,
@@ -301,7 +301,7 @@ def start_without_compile_variables() -> None:
         for name in found:
             del os.environ[name]
         print(
-            f"torchpace.training: unset {', '.join(found)}, on which no package may depend",
+            f"torchpace export-training: unset {', '.join(found)}, on which no package may depend",
             file=sys.stderr,
             flush=True,
         )
@@ -405,7 +405,7 @@ def _autocast_name(autocast: str | torch.dtype | None) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m torchpace.training", description=__doc__.splitlines()[0]
+        prog="python -m torchpace.aot.export_training", description=__doc__.splitlines()[0]
     )
     parser.add_argument("model", help="a family of cases.json, or module:factory")
     parser.add_argument("--out", type=Path, required=True, help="the package to write, *.pt2")
@@ -436,10 +436,10 @@ def main(arguments: list[str] | None = None) -> int:
         inductor.work_in_own_folder()
         return _export(options)
     except (InputError, Skipped) as error:
-        print(f"torchpace.training: {error}", file=sys.stderr)
+        print(f"torchpace export-training: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("torchpace.training: interrupted", file=sys.stderr)
+        print("torchpace export-training: interrupted", file=sys.stderr)
         return 130
 
 

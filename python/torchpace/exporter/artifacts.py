@@ -1,6 +1,6 @@
 """Compiled files of a case, each made once for all runtimes that load it.
 
-    python -m torchpace.artifacts --cache DIR
+    python -m torchpace.exporter.artifacts --cache DIR
 
 Each line of standard input is a case's settings line with its files (`state`, ...), `make=KIND` and
 `compile_limit=SECONDS`. Each is answered with one line of JSON: `{"artifact", "compile_s",
@@ -32,7 +32,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import torchpace.runtimes.detail.inference_workload
 from torchpace import runtimes, scratch
 from torchpace.aot import inductor
 from torchpace.errors import InputError, Skipped
@@ -85,7 +84,13 @@ class Maker:
     def _start(self) -> subprocess.Popen[str]:
         # Bound to a core by OMP_PROC_BIND, it would hand that one core down to every compiler.
         environment = {k: v for k, v in os.environ.items() if k != "OMP_PROC_BIND"}
-        command = [sys.executable, "-m", "torchpace.artifacts", "--cache", str(self.folder)]
+        command = [
+            sys.executable,
+            "-m",
+            "torchpace.exporter.artifacts",
+            "--cache",
+            str(self.folder),
+        ]
         return subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
         )
@@ -196,31 +201,12 @@ def key_of(kind: str, settings: Settings, model: ModuleType, runtime: ModuleType
     """The entry's name: kind, model, phase and a hash of all that the artifact depends on."""
     import torch
 
-    from torchpace import (
-        execution_options,
-        models,
-        module_state,
-        outputs,
-        workload,
-    )
+    from torchpace import models, workload
 
     device = workload.device_of(settings)
-    sources = (
-        runtime,
-        execution_options,
-        inductor,
-        torchpace.runtimes.detail.inference_workload,
-        module_state,
-        outputs,
-        workload,
-    )
-    sources += (sys.modules[__name__],)
-    sources += getattr(runtime, "SOURCES", ())
     unrelated = {*UNRELATED, *models.MEASURED_KEYS, *models.FILE_KEYS}
     unrelated -= {*getattr(runtime, "RELATED", ())}
-    files = [Path(str(source.__file__)) for source in sources]
-    files += getattr(runtime, "FILES", ())
-    code = models.identity(model) + b"".join(file.read_bytes() for file in files)
+    code = models.identity(model) + cache.package_digest()
     parts = [
         settings.replace(**dict.fromkeys(unrelated, None)).line(),
         cache.digest(Path(settings.text("state")))["sha256"],
@@ -345,7 +331,7 @@ def _work(folder: Path, settings: Settings, sending: int) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m torchpace.artifacts", description=__doc__.splitlines()[0]
+        prog="python -m torchpace.exporter.artifacts", description=__doc__.splitlines()[0]
     )
     parser.add_argument("--cache", type=Path, required=True, help="folder of the cache")
     folder = parser.parse_args(arguments).cache.absolute()

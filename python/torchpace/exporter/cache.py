@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import functools
 import hashlib
 import json
 import os
@@ -110,6 +111,18 @@ def verify(path: Path) -> tuple[dict[str, Any], str]:
         if not Path(name).is_file() or digest(Path(name)) != expected:
             return {}, f"{Path(name).name} has changed since"
     return manifest, ""
+
+
+@functools.cache
+def package_digest() -> bytes:
+    """Of the code that makes and checks what is cached: this package without its report."""
+    package = Path(__file__).parents[1]
+    hashed = hashlib.sha256()
+    for file in sorted(file for kind in ("*.py", "*.h") for file in package.rglob(kind)):
+        name = file.relative_to(package)
+        if name.parts[0] != "report":
+            hashed.update(f"{name}\n".encode() + file.read_bytes())
+    return hashed.digest()
 
 
 def digest(file: Path) -> dict[str, Any]:

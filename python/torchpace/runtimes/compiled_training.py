@@ -17,13 +17,8 @@ from torch import Tensor
 from torchpace.aot import (
     export_training,
     inductor,
-    random_draws,
-    training_module,
-    training_package,
-    training_step,
 )
 from torchpace.aot.compiled_training import CompiledTraining
-from torchpace.aot.patches import concat, gemm
 from torchpace.errors import InputError, Skipped
 from torchpace.optim import factory
 from torchpace.runtimes.detail.inference_workload import artifact_of
@@ -43,18 +38,8 @@ from torchpace.workload import (
 
 RUNTIMES = {"py-compiled-train": "the whole training step as one compiled package, from Python"}
 ARTIFACTS = {"py-compiled-train": "compiled-train"}
-# What its artifact depends on beside what all do: keys of the settings line, modules and files.
+# Keys of the settings line that its artifact depends on, beside those that all do.
 RELATED = ("optimizer", "eps")
-SOURCES = (
-    export_training,
-    training_module,
-    training_step,
-    training_package,
-    random_draws,
-    gemm,
-    concat,
-)
-FILES = (gemm.SOURCE,)
 
 
 def load(name: str, settings: Settings, model: ModuleType) -> Workload:

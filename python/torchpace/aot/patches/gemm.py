@@ -1,4 +1,4 @@
-"""float32 matrix products of a compiled training step on the CPU, by matmul.h instead of at::mm.
+"""float32 matrix products of a compiled training step on the CPU, by gemm.h instead of at::mm.
 
 Why and how much: docs/training.md, "Where the time goes".
 """
@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-SOURCE = Path(__file__).with_name("matmul.h")
+SOURCE = Path(__file__).with_name("gemm.h")
 # Each thread packs its operands for itself: measured with few, expected to lose with many.
 MOST_THREADS = 8
 
@@ -52,7 +52,7 @@ inline AOTITorchError aoti_torch_cpu_torchpace_mm_out(
 
 @contextlib.contextmanager
 def own_products() -> Iterator[None]:
-    """In the block, Inductor compiles float32 mm and addmm of static shapes on the CPU to matmul.h,
+    """In the block, Inductor compiles float32 mm and addmm of static shapes on the CPU to gemm.h,
     if the processor has AVX-512 or AVX2 and is not Intel's.
     """
     from torch._inductor import lowering
@@ -94,7 +94,7 @@ def _addmm(
 
 
 def _product(bias: Any, a: Any, b: Any) -> Any:
-    """The node of Inductor's, or None where matmul.h cannot do it."""
+    """The node of Inductor's, or None where gemm.h cannot do it."""
     from torch._inductor import cpu_vec_isa, ir
 
     if _threads() > MOST_THREADS or _is_intel():

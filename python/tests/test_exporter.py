@@ -16,7 +16,12 @@ CASE = expand_case("dnn_deep_train/size:smoke", threads=1)
 
 def exporter(folder, **options):
     return Process(
-        "torchpace.export", "--cache", str(folder), "--text", str(FIXTURES / "text.txt"), **options
+        "torchpace.exporter",
+        "--cache",
+        str(folder),
+        "--text",
+        str(FIXTURES / "text.txt"),
+        **options,
     )
 
 

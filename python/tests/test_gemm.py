@@ -1,4 +1,4 @@
-"""The products of matmul.h, compiled alone: exact on small integers, at the edges of its blocks."""
+"""The products of gemm.h, compiled alone: exact on small integers, at the edges of its blocks."""
 
 from __future__ import annotations
 
