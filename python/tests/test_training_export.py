@@ -1,4 +1,4 @@
-"""`python -m torchpace.aot.export_training` from the command line to the package and what is left behind."""
+"""`python -m torchpace.aot.export_training` from its options to the package and what is left."""
 
 from __future__ import annotations
 

@@ -27,7 +27,8 @@ from torch import Tensor
 
 from torchpace import outputs, parity
 from torchpace.errors import InputError, Skipped
-from torchpace.io import tensor_file, tensor_spec
+from torchpace.io import tensor_file
+from torchpace.io.tensor_spec import spec_of
 from torchpace.models.imported import counted_flops
 from torchpace.settings import Settings
 from torchpace.worker.protocol import die_with_parent
@@ -302,7 +303,7 @@ def _last(text: str) -> str:
 
 
 def _shapes(inputs: list[Tensor]) -> str:
-    return ", ".join(tensor_spec.spec_of(x) for x in inputs)
+    return ", ".join(spec_of(x) for x in inputs)
 
 
 def main() -> int:

@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from torchpace.aot.training_package import INITIAL, Contents
 from torchpace.aot.training_step import deterministic_algorithms
 from torchpace.errors import InputError
-from torchpace.io import tensor_file, tensor_spec
+from torchpace.io import tensor_file
+from torchpace.io.tensor_spec import parse_spec, spec_of
 from torchpace.runtimes import aot
 
 _UNALIGNED = 16  # bytes; compiled code may assume that a tensor begins at a multiple
@@ -42,8 +43,8 @@ class CompiledTraining:
         if wrong := aot.unmet(self.device, metadata, {}):
             raise self._error(*wrong)
         self.recipe, self.layout = self.contents.recipe, self.contents.layout
-        self._inputs = [tensor_spec.parse_spec(spec) for spec in self.contents.inputs]
-        self._target = tensor_spec.parse_spec(self.contents.target)
+        self._inputs = [parse_spec(spec) for spec in self.contents.inputs]
+        self._target = parse_spec(self.contents.target)
         self._initial = self._read_initial()
         self.state = {name: tensor.clone() for name, tensor in self._initial.items()}
         self._arguments = list(self.state.values())
@@ -192,7 +193,7 @@ class CompiledTraining:
         if tuple(x.shape) != shape or x.dtype != dtype or x.device != self.device:
             expected = torch.empty(shape, dtype=dtype, device="meta")
             raise InputError(
-                f"step: {what}: expected {tensor_spec.spec_of(expected)} on {self.device}, got {tensor_spec.spec_of(x)} on "
+                f"step: {what}: expected {spec_of(expected)} on {self.device}, got {spec_of(x)} on "
                 f"{x.device}"
             )
         if not x.is_contiguous() or x.data_ptr() % _UNALIGNED:
@@ -252,7 +253,7 @@ class CompiledTraining:
         for name, tensor in own.items():
             if tensor.shape != other[name].shape or tensor.dtype != other[name].dtype:
                 raise InputError(
-                    f"{what}: {name}: expected {tensor_spec.spec_of(tensor)}, found {tensor_spec.spec_of(other[name])}"
+                    f"{what}: {name}: expected {spec_of(tensor)}, found {spec_of(other[name])}"
                 )
 
     @staticmethod

@@ -31,7 +31,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-import torchpace.io.tensor_spec
 from torchpace import models, scratch
 from torchpace.aot import inductor, training_check
 from torchpace.aot.patches.concat import joined_in_place
@@ -40,6 +39,7 @@ from torchpace.aot.training_package import INITIAL, Recipe
 from torchpace.aot.training_step import TrainingStep, deterministic_algorithms
 from torchpace.errors import InputError, Skipped
 from torchpace.execution_options import AUTOCAST
+from torchpace.io.tensor_spec import parse_spec, spec_of
 from torchpace.optim import factory
 from torchpace.refusal import refused
 from torchpace.settings import Settings, expand_case, read_cases
@@ -115,7 +115,7 @@ def export_training(
         with deterministic_algorithms(deterministic), inductor.caches_in(str(process.folder)):
             step = TrainingStep(module, loss, batch, target, recipe, _autocast_name(autocast))
             program = step.trace()
-            arguments = tuple(map(torchpace.io.tensor_spec.spec_of, step.arguments()))
+            arguments = tuple(map(spec_of, step.arguments()))
         say(f"traced: {len(program.graph.nodes)} operations, {step.elements} trained numbers")
         metadata = step.contents(deterministic).metadata() | _conditions(step.device)
         device = str(step.device)
@@ -173,7 +173,7 @@ def compile_package(job: Job, path: Path) -> None:
             with FakeTensorMode(allow_non_fake_inputs=True):
                 arguments = tuple(
                     torch.empty(shape, dtype=dtype, device=job.device)
-                    for shape, dtype in map(torchpace.io.tensor_spec.parse_spec, job.arguments)
+                    for shape, dtype in map(parse_spec, job.arguments)
                 )
             files = torch._inductor.aot_compile(job.program, arguments, options=configs)
             package_aoti(str(path), files)

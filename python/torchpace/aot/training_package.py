@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from torchpace.errors import InputError
-from torchpace.io import tensor_spec
+from torchpace.io.tensor_spec import parse_sizes, parse_spec, spec
 from torchpace.optim import factory
 from torchpace.settings import Settings, decode, encode
 
@@ -83,12 +83,12 @@ class StateTensor:
 
     def line(self) -> str:
         where = "-" if self.offset is None else self.offset
-        return f"{_word(self.name)} {tensor_spec.spec(self.shape, self.dtype)} {where}"
+        return f"{_word(self.name)} {spec(self.shape, self.dtype)} {where}"
 
     @staticmethod
     def parse(line: str) -> StateTensor:
         name, what, where = line.split(" ")
-        shape, dtype = tensor_spec.parse_spec(what)
+        shape, dtype = parse_spec(what)
         return StateTensor(decode(name), shape, dtype, None if where == "-" else int(where))
 
 
@@ -109,7 +109,7 @@ class View:
     @staticmethod
     def parse(line: str) -> View:
         name, sizes, offset = line.split(" ")
-        return View(decode(name), tensor_spec.parse_sizes(sizes.removesuffix(":")), int(offset))
+        return View(decode(name), parse_sizes(sizes.removesuffix(":")), int(offset))
 
 
 @dataclass(frozen=True)
@@ -197,7 +197,7 @@ class Contents:
             layout.check(recipe)
             inputs = tuple(metadata["torchpace.inputs"].split(";"))
             for text in (*inputs, metadata["torchpace.target"]):
-                tensor_spec.parse_spec(text)
+                parse_spec(text)
             if metadata["torchpace.deterministic"] not in ("0", "1"):
                 raise ValueError("deterministic: not 0 or 1")
             return Contents(

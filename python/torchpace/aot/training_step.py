@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.stateless import _reparametrize_module
 
-import torchpace.io.tensor_spec
 from torchpace.aot import random_draws
 from torchpace.aot.training_module import copied, expect_trainable, placed_loss
 from torchpace.aot.training_package import (
@@ -28,6 +27,7 @@ from torchpace.aot.training_package import (
 )
 from torchpace.errors import InputError
 from torchpace.execution_options import AUTOCAST
+from torchpace.io.tensor_spec import spec_of
 from torchpace.refusal import refused
 
 
@@ -69,8 +69,8 @@ class TrainingStep:
         return Contents(
             self.recipe,
             self.layout,
-            tuple(map(torchpace.io.tensor_spec.spec_of, self.inputs)),
-            torchpace.io.tensor_spec.spec_of(self.target),
+            tuple(map(spec_of, self.inputs)),
+            spec_of(self.target),
             self.device.type,
             self.autocast,
             deterministic,
@@ -277,9 +277,7 @@ def _expect_scalar(loss: Any) -> None:
         return
     found = type(loss).__name__
     if isinstance(loss, Tensor):
-        found = torchpace.io.tensor_spec.spec_of(loss) + (
-            "" if loss.requires_grad else " without a gradient"
-        )
+        found = spec_of(loss) + ("" if loss.requires_grad else " without a gradient")
     raise InputError(f"loss: expected a floating-point scalar to differentiate, found {found}")
 
 

@@ -22,8 +22,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-import torchpace.io.tensor_spec
 from torchpace.errors import InputError, Skipped
+from torchpace.io.tensor_spec import parse_spec
 from torchpace.models import ELEMENT_BYTES, Cost
 from torchpace.models.imported import Imported, draw
 from torchpace.settings import Settings, SettingsError
@@ -275,9 +275,7 @@ def parse_specs(text: str) -> list[tuple[tuple[int | None, ...], torch.dtype]]:
     for part in text.split(";"):
         sizes, _, dtype = part.partition(":")
         try:
-            _, kind = torchpace.io.tensor_spec.parse_spec(
-                f"{sizes.replace('?', '1')}:{dtype or 'float32'}"
-            )
+            _, kind = parse_spec(f"{sizes.replace('?', '1')}:{dtype or 'float32'}")
         except ValueError as error:
             raise SettingsError(
                 f"settings: input: expected sizes and a dtype, such as 1x3x224x224:float32, joined "

@@ -22,10 +22,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import torchpace.io.tensor_spec
 from torchpace.aot import inductor
 from torchpace.errors import InputError
 from torchpace.exporter.artifacts import gpu, refused
+from torchpace.io.tensor_spec import spec_of
 from torchpace.runtimes.detail.inference_workload import (
     Inference,
     Source,
@@ -113,11 +113,7 @@ def _metadata(source: Source) -> dict[str, str]:
     size = _batch(source.inputs[0])
 
     def spec(x: Tensor) -> str:
-        return (
-            _any_batch(torchpace.io.tensor_spec.spec_of(x))
-            if dynamic and _has_batch(x, size)
-            else torchpace.io.tensor_spec.spec_of(x)
-        )
+        return _any_batch(spec_of(x)) if dynamic and _has_batch(x, size) else spec_of(x)
 
     return conditions(source.device) | {
         "torchpace.inputs": ";".join(spec(x) for x in source.inputs[0]),
@@ -234,7 +230,7 @@ class AotInference(Inference):
             return
         found = read_metadata(path)
         # With other inputs its code would read past their end.
-        inputs = [torchpace.io.tensor_spec.spec_of(x) for x in self.inputs[0]]
+        inputs = [spec_of(x) for x in self.inputs[0]]
         taken = found.get("torchpace.inputs", "").split(";")
         if len(taken) == len(inputs):
             inputs = [
