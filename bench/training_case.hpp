@@ -6,7 +6,7 @@
 #include <memory>
 #include <string>
 #include <torchpace/google_benchmark.hpp>
-#include <torchpace/runtimes/compiled_training.hpp>
+#include <torchpace/aot/compiled_training.hpp>
 #include <utility>
 #include <vector>
 

@@ -3,7 +3,7 @@
 include(CMakePackageConfigHelpers)
 set(package_folder "${CMAKE_INSTALL_LIBDIR}/cmake/torchpace")
 
-install(DIRECTORY "${torchpace_SOURCE_DIR}/include/torchpace" "${torchpace_BINARY_DIR}/generated/torchpace"
+install(DIRECTORY "${torchpace_SOURCE_DIR}/include/torchpace"
   DESTINATION "${CMAKE_INSTALL_INCLUDEDIR}" FILES_MATCHING PATTERN "*.hpp")
 install(TARGETS torchpace torchpace_core EXPORT torchpaceTargets)
 install(EXPORT torchpaceTargets NAMESPACE torchpace:: DESTINATION "${package_folder}")

@@ -16,8 +16,8 @@
 #include <string>
 #include <torchpace/data/text.hpp>
 #include <torchpace/models/gptlite.hpp>
-#include <torchpace/runtimes/compiled_training.hpp>
-#include <torchpace/standard_output.hpp>
+#include <torchpace/aot/compiled_training.hpp>
+#include <torchpace/detail/standard_output.hpp>
 #include <vector>
 
 namespace {

@@ -11,7 +11,7 @@
 #include <functional>
 #include <iterator>
 #include <string>
-#include <torchpace/io/state.hpp>
+#include <torchpace/io/case_files.hpp>
 
 namespace torchpace::testing {
 

@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <optional>
 #include <string>
-#include <torchpace/io/archive.hpp>
+#include <torchpace/io/zip_archive.hpp>
 #include <vector>
 
 namespace torchpace::testing {

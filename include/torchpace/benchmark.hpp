@@ -21,8 +21,8 @@
 #include <vector>
 
 #include "torchpace/comparison.hpp"
-#include "torchpace/measure.hpp"
-#include "torchpace/optim/choice.hpp"
+#include "torchpace/timing.hpp"
+#include "torchpace/optim/factory.hpp"
 #include "torchpace/outputs.hpp"
 #include "torchpace/parity.hpp"
 

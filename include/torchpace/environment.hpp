@@ -19,7 +19,7 @@
 #include <vector>
 
 #include "torchpace/device.hpp"
-#include "torchpace/json.hpp"
+#include "torchpace/detail/json.hpp"
 
 namespace torchpace {
 

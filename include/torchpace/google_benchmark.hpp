@@ -26,9 +26,9 @@
 #include <vector>
 
 #include "torchpace/environment.hpp"
-#include "torchpace/measure.hpp"
-#include "torchpace/optim/choice.hpp"
-#include "torchpace/standard_output.hpp"
+#include "torchpace/timing.hpp"
+#include "torchpace/optim/factory.hpp"
+#include "torchpace/detail/standard_output.hpp"
 #include "torchpace/workload.hpp"
 
 namespace torchpace {

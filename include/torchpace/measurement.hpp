@@ -11,7 +11,7 @@
 #include <utility>
 #include <vector>
 
-#include "torchpace/json.hpp"
+#include "torchpace/detail/json.hpp"
 #include "torchpace/statistics.hpp"
 
 namespace torchpace {

@@ -18,7 +18,7 @@
 #include <system_error>
 #include <utility>
 
-#include "torchpace/commands.hpp"
+#include "torchpace/detail/worker_commands.hpp"
 
 namespace torchpace {
 

@@ -8,10 +8,10 @@
 #include <string>
 #include <vector>
 
-#include "torchpace/axes.hpp"
+#include "torchpace/execution_options.hpp"
 #include "torchpace/device.hpp"
 #include "torchpace/io/tensor_dict.hpp"
-#include "torchpace/measure.hpp"
+#include "torchpace/timing.hpp"
 #include "torchpace/model.hpp"
 #include "torchpace/settings.hpp"
 

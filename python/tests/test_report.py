@@ -436,7 +436,7 @@ def test_report_imports_no_torch():
 @pytest.mark.parametrize(
     ("value", "text"),
     [
-        # The same as in tests/cli/report_test.cpp.
+        # The same as in tests/tools/report_test.cpp.
         (interval(11.4761e6, 11.3449e6, 11.6554e6), "11.5 ms [11.3, 11.7]"),
         (interval(8.652e6, 8.621e6, 8.802e6), "8.65 ms [8.62, 8.80]"),
         (interval(123.4e6, 101e6, 180e6), "120 ms [100, 180]"),

@@ -1,7 +1,7 @@
 """Wrong and damaged training packages: one line each, before any of their code is opened.
 
 The code inside is no library, so a package that is not refused in time fails in another line.
-Twin: tests/training_package_test.cpp.
+Twin: tests/aot/training_package_test.cpp.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Where the time of a step goes: what the worker's probes measure (docs/worker.md).
 
 They disturb the step, so none runs while steps are timed. Both languages take torch's own profiler
-(Kineto), so that it adds the same to both. Twin: include/torchpace/profile.hpp.
+(Kineto), so that it adds the same to both. Twin: include/torchpace/profiling.hpp.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The timed loop: the one place in Python that reads a clock around a step.
 
-Twin: include/torchpace/measure.hpp.
+Twin: include/torchpace/timing.hpp.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@
 #include <utility>
 #include <vector>
 
-#include "torchpace/io/tensors.hpp"
+#include "torchpace/io/tensor_file.hpp"
 
 namespace torchpace {
 

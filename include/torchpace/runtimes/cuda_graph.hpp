@@ -19,8 +19,8 @@
 #include <utility>
 #include <vector>
 
-#include "torchpace/runtimes/aot_inductor.hpp"
-#include "torchpace/runtimes/artifact.hpp"
+#include "torchpace/runtimes/aot.hpp"
+#include "torchpace/runtimes/detail/inference_workload.hpp"
 #include "torchpace/runtimes/eager.hpp"
 
 namespace torchpace {

@@ -11,8 +11,8 @@
 #include <vector>
 
 #include "torchpace/data/text.hpp"
-#include "torchpace/io/state.hpp"
-#include "torchpace/optim/choice.hpp"
+#include "torchpace/io/case_files.hpp"
+#include "torchpace/optim/factory.hpp"
 #include "torchpace/outputs.hpp"
 #include "torchpace/workload.hpp"
 

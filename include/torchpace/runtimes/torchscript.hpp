@@ -12,10 +12,10 @@
 #include <utility>
 #include <vector>
 
-#include "torchpace/error.hpp"
-#include "torchpace/io/archive.hpp"
-#include "torchpace/libraries.hpp"
-#include "torchpace/runtimes/artifact.hpp"
+#include "torchpace/detail/error.hpp"
+#include "torchpace/io/zip_archive.hpp"
+#include "torchpace/detail/operator_libraries.hpp"
+#include "torchpace/runtimes/detail/inference_workload.hpp"
 
 namespace torchpace {
 

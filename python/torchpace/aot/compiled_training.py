@@ -3,7 +3,7 @@
     training = CompiledTraining("x.pt2")
     loss = training.step(x, y, lr=2e-4)
 
-Twin: include/torchpace/runtimes/compiled_training.hpp.
+Twin: include/torchpace/aot/compiled_training.hpp.
 """
 
 from __future__ import annotations

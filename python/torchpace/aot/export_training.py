@@ -4,7 +4,7 @@
     python -m torchpace.aot.export_training my_module:make --input 8x3x32x32:float32 --out FILE.pt2
 
 Rules and format: docs/training.md. What drives the package: torchpace.aot.compiled_training, and
-include/torchpace/runtimes/compiled_training.hpp.
+include/torchpace/aot/compiled_training.hpp.
 """
 
 from __future__ import annotations

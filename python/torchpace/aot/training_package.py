@@ -1,6 +1,6 @@
 """What a package of a compiled training step says of itself: its optimiser, its state, its names.
 
-Rules: docs/training.md. Twin: include/torchpace/runtimes/training_package.hpp.
+Rules: docs/training.md. Twin: include/torchpace/aot/training_package.hpp.
 """
 
 from __future__ import annotations

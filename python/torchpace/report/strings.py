@@ -1,6 +1,6 @@
 """Numbers in words: no digit is shown that its interval does not support.
 
-Twin: bench/cli/numbers.cpp.
+Twin: tools/torchpace/report/number_format.cpp.
 """
 
 import math

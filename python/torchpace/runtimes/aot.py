@@ -1,6 +1,6 @@
 """py-aot: the model exported and compiled ahead of time by AOTInductor, loaded from Python.
 
-Twin: include/torchpace/runtimes/aot_inductor.hpp, which loads the same packages.
+Twin: include/torchpace/runtimes/aot.hpp, which loads the same packages.
 """
 
 from __future__ import annotations
@@ -323,7 +323,7 @@ def read_metadata(path: Path) -> dict[str, str]:
 
 def _expect_harmless(package: zipfile.ZipFile) -> None:
     """Raises ValueError on names that torch's loader would unpack elsewhere, and on what would fill
-    the disk. As include/torchpace/io/archive.hpp.
+    the disk. As include/torchpace/io/zip_archive.hpp.
     """
     entries = package.infolist()
     names = [entry.filename for entry in entries]

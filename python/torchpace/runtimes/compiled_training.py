@@ -1,6 +1,6 @@
 """py-compiled-train: the whole training step as one AOTInductor package, driven from Python.
 
-Twin: include/torchpace/runtimes/compiled_train.hpp, which drives the same packages.
+Twin: include/torchpace/runtimes/compiled_training.hpp, which drives the same packages.
 """
 
 from __future__ import annotations

@@ -1,0 +1,72 @@
+#include "controller/core_latency.hpp"
+
+#include <gtest/gtest.h>
+#include <sched.h>
+
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
+namespace torchpace::cli {
+namespace {
+
+TEST(Cores, AMessageTakesNanoseconds) {
+  cpu_set_t before, after;
+  sched_getaffinity(0, sizeof before, &before);
+  const double ns = message_ns(64);
+  sched_getaffinity(0, sizeof after, &after);
+  EXPECT_TRUE(CPU_EQUAL(&before, &after));
+  if (CPU_COUNT(&before) < 2) GTEST_SKIP() << "one CPU: there is no other to send a message to";
+  EXPECT_GT(ns, 1);
+  EXPECT_LT(ns, 1e8);  // an interrupted reading is not the median
+}
+
+TEST(Cores, OneThreadHasNoOther) {
+  EXPECT_TRUE(std::isnan(message_ns(1)));
+  EXPECT_TRUE(std::isnan(message_ns(0)));
+}
+
+TEST(Cores, OneCpuHasNoOther) {
+  cpu_set_t before, one;
+  sched_getaffinity(0, sizeof before, &before);
+  CPU_ZERO(&one);
+  for (int cpu = 0; CPU_COUNT(&one) == 0; ++cpu) {
+    if (CPU_ISSET(cpu, &before)) CPU_SET(cpu, &one);
+  }
+  sched_setaffinity(0, sizeof one, &one);
+  EXPECT_TRUE(std::isnan(message_ns(2)));
+  sched_setaffinity(0, sizeof before, &before);
+}
+
+TEST(Cores, AFactorOfTwoIsAnotherPlace) {
+  EXPECT_TRUE(same_place(60, 70));
+  EXPECT_TRUE(same_place(119, 60));
+  EXPECT_FALSE(same_place(60, 270));
+  EXPECT_FALSE(same_place(270, 60));
+  EXPECT_FALSE(same_place(60, NAN));
+}
+
+TEST(Cores, AWatchKnowsWhatIsUsual) {
+  std::vector<double> answers = {60, 62, 64};
+  size_t next = 0;
+  CoreWatch watch([&] { return answers[std::min(next++, answers.size() - 1)]; }, {});
+  EXPECT_TRUE(std::isnan(watch.usual_ns()));
+  EXPECT_TRUE(std::isnan(watch.far_ns()));  // from what?
+  for (int i = 0; i < 3; ++i) watch.ask();
+  EXPECT_EQ(watch.usual_ns(), 62);
+  EXPECT_TRUE(std::isnan(watch.far_ns()));
+  answers = {270};
+  EXPECT_EQ(watch.far_ns(), 270);
+  EXPECT_EQ(watch.usual_ns(), 62);  // nobody worked there
+  answers = {20};
+  EXPECT_TRUE(std::isnan(watch.far_ns()));  // nearer
+  next = 0;
+  answers = {270, 270, 270, 64};  // an idle core is slow at first
+  EXPECT_TRUE(std::isnan(watch.far_ns()));
+  CoreWatch blind({}, {60});
+  EXPECT_TRUE(std::isnan(blind.ask()));
+  EXPECT_TRUE(std::isnan(blind.far_ns()));
+}
+
+}  // namespace
+}  // namespace torchpace::cli

@@ -1,0 +1,124 @@
+// Which rounds count: those in which the host kept the cores where it kept them most of the time.
+#include <algorithm>
+#include <cmath>
+#include <map>
+#include <set>
+#include <vector>
+
+#include "controller/core_latency.hpp"
+#include "results/results.hpp"
+#include "torchpace/comparison.hpp"
+
+namespace torchpace::cli {
+namespace {
+
+using RoundName = std::pair<int, int>;  // generation, round
+
+/// `visit(row, generation, round)` of each round of a case, row by row.
+void each_round(auto& result, const auto& visit) {
+  for (auto& row : result.runtimes) {
+    for (auto& generation : row.generations) {
+      for (auto& round : generation.rounds) visit(row, generation, round);
+    }
+  }
+}
+
+/// Rounds in which a block met the cores elsewhere. They are set aside as a whole, since they are
+/// pairs, and by where the cores were alone, never by how long steps took.
+std::set<RoundName> rounds_elsewhere(const CaseResult& result, double usual_ns) {
+  std::set<RoundName> elsewhere;
+  each_round(result, [&](const auto&, const auto& generation, const auto& round) {
+    if (std::isnan(round.message_ns) || same_place(round.message_ns, usual_ns)) return;
+    elsewhere.insert({generation.generation, round.round});
+  });
+  return elsewhere;
+}
+
+/// Of those, the ones that a row leaves out. A generation with hardly a usual round is left out as
+/// a whole where enough others remain for an interval; else all of its rounds count.
+std::set<RoundName> left_out(const RuntimeResult& row, const std::set<RoundName>& elsewhere) {
+  std::vector<const Generation*> usual, other;
+  for (const auto& generation : row.generations) {
+    const auto rounds = static_cast<long>(generation.rounds.size());
+    const auto usual_rounds =
+        std::count_if(generation.rounds.begin(), generation.rounds.end(), [&](const Round& round) {
+          return !elsewhere.contains({generation.generation, round.round});
+        });
+    const bool is_usual = usual_rounds >= std::min<long>(rounds, kFewestRounds);
+    (is_usual ? usual : other).push_back(&generation);
+  }
+  std::set<RoundName> left;
+  for (const auto* generation : usual) {
+    for (const auto& round : generation->rounds) {
+      if (elsewhere.contains({generation->generation, round.round})) {
+        left.insert({generation->generation, round.round});
+      }
+    }
+  }
+  if (usual.size() < std::min(row.generations.size(), kFewestForSignTest)) return left;
+  for (const auto* generation : other) {
+    for (const auto& round : generation->rounds) {
+      left.insert({generation->generation, round.round});
+    }
+  }
+  return left;
+}
+
+void set_aside(CaseResult& result, double usual_ns) {
+  const auto elsewhere = rounds_elsewhere(result, usual_ns);
+  std::set<RoundName> counted, left_anywhere;  // in the rows beside the reference
+  result.mixed = false;
+  for (auto& row : result.runtimes) {
+    if (row.runtime == result.reference) continue;
+    const auto left = left_out(row, elsewhere);
+    left_anywhere.insert(left.begin(), left.end());
+    for (auto& generation : row.generations) {
+      for (auto& round : generation.rounds) {
+        const RoundName name{generation.generation, round.round};
+        round.set_aside = left.contains(name);
+        if (round.set_aside) continue;
+        counted.insert(name);
+        result.mixed |= elsewhere.contains(name);
+      }
+    }
+  }
+  double all = 0, aside = 0;
+  each_round(result, [&](const auto& row, const auto& generation, auto& round) {
+    if (row.runtime == result.reference) {
+      const RoundName name{generation.generation, round.round};
+      round.set_aside = left_anywhere.contains(name) && !counted.contains(name);
+    }
+    ++all;
+    aside += round.set_aside;
+  });
+  result.set_aside_share = all > 0 ? aside / all : 0;
+}
+
+}  // namespace
+
+std::vector<double> all_message_ns(const Results& results) {
+  std::vector<double> times_ns;
+  for (const auto& result : results.cases) {
+    each_round(result, [&](const auto&, const auto&, const auto& round) {
+      if (!std::isnan(round.message_ns)) times_ns.push_back(round.message_ns);
+    });
+  }
+  return times_ns;
+}
+
+void derive_cores(Results& results) {
+  const auto times_ns = all_message_ns(results);
+  results.cores = {};
+  if (!times_ns.empty()) {
+    results.cores.usual_ns = median(times_ns);
+    std::vector<double> elsewhere_ns;
+    std::copy_if(times_ns.begin(), times_ns.end(), std::back_inserter(elsewhere_ns),
+                 [&](double ns) { return !same_place(ns, results.cores.usual_ns); });
+    results.cores.elsewhere_ns = median(elsewhere_ns);  // NaN of none
+    results.cores.elsewhere_share =
+        static_cast<double>(elsewhere_ns.size()) / static_cast<double>(times_ns.size());
+  }
+  for (auto& result : results.cases) set_aside(result, results.cores.usual_ns);
+}
+
+}  // namespace torchpace::cli

@@ -1,0 +1,153 @@
+#include "analysis/plausibility.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdlib>
+#include <functional>
+#include <set>
+
+#include "report/number_format.hpp"
+
+namespace torchpace::cli {
+namespace {
+
+constexpr double kPeakMargin = 1.1;  // FLOP/s above the FMA peak that measuring may explain
+// Where the products run on other units than the loop (tensor cores, AMX), and a convolution may
+// need fewer of them than it is counted with (Winograd).
+constexpr double kGemmMargin = 2;
+constexpr double kReadMargin = 0.8;  // of the time to read that measuring may explain
+constexpr int kConfirmations = 3;
+constexpr const char* kMeaning = "the row does less work than the case; it does not count";
+
+std::string setting(const CaseResult& result, const char* key, const std::string& otherwise) {
+  const auto found = result.settings.find(key);
+  return found == result.settings.end() ? otherwise : found->second;
+}
+
+std::string dtype_of(const Results& results, const CaseResult& result) {
+  return setting(result, "dtype", results.plan.dtype);
+}
+
+bool is_on_cpu(const Results& results, const CaseResult& result) {
+  return !is_cuda(setting(result, "device", results.plan.device));
+}
+
+/// Whether its arithmetic is what the loops of limits.hpp measure.
+bool is_measurable(const Results& results, const CaseResult& result) {
+  const auto dtype = dtype_of(results, result);
+  return is_on_cpu(results, result) && setting(result, "autocast", "none") == "none" &&
+         (dtype == "float32" || dtype == "float64");
+}
+
+/// What a step reads over and over. Training counts its parameters and moments twice, read and
+/// written.
+double working_set(const CaseResult& result) {
+  return result.phase == "train" ? result.minimum_bytes / 2 : result.minimum_bytes;
+}
+
+/// Whether the limits of this run are not the row's: other arithmetic, or more threads.
+bool is_incomparable(const Results& results, const RuntimeResult& row) {
+  for (const char* key : {"dtype", "autocast", "tf32"}) {
+    if (std::find(row.differs.begin(), row.differs.end(), key) != row.differs.end()) return true;
+  }
+  const auto found = row.environment.find("threads");
+  if (found == row.environment.end()) return false;
+  const auto text = found->is_string() ? found->get<std::string>() : found->dump();
+  return std::atoi(text.c_str()) > results.plan.threads;
+}
+
+/// The highest rate that a step can have, with its name.
+struct Peak {
+  double flops_per_s = kUnknown;
+  double margin = kPeakMargin;
+  const char* name = "FMA peak";
+};
+
+Peak peak_of(const Results& results, const CaseResult& result) {
+  const double gemm = result.matmul_flops_per_s;
+  if (!is_measurable(results, result)) return {gemm, kGemmMargin, "rate of matrix products"};
+  if (!results.limits) return {};
+  const double fma = results.limits->flops_per_s(dtype_of(results, result));
+  // Products that are faster than the loop show what the loop missed.
+  if (gemm > fma) return {gemm, kPeakMargin, "rate of matrix products"};
+  return {fma, kPeakMargin, "FMA peak"};
+}
+
+std::string above_peak(const Peak& peak, double flops_per_s) {
+  if (!(flops_per_s > peak.margin * peak.flops_per_s)) return "";
+  return fmt::format("{} times the {} ({} where {} were measured): {}",
+                     show_number(flops_per_s / peak.flops_per_s), peak.name,
+                     show_amount(flops_per_s, "FLOP/s"), show_amount(peak.flops_per_s, "FLOP/s"),
+                     kMeaning);
+}
+
+std::string below_read(const Results& results, const CaseResult& result, double step_s) {
+  if (!results.limits || !(result.minimum_bytes > 0) || !is_on_cpu(results, result)) return "";
+  const double read_s = results.limits->read_s(result.minimum_bytes, working_set(result));
+  if (!(step_s < kReadMargin * read_s)) return "";
+  return fmt::format("a step of {}, where reading its {} takes {}: {}", show_seconds(step_s),
+                     show_bytes(result.minimum_bytes), show_seconds(read_s), kMeaning);
+}
+
+/// Measures what `wanted` cases need, each limit once.
+void measure_for(Results& results, const std::function<bool(const CaseResult&)>& wanted,
+                 bool again) {
+  std::set<std::string> dtypes;
+  std::set<double> sizes;
+  for (const auto& result : results.cases) {
+    if (!is_on_cpu(results, result) || !wanted(result)) continue;
+    if (result.flops > 0 && is_measurable(results, result)) dtypes.insert(dtype_of(results, result));
+    if (result.minimum_bytes > 0) sizes.insert(measured_size(working_set(result)));
+  }
+  if (dtypes.empty() && sizes.empty()) return;
+  if (!results.limits) results.limits.emplace().threads = std::max(1, results.plan.threads);
+  auto& limits = *results.limits;
+  const auto trials = results.plan.preset == "smoke" ? Trials{2, 0.01} : Trials{};
+  for (const auto& dtype : dtypes) {
+    if (again || std::isnan(limits.flops_per_s(dtype))) measure_fma(limits, dtype, trials);
+  }
+  for (const double size : sizes) {
+    if (again || std::isnan(limits.read_s(size, size))) measure_read(limits, size, trials);
+  }
+}
+
+bool has_row(const CaseResult& result, const std::function<bool(const RuntimeResult&)>& is_so) {
+  return std::any_of(result.runtimes.begin(), result.runtimes.end(), is_so);
+}
+
+bool has_implausible(const CaseResult& result) {
+  return has_row(result, [](const RuntimeResult& row) { return !row.implausible.empty(); });
+}
+
+}  // namespace
+
+std::string implausible(const Results& results, const CaseResult& result,
+                        const RuntimeResult& row) {
+  const double step_s = row.step_ns.median * 1e-9;
+  if (row.status != Status::ok || row.is_copy() || !(step_s > 0)) return "";
+  if (is_incomparable(results, row)) return "";
+  const auto text = above_peak(peak_of(results, result), result.flops / step_s);
+  return text.empty() ? below_read(results, result, step_s) : text;
+}
+
+void measure_limits(Results& results) {
+  measure_for(
+      results,
+      [](const CaseResult& result) {
+        return has_row(result, [](const RuntimeResult& row) { return row.status == Status::ok; });
+      },
+      false);
+}
+
+void confirm_implausible(Results& results) {
+  derive(results);
+  for (int i = 0; i < kConfirmations; ++i) {
+    if (std::none_of(results.cases.begin(), results.cases.end(), has_implausible)) return;
+    measure_for(results, has_implausible, true);
+    derive(results);
+  }
+}
+
+}  // namespace torchpace::cli

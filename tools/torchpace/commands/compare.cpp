@@ -1,0 +1,198 @@
+#include "commands/compare.hpp"
+
+#include <fmt/chrono.h>
+#include <fmt/format.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <ctime>
+#include <iostream>
+#include <set>
+
+#include "commands/doctor.hpp"
+#include "support/error.hpp"
+#include "doctor/host_info.hpp"
+#include "support/signals.hpp"
+#include "doctor/usable_resources.hpp"
+#include "report/console_report.hpp"
+#include "support/console.hpp"
+#include "analysis/regression_check.hpp"
+
+namespace torchpace::cli {
+namespace {
+
+namespace fs = std::filesystem;
+
+/// The beginnings of what libraries of kernels and of threads read.
+constexpr const char* kMathVariables[] = {"MKL_",
+                                          "DNNL_",
+                                          "ONEDNN_",
+                                          "OPENBLAS_",
+                                          "BLIS_",
+                                          "KMP_",
+                                          "GOMP_",
+                                          "OMP_",
+                                          "ATEN_",
+                                          "CUBLAS_",
+                                          "NVIDIA_TF32_OVERRIDE",
+                                          "CUDA_LAUNCH_BLOCKING"};
+
+std::string now_utc() {
+  return fmt::format("{:%Y-%m-%dT%H:%M:%SZ}", fmt::gmtime(std::time(nullptr)));
+}
+
+/// What an earlier run left in the output folder, where --resume asks for it. Cases that it left
+/// out are taken from `cases`.
+Results resumed(const CompareOptions& options, Results fresh, std::vector<Case>& cases) {
+  const auto file = fs::path(options.output) / "results.json";
+  if (!options.resume || !fs::exists(file)) return fresh;
+  auto earlier = load_results(file);
+  // What could not be had was left out there, and is left out again.
+  std::vector<std::string> names;
+  for (const auto& result : earlier.cases) names.push_back(result.name);
+  const auto is_gone = [&](const std::string& name) {
+    return std::find(names.begin(), names.end(), name) == names.end();
+  };
+  std::erase_if(cases, [&](const Case& c) { return c.optional && is_gone(c.name); });
+  std::erase_if(fresh.cases, [&](const CaseResult& c) {
+    return is_gone(c.name) && std::none_of(cases.begin(), cases.end(),
+                                           [&](const Case& other) { return other.name == c.name; });
+  });
+  check_same_plan(earlier, fresh, file.string());
+  fresh.plan.generations = earlier.plan.generations;
+  fresh.plan.max_seconds = std::max(fresh.plan.max_seconds, earlier.plan.max_seconds);
+  fresh.plan.pairs = earlier.plan.pairs;
+  fresh.created = earlier.created;
+  fresh.elapsed_s = earlier.elapsed_s;
+  fresh.waited_s = earlier.waited_s;
+  for (auto& warning : earlier.warnings) fresh.warn(std::move(warning));
+  fresh.cases = std::move(earlier.cases);
+  return fresh;
+}
+
+/// False where the page could not be written.
+bool report(const Results& results, const CompareOptions& options,
+            const Installation& installation) {
+  const fs::path folder = options.output;
+  print_report(results, std::cout, isatty(STDOUT_FILENO) == 1);
+  std::cout.flush();
+  write_markdown(results, folder / "report.md");
+  say(fmt::format("wrote {} and report.md", (folder / "results.json").string()));
+  if (options.no_html) return true;
+  const auto page = make_html(installation, folder / "results.json", folder);
+  say(page.message);
+  return page.outcome != HtmlPage::Outcome::failed;
+}
+
+int verdict_of(const Results& results, const std::optional<FailOn>& fail_on) {
+  if (fail_on) {
+    const auto regressions = find_regressions(results, *fail_on);
+    for (const auto& line : regressions.found) say("regression: " + line);
+    for (const auto& line : regressions.not_judged) say(line);
+  }
+  return exit_code(results, fail_on);
+}
+
+/// What the doctor finds about the machine as it is now.
+void warn_of_machine(Results& results) {
+  const std::set<std::string> topics = {"threads", "governor",     "load", "memory",
+                                        "swap",    "BLAS, OpenMP", "GPU"};
+  Probe probe;
+  watch_processors(probe);
+  for (const auto& finding : examine(results.environment, probe)) {
+    if (finding.level != "warn" || !topics.contains(finding.topic)) continue;
+    const auto advice = finding.advice.empty() ? "" : "; " + finding.advice;
+    results.warn({"machine", "warning",
+                  fmt::format("{}: {}{}", finding.topic, finding.text, advice), "", ""});
+  }
+  const int cores = usable_cores(results.environment);
+  if (results.plan.threads <= cores) return;
+  results.warn(
+      {"threads", "warning",
+       fmt::format("{} threads share {} physical cores: steps wait for each other; --threads {}",
+                   results.plan.threads, cores, cores),
+       "", ""});
+}
+
+Results fresh_results(const ExperimentOptions& experiment, const Json& host) {
+  Results results;
+  results.torchpace = TORCHPACE_VERSION;
+  results.created = now_utc();
+  results.plan = experiment.plan;
+  results.environment = host;
+  for (const auto& item : experiment.cases) {
+    results.cases.push_back(empty_result(item, experiment.plan.reference));
+    results.cases.back().explanation = experiment.explanation;
+  }
+  for (const auto& warning : experiment.warnings) results.warn(warning);
+  warn_of_machine(results);
+  return results;
+}
+
+/// Returns kInterrupted when the user stopped it, kBadInput where nothing could be measured because
+/// of what the user has given.
+int run_experiment(ExperimentOptions options, Results& results) {
+  Progress progress;
+  try {
+    Experiment experiment(std::move(options), results, progress);
+    experiment.run();
+    return experiment.met_bad_input_only() ? kBadInput : kOk;
+  } catch (const Interrupted&) {
+    clear_interrupt();
+    progress.say("interrupted: what was measured is kept, --resume continues");
+    return kInterrupted;
+  }
+}
+
+/// Of the environment that all workers get.
+std::vector<Warning> warn_of_variables(const std::vector<std::string>& removed, const Json& host) {
+  std::vector<Warning> warnings;
+  const auto add = [&](const std::string& text) {
+    say(text);
+    warnings.push_back({"environment", "warning", text, "", ""});
+  };
+  if (!removed.empty()) {
+    add(fmt::format("removed for all workers: {}; {} would change what is compiled or how it runs",
+                    fmt::join(removed, ", "), removed.size() == 1 ? "it" : "they"));
+  }
+  std::vector<std::string> inherited;
+  const auto variables = host.value("variables", Json::object());  // outlives its items
+  for (const auto& [name, value] : variables.items()) {
+    const auto begins = [&name = name](const char* prefix) { return name.starts_with(prefix); };
+    const bool is_ours = name == "OMP_NUM_THREADS" || name == "MKL_NUM_THREADS";
+    if (is_ours || std::none_of(std::begin(kMathVariables), std::end(kMathVariables), begins))
+      continue;
+    inherited.push_back(fmt::format("{}={}", name, value.get<std::string>()));
+  }
+  if (!inherited.empty())
+    add(fmt::format("in force for all workers: {}", fmt::join(inherited, ", ")));
+  return warnings;
+}
+
+}  // namespace
+
+int compare(const CompareOptions& options, const std::function<void(ExperimentOptions&)>& change) {
+  check_values(options);
+  std::optional<FailOn> fail_on;
+  if (!options.fail_on.empty()) fail_on = parse_fail_on(options.fail_on);
+  const auto removed = remove_compile_variables();
+  const auto installation = find_installation(options.python);
+  const auto host = host_environment();
+  auto experiment = planned(options, installation, host);
+  for (auto& warning : warn_of_variables(removed, host)) {
+    experiment.warnings.push_back(std::move(warning));
+  }
+  change(experiment);
+  auto results = resumed(options, fresh_results(experiment, host), experiment.cases);
+  const int ending = run_experiment(std::move(experiment), results);
+  const bool is_written = report(results, options, installation);
+  if (ending != kOk) return ending;
+  const int verdict = verdict_of(results, fail_on);
+  return verdict == kOk && !is_written ? kCaseFailed : verdict;
+}
+
+int compare(const CompareOptions& options) {
+  return compare(options, [](ExperimentOptions&) {});
+}
+
+}  // namespace torchpace::cli

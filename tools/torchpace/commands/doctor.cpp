@@ -1,0 +1,143 @@
+#include "commands/doctor.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <limits>
+#include <thread>
+
+#include "report/number_format.hpp"
+#include "support/process.hpp"
+#include "support/strings.hpp"
+
+namespace torchpace::cli {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr auto kWatch = std::chrono::milliseconds(300);
+constexpr double kPythonLimitSeconds = 60;
+constexpr size_t kTextColumns = 78;
+
+/// Cost of a read of the steady clock and the smallest step between two reads, in ns.
+void probe_clock(Probe& probe) {
+  using ns = std::chrono::duration<double, std::nano>;
+  constexpr int kReads = 20000;
+  double smallest = std::numeric_limits<double>::infinity();
+  const auto start = Clock::now();
+  auto last = start;
+  for (int i = 0; i < kReads; ++i) {
+    const auto now = Clock::now();
+    const double step = ns(now - last).count();
+    if (step > 0) smallest = std::min(smallest, step);
+    last = now;
+  }
+  probe.clock_cost_ns = ns(last - start).count() / kReads;
+  if (std::isfinite(smallest)) probe.clock_resolution_ns = smallest;
+}
+
+/// Free bytes of the disk that holds the folder, or will hold it.
+void probe_disk(Probe& probe, const fs::path& cache) {
+  std::error_code error;
+  probe.cache = cache;
+  auto folder = fs::absolute(cache, error);
+  while (!folder.empty() && !fs::exists(folder, error) && folder.has_relative_path()) {
+    folder = folder.parent_path();
+  }
+  const auto space = fs::space(folder, error);
+  if (!error) probe.cache_free_bytes = static_cast<double>(space.available);
+}
+
+/// Asks for versions without importing torch, which takes seconds.
+void probe_python(Probe& probe, const std::string& interpreter) {
+  const std::string code =
+      "import importlib.metadata as m, importlib.util as u, sys\n"
+      "print(sys.executable)\n"
+      "try: print(m.version('torch'))\n"
+      "except m.PackageNotFoundError: print('')\n"
+      "print(' '.join(n for n in ('jinja2', 'matplotlib') if u.find_spec(n) is None))\n";
+  const auto program = interpreter.empty() ? std::string("python3") : interpreter;
+  try {
+    const auto answer = run_to_end({{program, "-c", code}, {}}, kPythonLimitSeconds);
+    const auto first = answer.find('\n');
+    const auto second = answer.find('\n', first + 1);
+    if (second == std::string::npos) return;
+    probe.python = answer.substr(0, first);
+    probe.torch = answer.substr(first + 1, second - first - 1);
+    probe.report_packages = answer.substr(second + 1, answer.find('\n', second + 1) - second - 1);
+  } catch (const ProcessError&) {
+  }
+}
+
+void print(const Finding& finding, std::ostream& out, bool colour) {
+  const auto painted = [&](const char* code, const std::string& words) {
+    return colour ? fmt::format("\033[{}m{}\033[0m", code, words) : words;
+  };
+  const auto level =
+      finding.level == "warn" ? painted("1;33", "warn") : fmt::format("{:<4}", finding.level);
+  const auto lines = [&](const std::string& words) {
+    std::string result, line;
+    for (const auto& word : split_list(words, ' ')) {
+      if (!line.empty() && columns(line) + 1 + columns(word) > kTextColumns) {
+        result += line + "\n" + std::string(22, ' ');
+        line.clear();
+      }
+      line += (line.empty() ? "" : " ") + word;
+    }
+    return result + line;
+  };
+  out << level << "  " << fmt::format("{:<16}", finding.topic) << lines(finding.text) << "\n";
+  if (!finding.advice.empty()) out << std::string(22, ' ') << lines("-> " + finding.advice) << "\n";
+}
+
+}  // namespace
+
+void watch_processors(Probe& probe, const fs::path& root) {
+  const auto before = processor_times(root);
+  std::this_thread::sleep_for(kWatch);
+  const auto after = processor_times(root);
+  const double passed = after.total - before.total;
+  if (passed > 0) {
+    probe.steal_share = (after.steal - before.steal) / passed;
+    probe.busy_share =
+        std::clamp(1 - (after.idle - before.idle) / passed - probe.steal_share, 0.0, 1.0);
+  }
+  if (after.total > 0) probe.steal_share_since_start = after.steal / after.total;
+}
+
+int run_doctor(const DoctorOptions& options, std::ostream& out) {
+  const auto host = host_environment(options.sources);
+  Probe probe;
+  probe_clock(probe);
+  watch_processors(probe, options.sources.root);
+  if (!options.cache.empty()) probe_disk(probe, options.cache);
+  probe_python(probe, options.python);
+  const auto findings = examine(host, probe);
+  if (options.json) {
+    Json list = Json::array();
+    for (const auto& finding : findings) {
+      list.push_back({{"topic", finding.topic},
+                      {"level", finding.level},
+                      {"text", finding.text},
+                      {"advice", finding.advice}});
+    }
+    out << Json{{"host", host}, {"findings", list}}.dump(2, ' ', false,
+                                                         Json::error_handler_t::replace)
+        << "\n";
+    return 0;
+  }
+  for (const auto& finding : findings) print(finding, out, options.colour);
+  const auto warned = std::count_if(findings.begin(), findings.end(),
+                                    [](const auto& finding) { return finding.level == "warn"; });
+  out << (warned == 0
+              ? "Nothing here spoils the numbers."
+              : fmt::format(
+                    "{} of {} findings spoil the numbers; intervals widen, verdicts turn UNSURE.",
+                    warned, findings.size()))
+      << "\n";
+  return 0;
+}
+
+}  // namespace torchpace::cli

@@ -1,0 +1,70 @@
+#include "commands/list.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "cases_json.hpp"
+#include "plan/runtime_discovery.hpp"
+#include "support/error.hpp"
+#include "plan/sweep.hpp"
+
+namespace torchpace::cli {
+namespace {
+
+std::string settings_text(const Json& values) {
+  std::string text;
+  for (const auto& [key, value] : values.items()) {
+    text += fmt::format("{}{}={}", text.empty() ? "" : " ", key,
+                        value.is_string() ? value.get<std::string>() : value.dump());
+  }
+  return text;
+}
+
+void print_text(const Catalogue& catalogue, const std::vector<WorkerSpec>& runtimes,
+                const std::vector<std::string>& problems) {
+  const auto& json = catalogue.json();
+  fmt::print("Cases are named FAMILY_PHASE/size:SIZE; phases: {}\n\n",
+             fmt::join(catalogue.phases(), ", "));
+  for (const auto& [family, entry] : json.at("families").items()) {
+    fmt::print("{}  {}\n", family, settings_text(entry.at("settings")));
+    for (const auto& [size, values] : entry.at("sizes").items()) {
+      fmt::print("  size:{:<8}{}\n", size, settings_text(values));
+    }
+  }
+  fmt::print("\nPresets\n");
+  for (const auto& [name, entry] : json.at("presets").items()) {
+    fmt::print(
+        "  {:<8} size {}, {} generations, two runtimes in at most {} s, {} s with each more\n",
+        name, entry.at("size").get<std::string>(), entry.at("generations").get<int>(),
+        entry.at("max_seconds").get<double>(), entry.at("seconds_per_runtime").get<double>());
+  }
+  fmt::print("\nRuntimes\n");
+  size_t width = 0;
+  for (const auto& spec : runtimes) width = std::max(width, spec.runtime.size());
+  for (const auto& spec : runtimes)
+    fmt::print("  {:<{}}  {}\n", spec.runtime, width, spec.description);
+  for (const auto& problem : problems) fmt::print("  {}\n", problem);
+}
+
+}  // namespace
+
+int list(const std::string& python, bool as_json) {
+  const Catalogue catalogue(kCasesJson);
+  std::vector<std::string> problems;
+  const auto runtimes = discover_runtimes(find_installation(python), problems);
+  if (!as_json) {
+    print_text(catalogue, runtimes, problems);
+    return kOk;
+  }
+  auto json = catalogue.json();
+  json["runtimes"] = Json::array();
+  for (const auto& spec : runtimes) {
+    json["runtimes"].push_back({{"name", spec.runtime}, {"description", spec.description}});
+  }
+  json["problems"] = problems;
+  fmt::print("{}\n", json.dump(1));
+  return kOk;
+}
+
+}  // namespace torchpace::cli

@@ -1,0 +1,557 @@
+#include "report/console_report.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <iterator>
+#include <string_view>
+
+#include "support/error.hpp"
+#include "report/breakdown_tables.hpp"
+#include "report/number_format.hpp"
+#include "support/process.hpp"
+#include "report/text_table.hpp"
+#include "support/strings.hpp"
+
+namespace torchpace::cli {
+namespace {
+
+constexpr size_t kWidth = 100;       // of text
+constexpr size_t kTableWidth = 112;  // long names of runtimes stay on their row
+constexpr size_t kFewCases = 3;      // of more, cold start and memory are in report.md
+constexpr size_t kNameWidth = 32;    // a longer name has a line of its own
+constexpr double kHtmlLimitSeconds = 300;
+
+/// Escape sequences, or nothing where the terminal has no colour.
+struct Style {
+  bool colour;
+
+  std::string paint(const char* code, const std::string& text) const {
+    return colour && !text.empty() ? fmt::format("\033[{}m{}\033[0m", code, text) : text;
+  }
+  std::string bold(const std::string& text) const { return paint("1", text); }
+  std::string dim(const std::string& text) const { return paint("2", text); }
+
+  /// Blue and orange are apart for every eye; the word says the same.
+  std::string verdict(const std::string& word, const std::string& text) const {
+    if (word.starts_with("FASTER")) return paint("1;36", text);
+    if (word.starts_with("SLOWER") || word == "INVALID" || word == "IMPLAUSIBLE") {
+      return paint("1;33", text);
+    }
+    return text;
+  }
+};
+
+std::string padded(const std::string& text, size_t width) {
+  const auto taken = columns(text);
+  return taken >= width ? text : text + std::string(width - taken, ' ');
+}
+
+/// The words of `text` in lines of kWidth columns; `first` opens the first line, and as many blanks
+/// as `indent` the others.
+std::string wrapped(const std::string& first, const std::string& text, size_t indent) {
+  std::string line = first;
+  std::string result;
+  bool at_start = true;
+  size_t begin = 0;
+  while (begin < text.size()) {
+    const auto end = std::min(text.find_first_of(" \n", begin), text.size());
+    const auto word = text.substr(begin, end - begin);
+    begin = end + 1;
+    if (word.empty()) continue;
+    if (!at_start && columns(line) + 1 + columns(word) > kWidth) {
+      result += line + "\n";
+      line = std::string(indent, ' ');
+      at_start = true;
+    }
+    if (!at_start) line += ' ';
+    line += word;
+    at_start = false;
+  }
+  return result + line + "\n";
+}
+
+/// What stands in the columns of a row that was measured.
+struct Cells {
+  std::string step, speedup, verdict, items, matmul, parity, faults;
+};
+
+constexpr std::array<std::string Cells::*, 7> kColumns = {
+    &Cells::step,   &Cells::speedup, &Cells::verdict, &Cells::items,
+    &Cells::matmul, &Cells::parity,  &Cells::faults};
+
+Cells heading(const CaseResult& result) {
+  return {"step",
+          "speedup",
+          "verdict",
+          (result.item.empty() ? "items" : result.item) + "/s",
+          std::isnan(result.matmul_flops_per_s) ? "" : "matmul",
+          "error",
+          "faults"};
+}
+
+Cells cells(const CaseResult& result, const RuntimeResult& row) {
+  const bool is_reference = row.runtime == result.reference;
+  const bool measured = row.status == Status::ok;
+  return {.step = show_duration(row.step_ns).both(),
+          .speedup = is_reference && measured ? "1" : show_ratio(row.speedup.ratio).both(),
+          .verdict = row.is_copy()                        ? "A/A"
+                     : row.speedup.verdict == "REFERENCE" ? "reference"
+                                                          : verdict_text(row),
+          .items = show_rate(result.items, row.step_ns).median,
+          .matmul = show_share(row.matmul_share),
+          .parity = row.parity ? show_error(row.parity->max_abs_error) : "n/a",
+          .faults = show_number(row.page_faults_per_step)};
+}
+
+/// An invalid row has a line like any other; the reason stands below the table.
+bool has_cells(const RuntimeResult& row) {
+  return row.status == Status::ok || row.status == Status::invalid;
+}
+
+class CaseTable {
+ public:
+  CaseTable(const CaseResult& result, const std::vector<Folded>& folded, std::ostream& out,
+            Style style)
+      : result_(result), folded_(folded), out_(out), style_(style) {
+    const auto head = heading(result);
+    std::copy_if(kColumns.begin(), kColumns.end(), std::back_inserter(shown_),
+                 [&](auto column) { return !(head.*column).empty(); });
+    widths_.resize(shown_.size());
+    measure(head);
+    for (const auto& row : result.runtimes) {
+      if (has_cells(row)) measure(cells(result, row));
+    }
+    size_t taken = 2;
+    for (const auto width : widths_) taken += 2 + width;
+    const size_t room = kTableWidth > taken + 8 ? kTableWidth - taken : 8;
+    for (const auto& row : result.runtimes) {
+      if (is_folded(folded, row.runtime)) continue;
+      if (columns(row.runtime) <= room) name_ = std::max(name_, columns(row.runtime));
+    }
+  }
+
+  void print() {
+    out_ << style_.bold(result_.name) << "\n";
+    std::string about = "noise (A/A) " + show_ratio(result_.noise_floor).both();
+    if (result_.flops > 0) about += "; " + show_amount(result_.flops, "FLOP") + " a step";
+    if (result_.matmul_flops_per_s > 0) {
+      about += "; matmul " + show_amount(result_.matmul_flops_per_s, "FLOP/s");
+    }
+    if (result_.items > 0) {
+      about += fmt::format("; {:g} {} a step", result_.items, result_.item);
+    }
+    out_ << wrapped("  ", about, 2);
+    const auto head = line("runtime", heading(result_));
+    out_ << style_.dim(head) << "\n";
+    for (const auto& row : result_.runtimes) {
+      if (row.status != Status::skipped && !is_folded(folded_, row.runtime)) print(row);
+    }
+    print_skipped();
+    for (const auto& note : result_.notes) out_ << wrapped("  ", note, 4);
+    if (const auto text = elsewhere_text(result_); !text.empty()) out_ << wrapped("  ", text, 4);
+  }
+
+ private:
+  void measure(const Cells& row) {
+    for (size_t i = 0; i < shown_.size(); ++i) {
+      widths_[i] = std::max(widths_[i], columns(row.*shown_[i]));
+    }
+  }
+
+  /// A line of the table; a verdict is painted after it is padded.
+  std::string line(const std::string& name, const Cells& row) const {
+    std::string text = "  " + padded(name, name_);
+    for (size_t i = 0; i < shown_.size(); ++i) {
+      const auto& cell = row.*shown_[i];
+      const auto cell_text = padded(cell, widths_[i]);
+      const bool is_verdict = shown_[i] == &Cells::verdict;
+      text += "  " + (is_verdict ? style_.verdict(cell, cell_text) : cell_text);
+    }
+    text.erase(text.find_last_not_of(' ') + 1);
+    return text;
+  }
+
+  /// One line for all that were skipped for the same reason.
+  void print_skipped() {
+    std::vector<std::pair<std::string, std::vector<std::string>>> reasons;
+    for (const auto& row : result_.runtimes) {
+      if (row.status != Status::skipped || is_folded(folded_, row.runtime)) continue;
+      const auto reason = row.reason.empty() ? "no reason given" : row.reason;
+      auto found = std::find_if(reasons.begin(), reasons.end(),
+                                [&](const auto& each) { return each.first == reason; });
+      if (found == reasons.end()) found = reasons.insert(found, {reason, {}});
+      found->second.push_back(row.runtime);
+    }
+    for (const auto& [reason, names] : reasons) {
+      out_ << wrapped("  ", fmt::format("{} skipped: {}", fmt::join(names, ", "), reason), 4);
+    }
+  }
+
+  void print(const RuntimeResult& row) {
+    if (!has_cells(row)) {
+      const auto start = "  " + padded(row.runtime, name_) + "  ";
+      const bool has_room = columns(start) + 20 < kWidth;
+      if (!has_room) out_ << "  " << row.runtime << "\n";
+      const auto reason = row.reason.empty() ? "no reason given" : row.reason;
+      out_ << wrapped(has_room ? start : "    ",
+                      fmt::format("{}: {}", to_string(row.status), reason),
+                      has_room ? name_ + 4 : 4);
+      return;
+    }
+    auto name = row.runtime;
+    if (columns(name) > name_) {
+      out_ << "  " << name << "\n";
+      name.clear();
+    }
+    const auto text = line(name, cells(result_, row));
+    out_ << (row.is_copy() ? style_.dim(text) : text) << "\n";
+    if (!row.speedup.advice.empty()) {
+      out_ << wrapped(std::string(name_ + 4, ' '), "to settle it: " + row.speedup.advice,
+                      name_ + 4);
+    }
+  }
+
+  const CaseResult& result_;
+  const std::vector<Folded>& folded_;
+  std::ostream& out_;
+  Style style_;
+  size_t name_ = columns("runtime");
+  std::vector<std::string Cells::*> shown_;  // those with a heading
+  std::vector<size_t> widths_;
+};
+
+/// A name that would push the other cells beyond the width has a line of its own.
+void print_table(const Table& table, std::ostream& out, const Style& style) {
+  if (table.groups.empty()) return;
+  std::vector<size_t> widths;
+  for (const auto& cell : table.head) widths.push_back(columns(cell));
+  for (const auto& group : table.groups) {
+    for (const auto& row : group.rows) {
+      for (size_t i = 1; i < row.size(); ++i) widths[i] = std::max(widths[i], columns(row[i]));
+    }
+  }
+  size_t taken = 2;
+  for (size_t i = 1; i < widths.size(); ++i) taken += 2 + widths[i];
+  const size_t room = kTableWidth > taken + 8 ? kTableWidth - taken : 8;
+  for (const auto& group : table.groups) {
+    for (const auto& row : group.rows) {
+      if (columns(row[0]) <= std::min(room, kNameWidth))
+        widths[0] = std::max(widths[0], columns(row[0]));
+    }
+  }
+  const auto line = [&](const std::vector<std::string>& cells) {
+    std::string text = "  " + padded(cells[0], widths[0]);
+    if (columns(cells[0]) > widths[0]) {
+      text = "  " + cells[0] + "\n  " + std::string(widths[0], ' ');
+    }
+    for (size_t i = 1; i < cells.size(); ++i) text += "  " + padded(cells[i], widths[i]);
+    text.erase(text.find_last_not_of(' ') + 1);
+    return text;
+  };
+  const auto about = wrapped(table.title + ": ", table.note, 2);
+  out << style.bold(table.title) << about.substr(table.title.size()) << style.dim(line(table.head))
+      << "\n";
+  for (const auto& group : table.groups) {
+    out << group.name << "\n";
+    if (!group.note.empty()) out << wrapped("  ", group.note, 2);
+    for (const auto& row : group.rows) out << line(row) << "\n";
+  }
+  out << "\n";
+}
+
+std::string text_of(const Json& environment, const char* key) {
+  const auto found = environment.find(key);
+  return found != environment.end() && found->is_string() ? found->get<std::string>() : "";
+}
+
+void print_heading(const Results& results, std::ostream& out, const Style& style) {
+  const auto& plan = results.plan;
+  std::vector<std::string> parts;
+  if (const auto cpu = text_of(results.environment, "cpu"); !cpu.empty()) parts.push_back(cpu);
+  parts.push_back(fmt::format("{}, {}", plan.device, plan.dtype));
+  parts.push_back(counted(plan.threads, "thread"));
+  parts.push_back(plan.allocator + " allocator");
+  parts.push_back(counted(plan.generations, "generation"));
+  parts.push_back("reference " + plan.reference);
+  out << style.bold("torchpace " + results.torchpace) << ", " << results.created << "\n"
+      << wrapped("", fmt::format("{}", fmt::join(parts, "; ")), 2);
+  if (!results.complete) {
+    out << wrapped("",
+                   "INCOMPLETE: the run was stopped before its end; what is here was measured, the "
+                   "rest was not. --resume continues it.",
+                   2);
+  }
+}
+
+void print_warnings(const Results& results, std::ostream& out, const Style& style) {
+  const auto warnings = grouped_warnings(results);
+  for (const auto& [severity, text] : warnings) {
+    const bool is_note = severity == "info";
+    const auto label = (is_note ? "note" : severity) + ": ";
+    const auto lines = wrapped(label, text, 2);
+    out << style.paint(is_note ? "2" : "33", lines.substr(0, label.size()))
+        << lines.substr(label.size());
+  }
+  if (!warnings.empty()) out << "\n";
+}
+
+/// How often each verdict fell: `FASTER 3, SLOWER 1`.
+std::string tally(const Results& results) {
+  std::vector<std::string> parts;
+  for (const char* word : {"FASTER", "SLOWER", "SAME", "UNSURE", "INVALID", "IMPLAUSIBLE"}) {
+    size_t count = 0;
+    for (const auto& result : results.cases) {
+      count += static_cast<size_t>(
+          std::count_if(result.runtimes.begin(), result.runtimes.end(), [&](const auto& row) {
+            return row.speedup.verdict == word && !row.is_copy() && !row.is_variant();
+          }));
+    }
+    if (count > 0) parts.push_back(fmt::format("{} {}", word, count));
+  }
+  return parts.empty() ? "no verdict" : fmt::format("{}", fmt::join(parts, ", "));
+}
+
+/// Names of all runtimes but the reference, copies and variants, in the order in which they come.
+std::vector<std::string> compared(const Results& results) {
+  std::vector<std::string> names;
+  for (const auto& result : results.cases) {
+    for (const auto& row : result.runtimes) {
+      const bool known = std::find(names.begin(), names.end(), row.runtime) != names.end();
+      const bool judged = !row.is_copy() && !row.is_variant() && row.runtime != result.reference;
+      if (!known && judged) names.push_back(row.runtime);
+    }
+  }
+  return names;
+}
+
+/// Geometric mean of a runtime's speedups, in a line; only if it was measured on every case.
+std::string mean_line(const Results& results, const std::string& runtime) {
+  double logs = 0;
+  std::vector<std::string> missing, implausible;
+  for (const auto& result : results.cases) {
+    const auto* row = result.find(runtime);
+    if (row == nullptr || row->status != Status::ok || std::isnan(row->speedup.ratio.median)) {
+      missing.push_back(result.name);
+    } else if (!result.counts(*row)) {
+      implausible.push_back(result.name);
+    } else {
+      logs += std::log(row->speedup.ratio.median);
+    }
+  }
+  if (!missing.empty()) {
+    const auto where = missing.size() < results.cases.size()
+                           ? fmt::format("{}", fmt::join(missing, ", "))
+                           : std::string("any case");
+    return fmt::format("{}: no geometric mean, not measured on {}", runtime, where);
+  }
+  if (!implausible.empty()) {
+    return fmt::format("{}: no geometric mean, implausible on {}", runtime,
+                       fmt::join(implausible, ", "));
+  }
+  const double mean = std::exp(logs / static_cast<double>(results.cases.size()));
+  return fmt::format("{}: geometric mean of {} speedups {}", runtime, results.cases.size(),
+                     show_ratio(Interval{.median = mean}).median);
+}
+
+/// The fastest runtime of a case, and those that are not told apart from it. Empty if none is
+/// known.
+std::string fastest_text(const CaseResult& result) {
+  if (!result.fastest) return "";
+  const auto& [runtime, equals] = *result.fastest;
+  const auto& row = *result.find(runtime);
+  const auto speedup = runtime == result.reference ? " (the reference)"
+                                                   : ", " + show_ratio(row.speedup.ratio).both();
+  return runtime + speedup + (row.differs.empty() ? "" : "*") +
+         (equals.empty() ? "" : fmt::format("; not told apart from {}", fmt::join(equals, ", ")));
+}
+
+void print_fastest(const Results& results, std::ostream& out, const Style& style) {
+  if (compared(results).size() < 2) return;
+  out << style.bold("fastest") << "\n";
+  for (const auto& result : results.cases) {
+    if (const auto text = fastest_text(result); !text.empty())
+      out << wrapped("  ", result.name + ": " + text, 4);
+  }
+  out << "\n";
+}
+
+void print_summary(const Results& results, std::ostream& out, const Style& style) {
+  out << style.bold("summary") << "\n"
+      << wrapped("  ",
+                 fmt::format("{}: {}", counted(std::ssize(results.cases), "case"), tally(results)),
+                 4);
+  if (results.cases.size() < 2) return;
+  const auto folded = folded_rows(results);
+  for (const auto& runtime : compared(results)) {
+    if (!is_folded(folded, runtime)) out << wrapped("  ", mean_line(results, runtime), 4);
+  }
+}
+
+std::string speedup_cell(const Results& results, const std::string& name,
+                         const std::string& runtime) {
+  for (const auto& result : results.cases) {
+    if (result.name != name) continue;
+    const auto* row = result.find(runtime);
+    if (row == nullptr) return "-";
+    if (row->status != Status::ok) return to_string(row->status);
+    return show_ratio(row->speedup.ratio).both() + " " + verdict_text(*row);
+  }
+  return "-";
+}
+
+/// A, B, ..., Z, AA, ...
+std::string letter(size_t i) {
+  const std::string last(1, static_cast<char>('A' + i % 26));
+  return i < 26 ? last : letter(i / 26 - 1) + last;
+}
+
+/// Rows of the table side by side: case, then a runtime per line.
+std::vector<std::pair<std::string, std::string>> union_of_rows(
+    const std::vector<NamedResults>& files) {
+  std::vector<std::pair<std::string, std::string>> rows;
+  for (const auto& file : files) {
+    for (const auto& result : file.results.cases) {
+      for (const auto& row : result.runtimes) {
+        const std::pair key{result.name, row.runtime};
+        if (row.is_copy() || row.runtime == result.reference) continue;
+        if (std::find(rows.begin(), rows.end(), key) != rows.end()) continue;
+        // Beside the case's other rows, so that each case is named once.
+        const auto last = std::find_if(rows.rbegin(), rows.rend(),
+                                       [&](const auto& other) { return other.first == key.first; });
+        rows.insert(last == rows.rend() ? rows.end() : last.base(), key);
+      }
+    }
+  }
+  return rows;
+}
+
+}  // namespace
+
+void print_report(const Results& results, std::ostream& out, bool colour) {
+  const Style style{colour};
+  print_heading(results, out, style);
+  const auto folded = folded_rows(results);
+  for (const auto& result : results.cases) {
+    out << "\n";
+    CaseTable(result, folded, out, style).print();
+  }
+  out << "\n";
+  for (const auto& table : explanation_tables(results, Form::terminal)) {
+    print_table(table, out, style);
+  }
+  for (const auto& each : folded) out << wrapped(each.runtime + ": ", each.text, 2);
+  if (!folded.empty()) out << "\n";
+  if (results.cases.size() <= kFewCases) {
+    print_table(cold_table(results), out, style);
+    print_table(memory_table(results), out, style);
+  } else {
+    out << "Cold start and memory of each case are in report.md.\n\n";
+  }
+  print_warnings(results, out, style);
+  print_fastest(results, out, style);
+  print_summary(results, out, style);
+}
+
+std::vector<WarningLine> grouped_warnings(const Results& results) {
+  const auto rank = [](const std::string& severity) {
+    return severity == "error" ? 0 : severity == "warning" ? 1 : 2;
+  };
+  struct Group {
+    const Warning* first;
+    std::vector<std::string> cases;
+  };
+  std::vector<Group> groups;
+  for (const auto& warning : results.warnings) {
+    if (is_note(warning)) continue;
+    auto group = std::find_if(groups.begin(), groups.end(), [&](const Group& other) {
+      return other.first->text == warning.text && other.first->severity == warning.severity;
+    });
+    if (group == groups.end()) group = groups.insert(group, {&warning, {}});
+    if (!warning.case_name.empty()) group->cases.push_back(warning.case_name);
+  }
+  std::stable_sort(groups.begin(), groups.end(), [&](const Group& a, const Group& b) {
+    return rank(a.first->severity) < rank(b.first->severity);
+  });
+  std::vector<WarningLine> lines;
+  for (const auto& [warning, cases] : groups) {
+    lines.push_back({warning->severity, cases.empty() ? warning->text
+                                                      : fmt::format("{} ({})", warning->text,
+                                                                    fmt::join(cases, ", "))});
+  }
+  return lines;
+}
+
+void print_side_by_side(const std::vector<NamedResults>& files, std::ostream& out, bool colour) {
+  const Style style{colour};
+  out << "\n" << style.bold("side by side: speedup over the reference of each file") << "\n";
+  for (size_t i = 0; i < files.size(); ++i) {
+    const auto& plan = files[i].results.plan;
+    out << wrapped(fmt::format("  {}  ", letter(i)),
+                   fmt::format("{}: {}; {}, {}, {}; reference {}", files[i].name,
+                               text_of(files[i].results.environment, "cpu"), plan.device,
+                               plan.dtype, counted(plan.threads, "thread"), plan.reference),
+                   5);
+  }
+  const auto rows = union_of_rows(files);
+  size_t name_width = columns("runtime");
+  for (const auto& [name, runtime] : rows) {
+    name_width = std::max(name_width, std::min<size_t>(24, columns(runtime)));
+  }
+  std::vector<size_t> widths;
+  for (size_t i = 0; i < files.size(); ++i) {
+    widths.push_back(1);
+    for (const auto& [name, runtime] : rows) {
+      widths[i] = std::max(widths[i], columns(speedup_cell(files[i].results, name, runtime)));
+    }
+  }
+  for (size_t first = 0; first < files.size();) {
+    size_t end = first;
+    for (size_t taken = name_width + 2; end < files.size(); ++end) {
+      taken += widths[end] + 2;
+      if (taken > kTableWidth && end > first) break;
+    }
+    auto head = "  " + padded("runtime", name_width);
+    for (size_t i = first; i < end; ++i) head += "  " + padded(letter(i), widths[i]);
+    head.erase(head.find_last_not_of(' ') + 1);
+    out << "\n" << style.dim(head) << "\n";
+    std::string last_case;
+    for (const auto& [name, runtime] : rows) {
+      if (name != last_case) out << style.bold(name) << "\n";
+      last_case = name;
+      auto text = "  " + padded(runtime, name_width);
+      if (columns(runtime) > name_width) {
+        out << "  " << runtime << "\n";
+        text = std::string(name_width + 2, ' ');
+      }
+      for (size_t i = first; i < end; ++i) {
+        text += "  " + padded(speedup_cell(files[i].results, name, runtime), widths[i]);
+      }
+      text.erase(text.find_last_not_of(' ') + 1);
+      out << text << "\n";
+    }
+    first = end;
+  }
+}
+
+HtmlPage make_html(const Installation& installation, const std::filesystem::path& results_json,
+                   const std::filesystem::path& folder) {
+  using Outcome = HtmlPage::Outcome;
+  const int skipped = kSkipped << 8;  // as wait() would tell it
+  try {
+    Process process(python_command(installation, "torchpace.report",
+                                   {results_json.string(), "--output", folder.string()}));
+    process.close_input();
+    const auto ending = process.wait(in_seconds(kHtmlLimitSeconds));
+    if (ending.empty()) return {Outcome::written, (folder / "report.html").string()};
+    const auto said = process.stderr_tail();
+    if (ending == describe_status(skipped)) return {Outcome::skipped, said};
+    return {Outcome::failed, said.empty() ? ending : ending + ": " + said};
+  } catch (const ProcessError& error) {
+    return {Outcome::failed, error.what()};
+  }
+}
+
+}  // namespace torchpace::cli

@@ -1,0 +1,47 @@
+// The tables of cold start and memory, and rows that need no place in any table: what the
+// terminal's report and Markdown share.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "results/results.hpp"
+
+namespace torchpace::cli {
+
+/// The rows of a case; the first cell of each is the runtime.
+struct TableGroup {
+  std::string name;
+  std::string note;  // one line; empty if there is none
+  std::vector<std::vector<std::string>> rows;
+};
+
+struct Table {
+  std::string title;
+  std::string note;
+  std::vector<std::string> head;
+  std::vector<TableGroup> groups;  // of cases that have rows
+};
+
+/// The stages of a fresh process until its first step, and what they cost in steps.
+Table cold_table(const Results& results);
+
+/// Peaks of a fresh process; the note of each case has what was counted.
+Table memory_table(const Results& results);
+
+/// A runtime that was measured on no case of several, for the same reason everywhere.
+struct Folded {
+  std::string runtime;
+  std::string text;  // skipped on all 9 cases: reason
+};
+std::vector<Folded> folded_rows(const Results& results);
+bool is_folded(const std::vector<Folded>& folded, const std::string& runtime);
+
+/// What the rounds that are set aside show of a case, in one line; empty where there are
+/// hardly any.
+std::string elsewhere_text(const CaseResult& result);
+
+/// The verdict's word, with * where the environment differs from the reference's.
+std::string verdict_text(const RuntimeResult& row);
+
+}  // namespace torchpace::cli
