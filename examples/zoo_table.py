@@ -39,7 +39,7 @@ def compare(name, options):
         folder.mkdir(parents=True, exist_ok=True)
         command = [options.program, "compare", "--model", f"zoo:{name}", "--no-html"]
         command += ["--cases", f"{name}_inference", "--runtimes", ",".join(RUNTIMES)]
-        command += ["--generations", "1", "--max-seconds", "3", "--output", str(folder)]
+        command += ["--invocations", "1", "--max-seconds", "3", "--output", str(folder)]
         command += ["--compile-limit", options.compile_limit]
         if options.quick:
             command += ["--set", "aot=default", "--set", "freezing=0"]

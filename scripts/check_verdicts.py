@@ -24,7 +24,7 @@ def run(options: argparse.Namespace, index: int, folder: str) -> dict[str, dict]
     command = [
         str(options.program), "compare", "--cases", options.case, "--runtimes", "cpp-eager", "--reference", "cpp-eager",
         "--worker", f"copy={worker}", "--worker", f"slowed={worker} --slow {options.slow}",
-        "--max-seconds", str(options.seconds), "--generations", str(options.generations),
+        "--max-seconds", str(options.seconds), "--invocations", str(options.invocations),
         "--seed", str(index), "--no-html", "--output", folder,
     ]  # fmt: skip
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
@@ -40,7 +40,7 @@ def main() -> int:
     parser.add_argument("--case", default="dnn_wide_inference/size:quick")
     parser.add_argument("--runs", type=int, default=20)
     parser.add_argument("--seconds", type=float, default=55)
-    parser.add_argument("--generations", type=int, default=10)
+    parser.add_argument("--invocations", type=int, default=10)
     parser.add_argument("--slow", type=float, default=0.03)
     options = parser.parse_args()
     options.program = options.program.resolve()
@@ -55,7 +55,7 @@ def main() -> int:
         print(f"run {index + 1:2}: " + ", ".join(
             f"{name} {s['median']:.4f} [{s['low']:.4f}, {s['high']:.4f}] {s['verdict']}"
             for name, s in (("copy", copy), ("slowed", slowed))), flush=True)  # fmt: skip
-    print(f"{options.case}, {options.generations} generations, at most {options.seconds:g} s a run")
+    print(f"{options.case}, {options.invocations} invocations, at most {options.seconds:g} s a run")
     print(f"identical copy judged FASTER or SLOWER: {wrong} of {options.runs}")
     print(f"copy slowed by {options.slow:.0%} called SLOWER: {found} of {options.runs}")
     return 0 if wrong * 20 <= options.runs and found * 20 >= 18 * options.runs else 1

@@ -3,7 +3,7 @@
 
     PYTHONPATH=python scripts/deterministic_cost.py plain.pt2 deterministic.pt2
 
-Prints the median time of a step of both, and the median ratio of neighbouring blocks with its
+Prints the median time of a step of both, and the median ratio of neighboring blocks with its
 interval of 95 % (sign test). Both packages must be of the same case. --below is how many rows of an
 embedding the batch's tokens hit: with the default all of them hit two.
 """

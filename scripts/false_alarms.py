@@ -18,8 +18,9 @@ sys.path.insert(0, str(ROOT / "python"))
 
 import torch  # noqa: E402
 
-from torchpace import models, parity, tensors  # noqa: E402
-from torchpace.export import Exporter  # noqa: E402
+from torchpace import models, parity  # noqa: E402
+from torchpace.exporter.exporter import Exporter  # noqa: E402
+from torchpace.io import tensor_file  # noqa: E402
 from torchpace.runtimes import eager  # noqa: E402
 from torchpace.settings import expand_case  # noqa: E402
 
@@ -54,7 +55,7 @@ def ratios(case: str, seed: int, threads: list[int]) -> list[float]:
         settings = expand_case(case, threads=1, seed=seed)
         answer = Exporter(Path(folder), TEXT).answer(settings.line())
         settings = settings.replace(**{key: answer[key] for key in ("state", "truth", "tokens")})
-        golden = tensors.load(answer["truth"], "values")
+        golden = tensor_file.load(answer["truth"], "values")
         found = []
         for count in threads:
             torch.set_num_threads(count)

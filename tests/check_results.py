@@ -69,7 +69,7 @@ def row_problems(row: dict, is_reference: bool) -> list[str]:
         found.append("no verdict")
     if row.get("implausible"):
         found.append(f"implausible: {row['implausible']}")
-    steps = [ns for g in row.get("generations", []) for r in g["rounds"] for ns in r["step_ns"]]
+    steps = [ns for g in row.get("invocations", []) for r in g["rounds"] for ns in r["step_ns"]]
     if not steps or min(steps) <= 0:
         found.append(f"expected step times above 0, found {len(steps)} samples")
     return found

@@ -23,7 +23,7 @@ TEST(Comparison, SpeedupAboveOneIsFaster) {
     EXPECT_NEAR(std::exp(ratio), 2, 1e-12);
 }
 
-TEST(Comparison, MethodFollowsTheNumberOfGenerations) {
+TEST(Comparison, MethodFollowsTheNumberOfInvocations) {
   const std::vector<double> ratios{0.01, 0.02, 0.03, 0.04, 0.05, 0.06};
   const std::span<const double> all(ratios);
   EXPECT_FALSE(speedup_interval(all.first(3)).bounded());
@@ -53,8 +53,8 @@ TEST(Comparison, VerdictsFollowTheIntervals) {
 TEST(Comparison, AdviceOnlyForUnsure) {
   const auto quiet = interval(0.99, 1.01);
   EXPECT_EQ(advice(interval(1.05, 1.10), quiet), "");
-  EXPECT_NE(advice(interval(0.95, 1.05), quiet).find("--generations"), std::string::npos);
-  EXPECT_NE(advice({.median = 2}, quiet).find("at least 4 generations"), std::string::npos);
+  EXPECT_NE(advice(interval(0.95, 1.05), quiet).find("--invocations"), std::string::npos);
+  EXPECT_NE(advice({.median = 2}, quiet).find("at least 4 invocations"), std::string::npos);
   EXPECT_NE(advice(interval(0.95, 1.05), interval(0.9, 1.1)).find("noise"), std::string::npos);
 }
 
@@ -83,10 +83,10 @@ TEST(Comparison, PrintsOneLine) {
       << text.str();
 }
 
-/// One simulated generation: log ratio of the generation plus rounds of noise; returns the median
+/// One simulated invocation: log ratio of the invocation plus rounds of noise; returns the median
 /// of its rounds.
 using Noise = std::function<double(std::mt19937&)>;
-double generation(std::mt19937& random, const Noise& process, const Noise& round, double drift) {
+double invocation(std::mt19937& random, const Noise& process, const Noise& round, double drift) {
   const double effect = process(random);
   std::vector<double> reference, runtime;
   for (int r = 0; r < 15; ++r) {
@@ -98,24 +98,24 @@ double generation(std::mt19937& random, const Noise& process, const Noise& round
   return median(round_log_ratios(reference, runtime));
 }
 
-double coverage(std::size_t generations, const Noise& process, const Noise& round, double drift,
+double coverage(std::size_t invocations, const Noise& process, const Noise& round, double drift,
                 int trials) {
   std::mt19937 random(7);
   int covered = 0;
   for (int trial = 0; trial < trials; ++trial) {
     std::vector<double> ratios;
-    for (std::size_t g = 0; g < generations; ++g)
-      ratios.push_back(generation(random, process, round, drift));
+    for (std::size_t g = 0; g < invocations; ++g)
+      ratios.push_back(invocation(random, process, round, drift));
     const auto speedup = speedup_interval(ratios);
     covered += speedup.low <= 1 && 1 <= speedup.high;
   }
   return covered / static_cast<double>(trials);
 }
 
-// Effects per generation have median 0, so the true speedup is 1. The order-statistic interval is
+// Effects per invocation have median 0, so the true speedup is 1. The order-statistic interval is
 // exact for every distribution; Student's t is exact for the normal one. Error of a simulated share
 // p of n trials: sqrt(p (1 - p) / n).
-TEST(Comparison, CoverageIsTheExactOneWithAnEffectPerGeneration) {
+TEST(Comparison, CoverageIsTheExactOneWithAnEffectPerInvocation) {
   std::normal_distribution<double> normal(0, 0.01);
   std::exponential_distribution<double> exponential_distribution(1);
   std::lognormal_distribution<double> lognormal(0, 1);
@@ -127,7 +127,7 @@ TEST(Comparison, CoverageIsTheExactOneWithAnEffectPerGeneration) {
   constexpr int kTrials = 4000;
   struct Row {
     const char* name;
-    std::size_t generations;
+    std::size_t invocations;
     Noise process, round;
     double drift, exact;
   };
@@ -140,11 +140,11 @@ TEST(Comparison, CoverageIsTheExactOneWithAnEffectPerGeneration) {
            Row{"normal, 5 (t)", 5, normal_effect, spiky_round, 0, 0.95},
        }) {
     const double error = std::sqrt(row.exact * (1 - row.exact) / kTrials);
-    EXPECT_NEAR(coverage(row.generations, row.process, row.round, row.drift, kTrials), row.exact,
+    EXPECT_NEAR(coverage(row.invocations, row.process, row.round, row.drift, kTrials), row.exact,
                 4 * error)
         << row.name;
   }
-  // Log-normal effects: rounds without noise keep the generation's median at 0 exactly.
+  // Log-normal effects: rounds without noise keep the invocation's median at 0 exactly.
   const Noise no_round = [](auto&) { return 0.0; };
   const double error = std::sqrt(0.96875 * 0.03125 / kTrials);
   EXPECT_NEAR(coverage(6, skewed_effect, no_round, 0.01, kTrials), 0.96875, 4 * error)

@@ -384,7 +384,7 @@ Measurement benchmark_inference(M&& model, Inputs inputs, const BenchmarkOptions
   return detail::finish(measure(step, device, options.measure), options, x[0], "inference");
 }
 
-/// Times whole training steps in train mode: zero_grad, forward, loss, backward, optimiser. Adam at
+/// Times whole training steps in train mode: zero_grad, forward, loss, backward, optimizer. Adam at
 /// 2e-4 and cross-entropy on class indices unless the options say otherwise. `model` as for
 /// benchmark_inference; a callable needs options.parameters. The loss is of the first tensor that
 /// the model returns. Throws c10::Error on a mismatch of device, dtype or batch, and where the

@@ -36,7 +36,7 @@ constexpr std::string_view to_string(Verdict verdict) {
   return "UNSURE";
 }
 
-/// Fewest generations for an interval: Student's t from 4, order statistics from 6.
+/// Fewest invocations for an interval: Student's t from 4, order statistics from 6.
 inline constexpr std::size_t kFewestForStudent = 4;
 inline constexpr std::size_t kFewestForSignTest = 6;
 
@@ -59,25 +59,25 @@ inline Interval exponential(const Interval& logarithms) {
           .confidence = logarithms.confidence};
 }
 
-/// The interval of one value per generation (a fresh process each): they are the independent
+/// The interval of one value per invocation (a fresh process each): they are the independent
 /// units, since memory layout is drawn once per process. Order statistics from 6 ([min, max] of 6
 /// is exact at 96.9 %), Student's t for 4 and 5, only a median below.
-inline Interval generation_interval(std::span<const double> generation_values) {
-  const std::size_t n = generation_values.size();
-  if (n >= kFewestForSignTest) return sign_test_interval(generation_values);
-  if (n >= kFewestForStudent) return student_t_interval(generation_values);
-  return {.median = median(generation_values)};
+inline Interval invocation_interval(std::span<const double> invocation_values) {
+  const std::size_t n = invocation_values.size();
+  if (n >= kFewestForSignTest) return sign_test_interval(invocation_values);
+  if (n >= kFewestForStudent) return student_t_interval(invocation_values);
+  return {.median = median(invocation_values)};
 }
 
-/// The speedup from one log ratio per generation.
-inline Interval speedup_interval(std::span<const double> generation_log_ratios) {
-  return exponential(generation_interval(generation_log_ratios));
+/// The speedup from one log ratio per invocation.
+inline Interval speedup_interval(std::span<const double> invocation_log_ratios) {
+  return exponential(invocation_interval(invocation_log_ratios));
 }
 
-/// Name of the method that speedup_interval uses for n generations.
+/// Name of the method that speedup_interval uses for n invocations.
 constexpr std::string_view speedup_method(std::size_t n) {
   if (n >= kFewestForSignTest) return "order statistics";
-  return n >= kFewestForStudent ? "Student t" : "too few generations";
+  return n >= kFewestForStudent ? "Student t" : "too few invocations";
 }
 
 /// The verdict from the runtime's speedup and that of a second copy of the reference (the A/A
@@ -97,14 +97,14 @@ inline Verdict judge(const Interval& speedup, const Interval& noise, double delt
 inline std::string advice(const Interval& speedup, const Interval& noise, double delta = 0.02) {
   if (judge(speedup, noise, delta) != Verdict::kUnsure) return "";
   if (!speedup.bounded() || !noise.bounded())
-    return "needs at least 4 generations (--generations 6)";
+    return "needs at least 4 invocations (--invocations 6)";
   if (noise.high - noise.low > 2 * delta) {
     return "this machine's noise (A/A) is wider than 1 +- delta: quiet it (torchpace doctor) or "
-           "take more --generations";
+           "take more --invocations";
   }
   if (speedup.low > 1 || speedup.high < 1)
-    return "lies inside the A/A noise: take more --generations";
-  return "interval reaches past 1 +- delta: take more --generations or a longer --max-seconds";
+    return "lies inside the A/A noise: take more --invocations";
+  return "interval reaches past 1 +- delta: take more --invocations or a longer --max-seconds";
 }
 
 /// Result of a comparison of two workloads: the runtime's speedup, the noise floor, and whether the

@@ -1,4 +1,4 @@
-// Devices without naming one: choice, synchronisation, events, memory high-water marks. Compiles
+// Devices without naming one: choice, synchronization, events, memory high-water marks. Compiles
 // against a CPU build.
 #pragma once
 

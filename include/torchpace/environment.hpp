@@ -100,7 +100,7 @@ inline std::string build_type() {
 #endif
 }
 
-/// Of this process and the device. Does not initialise CUDA for a CPU device.
+/// Of this process and the device. Does not initialize CUDA for a CPU device.
 inline Environment environment(const torch::Device& device) {
   auto& context = at::globalContext();
   const auto on = [](bool value) { return value ? "on" : "off"; };

@@ -28,7 +28,7 @@ struct Block {
 struct Measurement {
   std::string name;
   std::string device = "cpu";
-  std::string phase = "throughput";  // or latency: synchronised every step
+  std::string phase = "throughput";  // or latency: synchronized every step
   std::string optimizer;             // empty for inference
 
   std::vector<double> step_ns;  // raw samples, in the order taken

@@ -18,7 +18,7 @@ namespace torchpace {
 /// none.
 struct Cost {
   double forward_flops = 0;
-  double training_flops = 0;  // forward and backward; the optimiser's work is element-wise
+  double training_flops = 0;  // forward and backward; the optimizer's work is element-wise
   double parameter_bytes = 0;
   double forward_minimum_bytes = 0;  // parameters and inputs read once, outputs written once
   // Parameters and both Adam moments read and written once, inputs and targets read.

@@ -155,7 +155,7 @@ class Profiler {
     return calls;
   }
 
-  /// Of the part that began last. Another thread's work has its part too: parts end synchronised.
+  /// Of the part that began last. Another thread's work has its part too: parts end synchronized.
   static std::string part_at(const std::vector<std::pair<int64_t, std::string>>& parts,
                              int64_t time) {
     const auto after = std::upper_bound(parts.begin(), parts.end(), time,
@@ -205,7 +205,7 @@ class Synchronizations {
 
 }  // namespace detail
 
-/// Times the parts of `steps` steps apart, synchronised between them. Throws SettingsError where a
+/// Times the parts of `steps` steps apart, synchronized between them. Throws SettingsError where a
 /// step has no parts. What a part does in several pieces is added up.
 inline PartTimes time_parts(const Workload& workload, std::size_t steps) {
   if (workload.parts.empty()) {

@@ -1,6 +1,6 @@
-// The timed loop: warm-up, synchronise, sample, stop rule. The one place in C++ that reads a clock.
-// CPU: k samples share one chain of k + 1 clock reads. CUDA: `latency` synchronises every step;
-// `throughput` keeps the device busy and reads events. Twin: python/torchpace/measure.py.
+// The timed loop: warm-up, synchronize, sample, stop rule. The one place in C++ that reads a clock.
+// CPU: k samples share one chain of k + 1 clock reads. CUDA: `latency` synchronizes every step;
+// `throughput` keeps the device busy and reads events. Twin: python/torchpace/timing.py.
 #pragma once
 
 #include <sys/resource.h>
@@ -69,7 +69,7 @@ void sample_on_cpu(Step& step, std::size_t samples, int64_t steps_per_sample, Bl
 /// step_ns ends with the device's completion, enqueue_ns with the return of step(); device_ns is
 /// between events.
 template <class Step>
-void sample_synchronised(Step& step, const torch::Device& device, std::size_t samples,
+void sample_synchronized(Step& step, const torch::Device& device, std::size_t samples,
                          int64_t steps_per_sample, Block& block) {
   const auto steps = static_cast<double>(steps_per_sample);
   DeviceEvent start(device), end(device);
@@ -134,7 +134,7 @@ Block run_block(Step& step, const torch::Device& device, Phase phase, std::size_
   if (device.is_cpu()) {
     detail::sample_on_cpu(step, samples, steps_per_sample, block);
   } else if (phase == Phase::kLatency) {
-    detail::sample_synchronised(step, device, samples, steps_per_sample, block);
+    detail::sample_synchronized(step, device, samples, steps_per_sample, block);
   } else {
     detail::sample_busy_device(step, device, samples, steps_per_sample, block);
   }
@@ -187,7 +187,7 @@ Measurement measure(Step&& step, const torch::Device& device, const MeasureOptio
   reset_peak_memory(device);
   const double resident_before = memory(device).resident_bytes;
 
-  // Warm-up: groups of 5 steps until two neighbouring medians agree to 2 %.
+  // Warm-up: groups of 5 steps until two neighboring medians agree to 2 %.
   auto start = detail::Clock::now();
   const auto seconds = [&start] { return detail::elapsed_ns(start, detail::Clock::now()) / 1e9; };
   double step_ns = 0;

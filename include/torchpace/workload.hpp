@@ -20,12 +20,12 @@ namespace torchpace {
 /// A part of a step: forward (with the loss), backward or optimizer.
 struct Part {
   std::string name;
-  std::function<void()> run;  // enqueues it; does not synchronise
+  std::function<void()> run;  // enqueues it; does not synchronize
 };
 
 /// One case loaded in one runtime, ready to run. Only `step` is required.
 struct Workload {
-  std::function<void()> step;          // enqueues one step; does not synchronise
+  std::function<void()> step;          // enqueues one step; does not synchronize
   std::function<void()> restore = {};  // back to the initial state, before every turn
   // What parity compares, from the initial state; leaves it there.
   std::function<TensorDict()> values = {};

@@ -252,7 +252,7 @@ def test_one_file_in_both_languages(saved, tmp_path):
     done = subprocess.run(
         [
             *(program(), "compare", "--model", "Plain.pt", "--input", "1x8", "--no-html"),
-            *("--generations", "1", "--rounds", "3", "--threads", "1", "--device", "cpu"),
+            *("--invocations", "1", "--rounds", "3", "--threads", "1", "--device", "cpu"),
             *("--cache", tmp_path / "cache", "--output", tmp_path / "report"),
         ],
         cwd=saved,

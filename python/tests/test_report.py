@@ -122,7 +122,7 @@ def test_every_picture_has_words_for_those_who_cannot_see_it(html):
         assert re.search(r'aria-label="[^"]{40,}"', image)
 
 
-def test_colours_of_pictures_follow_the_page(html):
+def test_colors_of_pictures_follow_the_page(html):
     for svg in re.findall(r"<svg .*?</svg>", html, flags=re.S):
         assert "var(--ink)" in svg
         assert re.findall(r"#[0-9a-f]{6}\b", svg) == []
@@ -208,7 +208,7 @@ def test_samples_beyond_the_axis_are_all_counted(tmp_path, results):
     changed = copy.deepcopy(results)
     changed["cases"] = changed["cases"][1:2]
     row = changed["cases"][0]["runtimes"][0]
-    row["generations"] = [{"generation": 0, "rounds": [{"step_ns": [1e6] * 4000 + [5e9] * 7}]}]
+    row["invocations"] = [{"invocation": 0, "rounds": [{"step_ns": [1e6] * 4000 + [5e9] * 7}]}]
     assert "7 beyond, to 5.0 s" in written(tmp_path, changed)
 
 
@@ -216,9 +216,9 @@ def test_rows_without_samples_are_no_lanes(tmp_path, results):
     changed = copy.deepcopy(results)
     for case in changed["cases"]:
         for row in case["runtimes"]:
-            row["generations"] = [{"generation": 0, "rounds": []}]
+            row["invocations"] = [{"invocation": 0, "rounds": []}]
     assert "Step times" not in written(tmp_path, changed)
-    changed["cases"][0]["runtimes"][0]["generations"][0]["rounds"] = [{"step_ns": [1e6, None, 2e6]}]
+    changed["cases"][0]["runtimes"][0]["invocations"][0]["rounds"] = [{"step_ns": [1e6, None, 2e6]}]
     assert "Step times" in written(tmp_path, changed)
 
 
@@ -231,12 +231,12 @@ def test_rounds_that_are_set_aside_have_a_line_and_no_dots(tmp_path, results):
     case["set_aside_share"] = 0.27
     for row in rows:
         row["elsewhere"] = None if row["runtime"] == case["reference"] else 1.284
-        for turn in row["generations"][1]["rounds"]:
+        for turn in row["invocations"][1]["rounds"]:
             turn["set_aside"] = True
-        row["generations"][0]["rounds"][0]["set_aside"] = True
-        all_times = [x for g in row["generations"] for t in g["rounds"] for x in t["step_ns"]]
+        row["invocations"][0]["rounds"][0]["set_aside"] = True
+        all_times = [x for g in row["invocations"] for t in g["rounds"] for x in t["step_ns"]]
         left = step_times.times(row)
-        assert len(left) == len(row["generations"]) - 1
+        assert len(left) == len(row["invocations"]) - 1
         assert 0 < sum(map(len, left)) < len(all_times)
     other = next(r["runtime"] for r in rows if r["elsewhere"])
     html = written(tmp_path, changed)
@@ -304,8 +304,8 @@ def test_names_cannot_become_markup(tmp_path, results):
 def test_many_cases_and_samples_stay_small(tmp_path, results):
     changed = copy.deepcopy(results)
     row = changed["cases"][0]["runtimes"][1]
-    for generation in row["generations"]:
-        generation["rounds"] *= 700
+    for invocation in row["invocations"]:
+        invocation["rounds"] *= 700
     html = written(tmp_path, changed)
     assert re.search(r"every \d+th sample", html)
     assert len(html) < 3_000_000
@@ -362,8 +362,8 @@ def without(results, *keys):
         ("cases", 1, "case"),
         ("cases", 1, "runtimes"),
         ("cases", 1, "runtimes", 0, "status"),
-        ("cases", 0, "runtimes", 1, "generations", 2, "rounds"),
-        ("cases", 0, "runtimes", 1, "generations", 2, "rounds", 0, "step_ns"),
+        ("cases", 0, "runtimes", 1, "invocations", 2, "rounds"),
+        ("cases", 0, "runtimes", 1, "invocations", 2, "rounds", 0, "step_ns"),
     ],
 )
 def test_missing_key_is_named(tmp_path, results, keys):
@@ -379,7 +379,7 @@ def test_missing_key_is_named(tmp_path, results, keys):
         (lambda r: r["cases"][0].update(flops="many"), "/cases/0/flops"),
         (lambda r: r["cases"][0]["runtimes"][0].update(status="fine"), "one of ok"),
         (lambda r: r["cases"][0]["runtimes"][0]["step_ns"].update(low=True), "step_ns/low"),
-        (lambda r: r["plan"].update(generations="six"), "an integer at /plan/generations"),
+        (lambda r: r["plan"].update(invocations="six"), "an integer at /plan/invocations"),
     ],
 )
 def test_wrong_kind_is_named(tmp_path, results, change, said):

@@ -139,7 +139,7 @@ def test_break_even_in_words():
 
 def test_counted_memory_is_beside_the_peak(html, results):
     for drawing in picture(html, "memory"):
-        assert "optimiser state" in drawing
+        assert "optimizer state" in drawing
         text = " ".join(drawing)
         for case in results["cases"]:
             assert strings.size(sum(case["memory_bytes"].values())) in text

@@ -55,7 +55,7 @@ def test_notes_are_below_and_a_bar_without_a_number_is_no_row(tmp_path, results)
         assert "did not answer" in text and "<b>" in text
 
 
-def test_a_run_of_few_generations_has_bars_without_intervals(tmp_path, results):
+def test_a_run_of_few_invocations_has_bars_without_intervals(tmp_path, results):
     changed = copy.deepcopy(results)
     bars = changed["cases"][0]["explanation"]["bars"]
     for bar in bars:

@@ -346,7 +346,7 @@ def test_a_package_of_several_models(packages, tmp_path):
     assert done.returncode == 0, done.stderr
 
 
-class Normalise(torch.nn.Module):
+class Normalize(torch.nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x.sub_(0.45).div_(0.225) + 1
 
@@ -362,7 +362,7 @@ class Counting(torch.nn.Module):
 
 
 def test_a_file_that_changes_its_inputs_or_buffers_is_refused(tmp_path):
-    path = scripted(tmp_path, "inplace.pt", Normalise())
+    path = scripted(tmp_path, "inplace.pt", Normalize())
     good = scripted(tmp_path, "good.pt", Sinus())
     for files in ((path,), (path, "--compare", path), (good, "--compare", path)):
         line = refused(tmp_path, *files, "--input", "2x3x16x16")

@@ -94,7 +94,7 @@ def expect_known(module: nn.Module, what: str) -> None:
     for name, parameter in module.named_parameters():
         if isinstance(parameter, nn.parameter.UninitializedParameter):
             raise InputError(
-                f"{what}: expected initialised parameters, found the lazy '{name}'; call the "
+                f"{what}: expected initialized parameters, found the lazy '{name}'; call the "
                 "module once before it is returned"
             )
         if parameter.is_meta:

@@ -43,7 +43,7 @@ class Call:
 
 
 def time_parts(workload: Workload, steps: int) -> dict[str, list[float]]:
-    """Times of the parts of `steps` steps in ns, synchronised between them.
+    """Times of the parts of `steps` steps in ns, synchronized between them.
 
     What a part does in several pieces is added up. Raises InputError where a step has no parts.
     """
@@ -227,7 +227,7 @@ def _calls(profile: profiler.profile) -> list[Call]:
         caller = next((call for _, call in reversed(stack) if call), None)
         if caller:
             caller.self_ns -= end - begin
-        # Of the part that began last, on whatever thread: parts end synchronised.
+        # Of the part that began last, on whatever thread: parts end synchronized.
         index = bisect.bisect_right(begins, begin) - 1
         part = parts[index][1] if index >= 0 else ""
         device = device_ns.get(event.correlation_id(), 0.0)

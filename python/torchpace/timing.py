@@ -36,7 +36,7 @@ def measure(workload: Workload, samples: int, warmup: int, steps: int) -> Block:
     """Runs one turn: `warmup` unrecorded steps, then `samples` samples of `steps` steps each.
 
     On the CPU the samples share one chain of clock reads. On CUDA, in phase `latency`, every step
-    is synchronised; in the other phases the device is kept busy and a sample lasts from one
+    is synchronized; in the other phases the device is kept busy and a sample lasts from one
     completion to the next, by events.
     """
     with without_collector(), workload.turn():
@@ -45,7 +45,7 @@ def measure(workload: Workload, samples: int, warmup: int, steps: int) -> Block:
         if workload.device.type == "cpu":
             return _on_cpu(workload, samples, warmup, steps)
         if workload.phase == "latency":
-            return _synchronised(workload, samples, warmup, steps)
+            return _synchronized(workload, samples, warmup, steps)
         return _throughput(workload, samples, warmup, steps)
 
 
@@ -62,7 +62,7 @@ def without_collector() -> Iterator[None]:
 
 
 def first(workload: Workload, steps: int) -> dict[str, float]:
-    """One turn from its first step, synchronised after it, in seconds: `first_step_s`, and with
+    """One turn from its first step, synchronized after it, in seconds: `first_step_s`, and with
     `steps` `steps_s`, until that many steps are done.
     """
     with workload.turn():
@@ -93,7 +93,7 @@ def _on_cpu(workload: Workload, samples: int, index: int, steps: int) -> Block:
     return block
 
 
-def _synchronised(workload: Workload, samples: int, index: int, steps: int) -> Block:
+def _synchronized(workload: Workload, samples: int, index: int, steps: int) -> Block:
     """step_ns ends with the device's completion, enqueue_ns with step()'s return; device_ns is
     between events.
     """

@@ -66,11 +66,11 @@ class Workload(ABC):
 
     @abstractmethod
     def turn(self) -> contextlib.AbstractContextManager[None]:
-        """Restores parameters, buffers, optimiser and random state in place, and sets modes."""
+        """Restores parameters, buffers, optimizer and random state in place, and sets modes."""
 
     @abstractmethod
     def step(self, index: int) -> Tensor:
-        """Enqueues step `index` of a turn, on batch index mod N. Does not synchronise."""
+        """Enqueues step `index` of a turn, on batch index mod N. Does not synchronize."""
 
     def parts(self, index: int) -> list[tuple[str, Callable[[], Any]]]:
         """What step `index` does, in its order: forward (with the loss), backward, optimizer.
@@ -357,8 +357,8 @@ def first_step_values(
     """`gradient.<name>` and `update.<name>` of the first step, which has just been taken from
     `before`.
 
-    update = (before - after) / lr - direction + 1, in float64: 1 for the right optimiser, whatever
-    the gradient is. So it sees the optimiser alone, also where rounding that flips one ReLU moves
+    update = (before - after) / lr - direction + 1, in float64: 1 for the right optimizer, whatever
+    the gradient is. So it sees the optimizer alone, also where rounding that flips one ReLU moves
     the gradients of a deep network by more than a wrong eps does.
     """
     parameters = dict(module.named_parameters())

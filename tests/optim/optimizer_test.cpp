@@ -1,4 +1,4 @@
-// The three implementations of each optimiser against each other and against Python's.
+// The three implementations of each optimizer against each other and against Python's.
 #include <torchpace/models/dnn.hpp>
 #include <torchpace/optim/factory.hpp>
 #include <torchpace/runtimes/eager.hpp>
@@ -206,7 +206,7 @@ TEST(OptimizersOfUsers, OnlyFusedMayBeCaptured) {
     EXPECT_TRUE(make_optimizer({{"optimizer", name}}, p.parameters)->capturable()) << name;
 }
 
-/// `update.<name>` is 1 for the right optimiser, whichever it is, and shows a wrong one.
+/// `update.<name>` is 1 for the right optimizer, whichever it is, and shows a wrong one.
 TEST(ParityOfOptimizers, TheFirstUpdateIsOneOnlyForTheRightOptimizer) {
   const auto worst = [](const Settings& changes) {
     auto settings = fixture_settings("dnn");

@@ -50,13 +50,13 @@ void add_list(CLI::App& app, const std::string& name, std::vector<std::string>& 
 
 /// Said in the help of what two commands have defaults of their own for.
 struct Defaults {
-  std::string generations, max_seconds;
+  std::string invocations, max_seconds;
 };
 
 /// What says how to measure.
 void add_measuring(CLI::App& app, CompareOptions& o, const Defaults& defaults) {
   app.option_defaults()->take_last();  // a script's options can be overridden by what follows
-  app.add_option("--preset", o.preset, "smoke, quick or paper: size, generations and time (quick)");
+  app.add_option("--preset", o.preset, "smoke, quick or paper: size, invocations and time (quick)");
   app.add_option("--model", o.models,
                  "module:factory: a model of your own in place of the families; may be repeated. "
                  "FILE: TorchScript, an AOTInductor package or a program of torch.export.save; "
@@ -80,10 +80,10 @@ void add_measuring(CLI::App& app, CompareOptions& o, const Defaults& defaults) {
   app.add_option("--threads", o.threads,
                  "of every worker (OMP_NUM_THREADS, else physical cores that are ours)");
   app.add_option("--allocator", o.allocator, "of every worker: tuned, system or jemalloc (tuned)");
-  app.add_option("--generations", o.generations,
-                 fmt::format("fresh processes per runtime ({})", defaults.generations));
+  app.add_option("--invocations", o.invocations,
+                 fmt::format("fresh processes per runtime ({})", defaults.invocations));
   app.add_option("--rounds", o.rounds,
-                 "turns per case and generation (as many as the time allows)");
+                 "turns per case and invocation (as many as the time allows)");
   app.add_option("--max-seconds", o.max_seconds,
                  fmt::format("time of measuring; making weights, truth and artifacts is not "
                              "counted ({})",
@@ -113,7 +113,7 @@ void add_measuring(CLI::App& app, CompareOptions& o, const Defaults& defaults) {
 
 void add_compare(CLI::App& app, CompareOptions& o) {
   add_measuring(app, o,
-                {.generations = "of the preset",
+                {.invocations = "of the preset",
                  .max_seconds = "of the preset, and more for each further runtime"});
   add_list(app, "--cases", o.cases, "names or patterns: gptlite_train,dnn_*/size:smoke (all)");
   app.add_option("--set", o.set, "axes: layers=64,batch=1:64*2; lists and ranges multiply out")
@@ -129,7 +129,7 @@ void add_compare(CLI::App& app, CompareOptions& o) {
 
 void add_explain(CLI::App& app, ExplainOptions& o) {
   add_measuring(app, o.how,
-                {.generations = "of the preset, at most 6", .max_seconds = "half of the preset"});
+                {.invocations = "of the preset, at most 6", .max_seconds = "half of the preset"});
   app.add_option("case", o.case_name, "gptlite_train/size:quick")->required();
   app.add_option("A", o.from, "runtime that the waterfall begins with")->required();
   app.add_option("B", o.to, "runtime that it ends with")->required();
@@ -235,10 +235,10 @@ int report_files(const std::vector<std::string>& paths, const std::string& outpu
     files.push_back({path, load_results(path)});
     derive(files.back().results);
   }
-  const bool colour = isatty(STDOUT_FILENO) == 1;
+  const bool color = isatty(STDOUT_FILENO) == 1;
   int worst = kOk;
   for (const auto& file : files) {
-    print_report(file.results, std::cout, colour);
+    print_report(file.results, std::cout, color);
     if (fail_on) {
       for (const auto& line : find_regressions(file.results, *fail_on).found) {
         say("regression: " + line);
@@ -246,7 +246,7 @@ int report_files(const std::vector<std::string>& paths, const std::string& outpu
       }
     }
   }
-  if (files.size() > 1) print_side_by_side(files, std::cout, colour);
+  if (files.size() > 1) print_side_by_side(files, std::cout, color);
   std::cout.flush();
   if (!output.empty()) {
     if (files.size() > 1) throw Error("--output: expected one file of results, found several");
@@ -334,7 +334,7 @@ int run(int argc, char** argv) {
   if (*list_command) return list(python, as_json);
   if (*report_command) return report_files(paths, output, fail_on, python);
   return run_doctor({.json = as_json,
-                     .colour = isatty(STDOUT_FILENO) == 1,
+                     .color = isatty(STDOUT_FILENO) == 1,
                      .python = find_installation(python).python,
                      .cache = cache_folder(cache)},
                     std::cout);

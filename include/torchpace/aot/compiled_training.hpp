@@ -1,6 +1,6 @@
-// Forward, loss, backward and optimiser as one package that AOTInductor compiled, driven from C++
+// Forward, loss, backward and optimizer as one package that AOTInductor compiled, driven from C++
 // with no Python in the process. Rules and formats: docs/training.md.
-// Twin: python/torchpace/compiled_training.py; python/torchpace/training.py makes the packages.
+// Twin: python/torchpace/aot/compiled_training.py; python/torchpace/aot/export_training.py makes the packages.
 //
 //   torchpace::CompiledTraining training("gptlite_train.pt2");
 //   torch::Tensor loss = training.step(x, y, 2e-4);
@@ -90,7 +90,7 @@ class CompiledTraining {
   }
 
   /// One step on one batch; its loss, a scalar on the device that no later step changes. Does not
-  /// synchronise. Throws c10::Error on tensors of other shapes, dtypes or devices than the package
+  /// synchronize. Throws c10::Error on tensors of other shapes, dtypes or devices than the package
   /// takes, and on a learning rate that is negative or not finite; the state is then as it was.
   torch::Tensor step(const std::vector<torch::Tensor>& inputs, const torch::Tensor& target,
                      double learning_rate) {
@@ -138,7 +138,7 @@ class CompiledTraining {
   void save(const std::string& path) const { write_dictionary(path, persistent(), true); }
 
   /// Parameters and buffers of such a dictionary (Python: torch.save(dict(module.state_dict()))).
-  /// Leaves the optimiser's state. Throws ArchiveError or c10::Error on another file; nothing is
+  /// Leaves the optimizer's state. Throws ArchiveError or c10::Error on another file; nothing is
   /// changed then.
   void load(const std::string& path) {
     const auto content = read_dictionary(path);
@@ -160,7 +160,7 @@ class CompiledTraining {
 
   /// Takes the state of a checkpoint, and torch's random state; returns its position. Throws
   /// ArchiveError or c10::Error on another file, and where it is another model's or another
-  /// optimiser's; nothing is changed then.
+  /// optimizer's; nothing is changed then.
   int64_t resume(const std::string& path) {
     auto content = read_tensors(path);
     const auto take = [&](const char* name) {

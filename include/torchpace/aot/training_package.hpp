@@ -1,5 +1,5 @@
 // What a package of a compiled training step says of itself: its state tensors, its parameters by
-// name, its optimiser. Format: docs/training.md. Twin: python/torchpace/training_package.py.
+// name, its optimizer. Format: docs/training.md. Twin: python/torchpace/aot/training_package.py.
 #pragma once
 
 #include <torch/torch.h>
@@ -67,7 +67,7 @@ struct TrainingPackage {
   bool deterministic = false;
 
   std::string kind() const { return Settings::parse(optimizer).require<std::string>("kind"); }
-  /// Flat tensors that the optimiser keeps; the first is of the gradient itself.
+  /// Flat tensors that the optimizer keeps; the first is of the gradient itself.
   std::vector<std::string> moments() const {
     if (kind() == "sgd") return {"momentum"};
     return {"first_moment", "second_moment"};
@@ -78,7 +78,7 @@ struct TrainingPackage {
     if (package.get("torchpace.kind") != "training") {
       throw ArchiveError(package.path() +
                          ": expected a compiled training step of torchpace, found another " +
-                         "package; make one with python -m torchpace.training");
+                         "package; make one with torchpace export-training");
     }
     try {
       return parse(package);

@@ -61,7 +61,7 @@ inline std::string decode_text(const torch::Tensor& tokens) {
   return text;
 }
 
-/// Random windows of a tokenised text.
+/// Random windows of a tokenized text.
 class TextBatches {
  public:
   /// tokens: uint8 or int64 [n], n > context. Throws c10::Error otherwise.

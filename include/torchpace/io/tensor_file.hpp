@@ -1,5 +1,5 @@
 // A dictionary of tensors as a file that both languages read: Python torch.save(dict), loadable
-// with weights_only=True. Twin: python/torchpace/tensors.py. The key `torchpace.format` holds the
+// with weights_only=True. Twin: python/torchpace/io/tensor_file.py. The key `torchpace.format` holds the
 // version of the format, 1.
 #pragma once
 

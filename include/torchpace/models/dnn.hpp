@@ -1,5 +1,5 @@
 // Plain deep or wide network: y = W_L relu(... relu(W_1 x + b_1) ...) + b_L, all layers square.
-// Source: He et al. 2015, arXiv:1502.01852, for the initialisation.
+// Source: He et al. 2015, arXiv:1502.01852, for the initialization.
 // Twin: python/torchpace/models/dnn.py.
 // Dimensions: B batch, W width, L layers.
 #pragma once

@@ -1,5 +1,5 @@
-// The optimiser that a case names: adam, adamw or sgd, per tensor, foreach or fused. Table:
-// docs/design.md, Settings lines. Twin: python/torchpace/optimizers.py.
+// The optimizer that a case names: adam, adamw or sgd, per tensor, foreach or fused. Table:
+// docs/design.md, Settings lines. Twin: python/torchpace/optim/factory.py.
 #pragma once
 
 #include <torch/torch.h>
@@ -45,7 +45,7 @@ inline std::pair<OptimizerKind, OptimizerImplementation> optimizer_choice(
                                      : OptimizerImplementation::kPerTensor};
 }
 
-/// The optimiser of a case: keys `optimizer`, `lr`, `eps`. Throws SettingsError on a bad value.
+/// The optimizer of a case: keys `optimizer`, `lr`, `eps`. Throws SettingsError on a bad value.
 inline std::unique_ptr<Optimizer> make_optimizer(const Settings& settings,
                                                  std::vector<torch::Tensor> parameters) {
   const auto [kind, implementation] = optimizer_choice(settings);

@@ -2,7 +2,7 @@
 // fused (one kernel for the whole step).
 // Source: Kingma and Ba 2015, arXiv:1412.6980, algorithm 1; Loshchilov and Hutter 2019,
 // arXiv:1711.05101, algorithm 2; Sutskever et al. 2013, for momentum as PyTorch writes it.
-// Twin: python/torchpace/optimizers.py.
+// Twin: python/torchpace/optim/factory.py.
 //
 //   torchpace::FusedAdam optimizer(model->parameters(), torch::optim::AdamOptions(1e-3));
 //   optimizer.zero_grad(); loss(model(x), y).backward(); optimizer.step();
@@ -35,7 +35,7 @@ struct TensorGroup {
   torch::Tensor learning_rate;           // on the device; not defined on the CPU
 };
 
-/// What the optimisers for many tensors share: groups, lists that are kept from step to step, and
+/// What the optimizers for many tensors share: groups, lists that are kept from step to step, and
 /// the count of steps. Tensors that always had their gradients together share one counter.
 class MultiTensorOptimizer : public Optimizer {
  public:
@@ -262,7 +262,7 @@ class ForeachSgd : public detail::MultiTensorOptimizer {
 
 /// Adam or AdamW, the whole step one kernel for all tensors (CPU and CUDA). On CUDA the step count
 /// and the learning rate are on the device, so that a CUDA graph may replay a step. A step does not
-/// synchronise, and allocates no tensor.
+/// synchronize, and allocates no tensor.
 class FusedAdam : public detail::MultiTensorOptimizer {
  public:
   FusedAdam(std::vector<torch::Tensor> parameters, const torch::optim::AdamOptions& options)

@@ -1,4 +1,4 @@
-// What torchpace asks of an optimiser, and those of torch::optim behind it: a set of kernels per
+// What torchpace asks of an optimizer, and those of torch::optim behind it: a set of kernels per
 // tensor. One kernel for many tensors: multi_tensor.hpp. By name: choice.hpp.
 #pragma once
 
@@ -11,7 +11,7 @@
 
 namespace torchpace {
 
-/// What torchpace asks of an optimiser. Parameters without a gradient are left alone by a step.
+/// What torchpace asks of an optimizer. Parameters without a gradient are left alone by a step.
 class Optimizer {
  public:
   virtual ~Optimizer() = default;
@@ -46,7 +46,7 @@ class Optimizer {
   std::vector<torch::Tensor> parameters_;
 };
 
-/// An optimiser of torch::optim, which is what a C++ program has by default. Only Adam, AdamW and
+/// An optimizer of torch::optim, which is what a C++ program has by default. Only Adam, AdamW and
 /// SGD can be restored: c10::Error on another.
 class PerTensorOptimizer : public Optimizer {
  public:

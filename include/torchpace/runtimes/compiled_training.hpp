@@ -1,5 +1,5 @@
 // cpp-compiled-train: a case's training step as one compiled package.
-// Twin: python/torchpace/runtimes/compiled_train.py.
+// Twin: python/torchpace/runtimes/compiled_training.py.
 #pragma once
 
 #include <torch/torch.h>

@@ -1,5 +1,5 @@
 // cpp-cuda-graph: a whole step of the eager module, or of an AOTInductor package, captured once
-// with at::cuda::CUDAGraph and replayed: one launch a step. Training takes the fused optimiser,
+// with at::cuda::CUDAGraph and replayed: one launch a step. Training takes the fused optimizer,
 // whose step count and learning rate are on the device: any other would replay its first step.
 // Source: CUDA programming guide, "CUDA Graphs"; the recipe is that of torch.cuda.graph: a stream
 // of its own, warm-up on it, inputs and outputs in fixed places.
@@ -118,7 +118,7 @@ struct GraphedTraining : EagerTraining {
   std::unique_ptr<CapturedGraph> graph;
 };
 
-/// The settings with the fused implementation of their optimiser.
+/// The settings with the fused implementation of their optimizer.
 inline Settings with_fused_optimizer(Settings settings) {
   settings.set("optimizer", optimizer_algorithm(settings) + "-fused");
   return settings;

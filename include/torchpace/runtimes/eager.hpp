@@ -27,7 +27,7 @@ using BatchSource = std::function<std::pair<torch::Tensor, torch::Tensor>(int64_
 namespace detail {
 
 /// The gradient of a parameter, and update = (before - after) / lr - direction + 1 in float64: 1
-/// for the optimiser of the case, whatever the gradient. It sees the optimiser alone, also where
+/// for the optimizer of the case, whatever the gradient. It sees the optimizer alone, also where
 /// rounding that flips one ReLU of a deep network moves the gradients by more than a wrong eps
 /// does.
 inline void add_first_step(TensorDict& result, const std::string& name,
@@ -188,7 +188,7 @@ inline BatchSource text_source(const Settings& s) {
 
 }  // namespace detail
 
-/// Training steps of `model` on its batches: zero_grad, forward, loss, backward, optimiser. Keys of
+/// Training steps of `model` on its batches: zero_grad, forward, loss, backward, optimizer. Keys of
 /// `settings`: optimizer, lr, eps, and the axes. `fresh` feeds `losses`; without it they use the
 /// batches in turn. Throws DeviceUnavailable for a model without a module.
 inline Workload eager_training(const Model& model, Batches batches, const Settings& settings = {},

@@ -56,7 +56,7 @@ class CompiledTraining:
             raise self._error("code that loads", str(error).splitlines()[0][:160]) from None
 
     def step(self, inputs: Tensor | Sequence[Tensor], target: Tensor, lr: float) -> Tensor:
-        """One step on one batch; its loss, a scalar on the device. Does not synchronise.
+        """One step on one batch; its loss, a scalar on the device. Does not synchronize.
 
         Raises InputError on tensors of other shapes, dtypes or devices than the package takes, and
         on a learning rate that is negative or not finite; the state is then as it was.
@@ -108,7 +108,7 @@ class CompiledTraining:
         _write(Path(path), self.parameters() | self.buffers())
 
     def load(self, path: str | os.PathLike[str]) -> None:
-        """Parameters and buffers of a plain dictionary (torch.save). The optimiser's state is left
+        """Parameters and buffers of a plain dictionary (torch.save). The optimizer's state is left
         as it is. Raises InputError where names, shapes or dtypes differ; nothing is changed then.
         """
         content = _read(Path(path))
@@ -131,7 +131,7 @@ class CompiledTraining:
     def resume(self, path: str | os.PathLike[str]) -> int:
         """Takes the state of a checkpoint, and torch's random state; returns its position.
 
-        Raises InputError where it is another model's or another optimiser's; nothing is changed
+        Raises InputError where it is another model's or another optimizer's; nothing is changed
         then.
         """
         content = tensor_file.load(path, "checkpoint")

@@ -1,4 +1,4 @@
-"""Compiles a whole training step, forward, loss, backward and optimiser, into one package.
+"""Compiles a whole training step, forward, loss, backward and optimizer, into one package.
 
     python -m torchpace.aot.export_training gptlite --size quick --optimizer adamw --out FILE.pt2
     python -m torchpace.aot.export_training my_module:make --input 8x3x32x32:float32 --out FILE.pt2

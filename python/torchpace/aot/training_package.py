@@ -1,4 +1,4 @@
-"""What a package of a compiled training step says of itself: its optimiser, its state, its names.
+"""What a package of a compiled training step says of itself: its optimizer, its state, its names.
 
 Rules: docs/training.md. Twin: include/torchpace/aot/training_package.hpp.
 """
@@ -24,7 +24,7 @@ ALIGNMENT = 64  # bytes, of every tensor in a flat one and in INITIAL
 
 @dataclass(frozen=True)
 class Recipe:
-    """The optimiser with its numbers, and what happens to gradients before it. A checkpoint
+    """The optimizer with its numbers, and what happens to gradients before it. A checkpoint
     resumes only with the same one.
     """
 
@@ -38,7 +38,7 @@ class Recipe:
     accumulate: int = 1
 
     def __post_init__(self) -> None:
-        """Raises InputError on an unknown optimiser or a number outside its range."""
+        """Raises InputError on an unknown optimizer or a number outside its range."""
         ranges = {
             "kind": (self.kind in factory.KINDS, " or ".join(factory.KINDS)),
             "beta1": (0 <= self.beta1 < 1, "0 to below 1"),

@@ -42,7 +42,7 @@ from torchpace.worker.protocol import answer_lines, die_with_parent, one_line, o
 
 LIMIT_S = 120.0  # where the line names no compile_limit
 # Keys of a settings line that change no artifact, unless its runtime says so by RELATED: few hold
-# an optimiser, and `torchscript` and `runners` are obeyed by what loads it.
+# an optimizer, and `torchscript` and `runners` are obeyed by what loads it.
 UNRELATED = (
     *("case", "family", "state", "truth", "tokens", "artifact", "make", "compile_limit"),
     *("optimizer", "lr", "eps", "torchscript", "runners"),

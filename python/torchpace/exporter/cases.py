@@ -63,7 +63,7 @@ def check(settings: Settings, model: ModuleType) -> None:
 def key_of(settings: Settings, model: ModuleType, source: text.Text | None) -> str:
     """The entry's name: model, phase and a hash of all that the files depend on."""
     related = settings.replace(**dict.fromkeys(UNRELATED, None))
-    if phase_of(settings) == "train":  # all implementations of an optimiser do the same
+    if phase_of(settings) == "train":  # all implementations of an optimizer do the same
         related = related.replace(optimizer=factory.parse(settings)[0])
     tokens = source.sha256 if source else ""
     code = models.identity(model) + cache.package_digest()

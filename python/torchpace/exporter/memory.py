@@ -15,7 +15,7 @@ from torchpace.workload import loss_of
 
 
 def count_memory(settings: Settings, model: ModuleType) -> dict[str, int]:
-    """Bytes that one step must keep: parameters, their gradients, the optimiser's moments, and the
+    """Bytes that one step must keep: parameters, their gradients, the optimizer's moments, and the
     activations that autograd keeps from one forward and loss for the backward.
 
     Activations are what is saved in storages of their own: parameters, buffers, inputs and target

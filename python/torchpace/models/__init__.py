@@ -2,7 +2,7 @@
 
 - `XOptions` and the module `X`, whose parameter names equal those of
   include/torchpace/models/x.hpp;
-- `make(settings) -> nn.Module`, initialised from torch's global generator;
+- `make(settings) -> nn.Module`, initialized from torch's global generator;
 - `loss(output, target) -> Tensor`, a scalar;
 - `cost(settings) -> Cost`, without building the model;
 - `inputs(settings, generator, tokens) -> (input, ..., target)` for one batch, on the CPU: what the
@@ -46,7 +46,7 @@ class Cost:
     """
 
     forward_flops: float  # one forward over the batch
-    training_flops: float  # forward and backward; the optimiser is element-wise
+    training_flops: float  # forward and backward; the optimizer is element-wise
     parameter_bytes: int
     minimum_bytes: int  # bytes that a step of the case's phase moves at least
     items: int  # items of one batch

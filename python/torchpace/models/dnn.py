@@ -1,7 +1,7 @@
 """Dnn: L linear layers of width W, each but the last followed by ReLU.
 
 Source: He et al. 2015, arXiv:1502.01852: Kaiming-uniform weights (ReLU) and zero biases. With
-PyTorch's default initialisation a deep one is dead: at 2048 layers almost every gradient is exactly
+PyTorch's default initialization a deep one is dead: at 2048 layers almost every gradient is exactly
 0, and its timing would be that of zeros and denormals. Twin: include/torchpace/models/dnn.hpp.
 Dimensions: B batch, W width, L layers.
 """

@@ -1,7 +1,7 @@
 """GPTlite: a decoder-only transformer on characters, pre-norm, with ReLU feed-forward blocks.
 
 Source: Vaswani et al. 2017, arXiv:1706.03762; pre-norm as in Radford et al. 2019 (GPT-2), whose
-initialisation it takes: weights N(0, 0.02), biases 0. Twin: include/torchpace/models/gptlite.hpp.
+initialization it takes: weights N(0, 0.02), biases 0. Twin: include/torchpace/models/gptlite.hpp.
 Dimensions: B batch, T tokens, C width, H heads, L layers, V vocabulary, N context (T <= N).
 """
 

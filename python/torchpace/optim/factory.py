@@ -1,4 +1,4 @@
-"""The optimisers that a training case may name, in each implementation that PyTorch has of them.
+"""The optimizers that a training case may name, in each implementation that PyTorch has of them.
 
 Table: docs/design.md, "Settings lines". Twin: include/torchpace/optim/factory.hpp, multi_tensor.hpp.
 """
@@ -37,7 +37,7 @@ def name(settings: Settings) -> str:
 
 
 def moments(settings: Settings) -> int:
-    """Tensors of a parameter's size that the optimiser keeps beside it."""
+    """Tensors of a parameter's size that the optimizer keeps beside it."""
     return 1 if parse(settings)[0] == "sgd" else 2
 
 

@@ -20,7 +20,7 @@ PLAN = {
     "arguments": list,
     "reference": str,
     "runtimes": list,
-    "generations": int,
+    "invocations": int,
     "threads": int,
     "device": str,
     "dtype": str,
@@ -55,7 +55,7 @@ RUNTIME_OPTIONAL = {
     "page_faults_per_step": NUMBER,
     "elsewhere": NUMBER,
     "environment": dict,
-    "generations": list,
+    "invocations": list,
 }
 INTERVAL = {"median": NUMBER, "low": NUMBER, "high": NUMBER}
 
@@ -134,10 +134,10 @@ def check_case(check, at, case):
         for name in ("cold_s", "peak_bytes", "percentiles_ns"):
             for key, value in row[name].items():
                 check.number(f"{here}/{name}/{key}", value)
-        for j, generation in enumerate(row["generations"]):
-            where = f"{here}/generations/{j}"
-            check.keys(where, generation, {"rounds": list})
-            for k, turn in enumerate(generation["rounds"]):
+        for j, invocation in enumerate(row["invocations"]):
+            where = f"{here}/invocations/{j}"
+            check.keys(where, invocation, {"rounds": list})
+            for k, turn in enumerate(invocation["rounds"]):
                 check.keys(f"{where}/rounds/{k}", turn, {"step_ns": list})
                 check.numbers(f"{where}/rounds/{k}/step_ns", turn["step_ns"])
 

@@ -141,7 +141,7 @@ def facts(results):
         ("dtype", plan["dtype"]),
         ("threads", plan["threads"]),
         ("allocator", plan["allocator"]),
-        ("generations", plan["generations"]),
+        ("invocations", plan["invocations"]),
         ("reference", plan["reference"]),
         ("measured", results["created"].replace("T", " ").replace("Z", " UTC")),
         ("took", strings.seconds(results.get("elapsed_s"))),

@@ -32,7 +32,7 @@ RUNTIMES = {"py-torchscript": "TorchScript from Python; deprecated upstream sinc
 ARTIFACTS = {"py-torchscript": "torchscript"}
 DEPRECATED = "TorchScript is deprecated upstream since torch 2.9"
 HOW = "torchpace.how"  # a file in the archive: scripted or traced
-# The executor specialises in the first runs of a shape; after them a step's time is steady.
+# The executor specializes in the first runs of a shape; after them a step's time is steady.
 SETTLE_LEAST, SETTLE_MOST, STEADY = 10, 50, 0.05
 
 

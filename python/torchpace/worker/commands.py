@@ -63,11 +63,11 @@ class Worker:
 
     def prepare(self, line: str) -> None:
         """What a `load` imports on top of torch, before the worker forks: what the runtime asks
-        for and, for a training case, the optimisers (0.7 s).
+        for and, for a training case, the optimizers (0.7 s).
 
         The first load pays; its time counts in every load that needs it, as in a fresh process.
         """
-        # torch's compiler, which optimisers import too, makes its folder of caches at once.
+        # torch's compiler, which optimizers import too, makes its folder of caches at once.
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", tempfile.gettempdir())
         self._import("runtime", getattr(self.runtime, "prepare", lambda: None))
         if is_training(line):

@@ -16,15 +16,15 @@ RuntimeResult row(const std::string& name, double step_ns) {
   result.runtime = name;
   result.cold_s = {{"start", 1}, {"load", 0}, {"first_step", step_ns * 1e-9}};
   for (int g = 1; g <= 6; ++g) {
-    Generation generation;
-    generation.generation = g;
+    Invocation invocation;
+    invocation.invocation = g;
     for (int r = 0; r < 3; ++r) {
       Round round;
       round.round = r;
       round.step_ns = {step_ns, step_ns * (1 + 0.001 * g), step_ns * 1.002};
-      generation.rounds.push_back(round);
+      invocation.rounds.push_back(round);
     }
-    result.generations.push_back(generation);
+    result.invocations.push_back(invocation);
   }
   return result;
 }
@@ -118,7 +118,7 @@ TEST(Plausible, MeasuringExplainsTenPercent) {
 
 TEST(Plausible, AProductThatWasFasterThanTheLoopIsTheLimit) {
   auto results = example();
-  results.cases[0].find("old")->generations[0].matmul = Matmul{.size = 1000, .ns = {2e9 / 120e3}};
+  results.cases[0].find("old")->invocations[0].matmul = Matmul{.size = 1000, .ns = {2e9 / 120e3}};
   derive(results);
   EXPECT_TRUE(found(results, "empty").implausible.empty());  // 100 of 120 TFLOP/s
 }
@@ -130,7 +130,7 @@ TEST(Plausible, OtherArithmeticIsJudgedByProductsOfTheRun) {
     results.cases[0].settings[key] = value;
     derive(results);
     EXPECT_TRUE(found(results, "empty").implausible.empty()) << "no product was measured";
-    auto& matmul = results.cases[0].find("old")->generations[0].matmul;
+    auto& matmul = results.cases[0].find("old")->invocations[0].matmul;
     matmul = Matmul{.size = 1000, .ns = {2e9 / 60e3}};  // 60 TFLOP/s
     derive(results);
     EXPECT_TRUE(found(results, "empty").implausible.empty()) << "below twice the rate: " << key;

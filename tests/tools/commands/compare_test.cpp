@@ -65,7 +65,7 @@ class Compare : public testing::Test {
   std::string pair(const std::string& new_options, const std::string& options = "",
                    const std::string& old_options = "",
                    const std::string& rounds = "--rounds 3") const {
-    return "compare --no-html --generations 4 " + rounds + " --cases toy_train --output '" +
+    return "compare --no-html --invocations 4 " + rounds + " --cases toy_train --output '" +
            report().string() + "' --worker 'new=" + fake() +
            " --runtime new --cases toy_train,toy_inference " + new_options +
            "' --worker 'old=" + fake() + " --runtime old --cases toy_train,toy_inference " +
@@ -76,7 +76,7 @@ class Compare : public testing::Test {
   Outcome run_package(const std::string& options, const std::string& variables = "") const {
     const auto package = fs::absolute(TORCHPACE_SOURCE_DIR) / "tests/tools/fake_package";
     return run(
-        "compare --no-html --python python3 --device cpu --preset smoke --generations 2 "
+        "compare --no-html --python python3 --device cpu --preset smoke --invocations 2 "
         "--rounds 3 --output '" +
             report().string() + "' " + options,
         "FAKE_LOG='" + (folder / "log").string() + "' TORCHPACE_PYTHON_PATH='" + package.string() +
@@ -123,16 +123,16 @@ TEST_F(Compare, FindsTheFasterOne) {
   EXPECT_TRUE(fs::exists(report() / "report.md"));
 }
 
-TEST_F(Compare, OneProcessAGenerationAndBalancedPlaces) {
+TEST_F(Compare, OneProcessAInvocationAndBalancedPlaces) {
   const auto log = folder / "log";
   ASSERT_EQ(run(pair("--log " + log.string(), "--rounds 6")).code, kOk);
   const auto found = results();
   for (const auto& row : found.cases[0].runtimes) {
-    ASSERT_EQ(row.generations.size(), 4u);
-    for (const auto& generation : row.generations) {
-      ASSERT_EQ(generation.rounds.size(), 6u);
+    ASSERT_EQ(row.invocations.size(), 4u);
+    for (const auto& invocation : row.invocations) {
+      ASSERT_EQ(invocation.rounds.size(), 6u);
       std::multiset<int> places;
-      for (const auto& round : generation.rounds) places.insert(round.position);
+      for (const auto& round : invocation.rounds) places.insert(round.position);
       for (int place = 1; place <= 3; ++place) EXPECT_EQ(places.count(place), 2u);
     }
   }
@@ -140,7 +140,7 @@ TEST_F(Compare, OneProcessAGenerationAndBalancedPlaces) {
   std::istringstream lines(text_of(log));
   for (std::string name, pid, rest; lines >> name >> pid && std::getline(lines, rest);)
     pids.insert(pid);
-  EXPECT_EQ(pids.size(), 6u);  // asked for its cases, the gate's, and one a generation
+  EXPECT_EQ(pids.size(), 6u);  // asked for its cases, the gate's, and one an invocation
 }
 
 TEST_F(Compare, ReportOfTheFileReproducesEveryNumber) {
@@ -158,17 +158,17 @@ TEST_F(Compare, ARegressionHasItsExitCode) {
 }
 
 TEST_F(Compare, WrongOutputsAreNotTimed) {
-  EXPECT_EQ(run(pair("--wrong", "--generations 1")).code, kParityFailed);
+  EXPECT_EQ(run(pair("--wrong", "--invocations 1")).code, kParityFailed);
   const auto found = results();
   const auto& row = *found.cases[0].find("new");
   EXPECT_EQ(row.status, Status::invalid);
-  EXPECT_TRUE(row.generations.empty());
+  EXPECT_TRUE(row.invocations.empty());
   EXPECT_EQ(row.speedup.verdict, "INVALID");
-  EXPECT_FALSE(found.cases[0].find("old")->generations.empty());
+  EXPECT_FALSE(found.cases[0].find("old")->invocations.empty());
 }
 
 TEST_F(Compare, OutputsThatCannotBeComparedAreSaid) {
-  EXPECT_EQ(run(pair("", "--generations 1", "--fail error@write")).code, kOk);
+  EXPECT_EQ(run(pair("", "--invocations 1", "--fail error@write")).code, kOk);
   const auto found = results();
   EXPECT_FALSE(found.cases[0].find("new")->parity.has_value());
   EXPECT_EQ(found.cases[0].find("new")->status, Status::ok);
@@ -185,7 +185,7 @@ class CompareFailure : public Compare, public testing::WithParamInterface<Failur
 
 TEST_P(CompareFailure, CostsItsOwnRow) {
   const auto outcome =
-      run(pair(std::string("--fail ") + GetParam().option, "--patience 1 --generations 2"));
+      run(pair(std::string("--fail ") + GetParam().option, "--patience 1 --invocations 2"));
   EXPECT_EQ(outcome.code, kCaseFailed) << outcome.err;
   const auto found = results();
   EXPECT_TRUE(found.complete);
@@ -194,8 +194,8 @@ TEST_P(CompareFailure, CostsItsOwnRow) {
   EXPECT_NE(row.reason.find(GetParam().reason), std::string::npos) << row.reason;
   EXPECT_EQ(row.reason.find('\n'), std::string::npos);
   EXPECT_EQ(found.cases[0].find("old")->status, Status::ok);
-  EXPECT_EQ(found.cases[0].find("old")->generations.size(), 2u);
-  EXPECT_EQ(found.cases[0].find("old#2")->generations.size(), 2u);
+  EXPECT_EQ(found.cases[0].find("old")->invocations.size(), 2u);
+  EXPECT_EQ(found.cases[0].find("old#2")->invocations.size(), 2u);
 }
 
 INSTANTIATE_TEST_SUITE_P(
@@ -209,7 +209,7 @@ INSTANTIATE_TEST_SUITE_P(
         Failure{"die@start", "cannot start"}));
 
 TEST_F(Compare, AFailureOfTheReferenceIsSaidInEachRow) {
-  EXPECT_EQ(run(pair("", "--generations 1", "--fail error@load")).code, kCaseFailed);
+  EXPECT_EQ(run(pair("", "--invocations 1", "--fail error@load")).code, kCaseFailed);
   const auto found = results();
   EXPECT_EQ(found.cases[0].find("new")->status, Status::failed);
   EXPECT_NE(found.cases[0].find("new")->reason.find("the reference old: failed as asked"),
@@ -217,21 +217,21 @@ TEST_F(Compare, AFailureOfTheReferenceIsSaidInEachRow) {
 }
 
 TEST_F(Compare, AWorkerThatDiesInOneCaseServesTheOthers) {
-  // Generation 1: dies in toy_train, so toy_inference lacks one generation of it.
+  // Invocation 1: dies in toy_train, so toy_inference lacks one invocation of it.
   const auto outcome = run(pair("--fail die@run:3", "--cases toy_inference"));
   EXPECT_EQ(outcome.code, kCaseFailed);
   const auto found = results();
   const auto& train = *found.cases[0].find("new");
   const auto& inference = *found.cases[1].find("new");
   EXPECT_EQ(train.status, Status::failed);
-  EXPECT_EQ(found.cases[0].find("old")->generations.size(), 4u);
-  EXPECT_LT(inference.generations.size(), 4u);
+  EXPECT_EQ(found.cases[0].find("old")->invocations.size(), 4u);
+  EXPECT_LT(inference.invocations.size(), 4u);
 }
 
 TEST_F(Compare, SkippedOnesAreNoFailure) {
-  EXPECT_EQ(run(pair("--fail skip@load", "--generations 1")).code, kOk);
+  EXPECT_EQ(run(pair("--fail skip@load", "--invocations 1")).code, kOk);
   EXPECT_EQ(results().cases[0].find("new")->status, Status::skipped);
-  EXPECT_EQ(run(pair("", "--generations 1", "--fail skip@load")).code, kSkipped);
+  EXPECT_EQ(run(pair("", "--invocations 1", "--fail skip@load")).code, kSkipped);
   EXPECT_EQ(results().cases[0].find("new")->reason, "the reference old: no such device here");
 }
 
@@ -243,17 +243,17 @@ TEST_F(Compare, TooLittleMemoryMeansPairs) {
                           [](const Warning& w) { return w.code == "pairs"; }));
   const auto& c = found.cases[0];
   for (size_t g = 0; g < 4; ++g) {
-    EXPECT_EQ(c.find("old")->generations[g].rounds.size(), 6u);  // with each of two
-    EXPECT_EQ(c.find("new")->generations[g].rounds.size(), 3u);
+    EXPECT_EQ(c.find("old")->invocations[g].rounds.size(), 6u);  // with each of two
+    EXPECT_EQ(c.find("new")->invocations[g].rounds.size(), 3u);
   }
-  EXPECT_EQ(c.find("old#2")->generations.size(), 4u);
+  EXPECT_EQ(c.find("old#2")->invocations.size(), 4u);
   EXPECT_TRUE(c.noise_floor.bounded());
 }
 
 TEST_F(Compare, SettingsAndEnvironmentReachTheWorkers) {
   const auto log = folder / "log";
   EXPECT_EQ(run(pair("--torch 9.9 --log " + log.string(),
-                     "--threads 1 --allocator tuned --seed 5 --dtype bfloat16 --generations 1"))
+                     "--threads 1 --allocator tuned --seed 5 --dtype bfloat16 --invocations 1"))
                 .code,
             kOk);
   const auto text = text_of(log);
@@ -278,7 +278,7 @@ TEST_F(Compare, CtrlCKeepsWhatWasMeasuredAndResumeCompletes) {
   fs::create_directories(folder / "tmp");
   Process process({{"sh", "-c", "exec '" + program() + "' " + arguments + " 2>&1"},
                    {{"TMPDIR", folder / "tmp"}}});
-  for (std::string line; line.find("generation 3/4: toy_train") == std::string::npos;) {
+  for (std::string line; line.find("invocation 3/4: toy_train") == std::string::npos;) {
     line = process.read_line(in_seconds(60));
   }
   ::kill(process.pid(), SIGINT);
@@ -286,17 +286,17 @@ TEST_F(Compare, CtrlCKeepsWhatWasMeasuredAndResumeCompletes) {
   EXPECT_TRUE(fs::is_empty(folder / "tmp")) << "what the workers unpacked is left";
   const auto kept = results();
   EXPECT_FALSE(kept.complete);
-  EXPECT_GE(kept.cases[0].find("new")->generations.size(), 2u);
-  EXPECT_LT(kept.cases[0].find("new")->generations.size(), 4u);
+  EXPECT_GE(kept.cases[0].find("new")->invocations.size(), 2u);
+  EXPECT_LT(kept.cases[0].find("new")->invocations.size(), 4u);
   EXPECT_TRUE(fs::exists(report() / "report.md"));
 
   fs::remove(log);
   EXPECT_EQ(run(arguments + " --resume").code, kOk);
   const auto whole = results();
   EXPECT_TRUE(whole.complete);
-  EXPECT_EQ(whole.cases[0].find("new")->generations.size(), 4u);
-  EXPECT_EQ(to_json(whole)["cases"][0]["runtimes"][0]["generations"][0].dump(),
-            to_json(kept)["cases"][0]["runtimes"][0]["generations"][0].dump());
+  EXPECT_EQ(whole.cases[0].find("new")->invocations.size(), 4u);
+  EXPECT_EQ(to_json(whole)["cases"][0]["runtimes"][0]["invocations"][0].dump(),
+            to_json(kept)["cases"][0]["runtimes"][0]["invocations"][0].dump());
   EXPECT_EQ(text_of(log).find(" check "), std::string::npos);  // the gate was not passed again
 
   const auto other = run(arguments + " --resume --seed 3");
@@ -339,7 +339,7 @@ TEST_F(Compare, AReaderThatHasEnoughIsNoError) {
 
 TEST_F(Compare, TheTimeIsKept) {
   const auto begin = Clock::now();
-  EXPECT_EQ(run("compare --no-html --cases toy_train --generations 3 --max-seconds 3 --output '" +
+  EXPECT_EQ(run("compare --no-html --cases toy_train --invocations 3 --max-seconds 3 --output '" +
                 report().string() + "' --worker 'a=" + fake() +
                 " --sleep-ms 5' --worker 'b=" + fake() + " --sleep-ms 5'")
                 .code,
@@ -347,15 +347,15 @@ TEST_F(Compare, TheTimeIsKept) {
   EXPECT_LT(Clock::now() - begin, std::chrono::seconds(30));
   const auto measured = results();
   for (const auto& row : measured.cases[0].runtimes) {
-    for (const auto& generation : row.generations) EXPECT_GE(generation.rounds.size(), 3u);
+    for (const auto& invocation : row.invocations) EXPECT_GE(invocation.rounds.size(), 3u);
   }
 }
 
 TEST_F(Compare, AFullDiskLeavesTheOldFileWhole) {
-  ASSERT_EQ(run(pair("", "--generations 1")).code, kOk);
+  ASSERT_EQ(run(pair("", "--invocations 1")).code, kOk);
   const auto before = text_of(report() / "results.json");
   const auto outcome =
-      run(pair("", "--seed 1 --generations 1"), "ulimit -f 4; ");  // the limit of a file's size
+      run(pair("", "--seed 1 --invocations 1"), "ulimit -f 4; ");  // the limit of a file's size
   EXPECT_EQ(outcome.code, kCaseFailed);                            // a lost write
   EXPECT_NE(outcome.err.find("results.json: cannot be written"), std::string::npos) << outcome.err;
   EXPECT_EQ(text_of(report() / "results.json"), before);
@@ -369,7 +369,7 @@ TEST_F(Compare, ExplainSaysWhereTheTimeGoes) {
   };
   const auto arguments =
       "explain toy_train old new --no-html --device cpu --threads 2 "
-      "--generations 6 --rounds 3 --output '" +
+      "--invocations 6 --rounds 3 --output '" +
       report().string() + "'" + worker("old", "--step-ms 4") +
       worker("new", "--step-ms 2 --fail error@parts:*");
   const auto outcome = run(arguments);
@@ -395,13 +395,13 @@ TEST_F(Compare, ExplainSaysWhereTheTimeGoes) {
 TEST_F(Compare, AWorkerThatAProbeKillsKeepsItsRow) {
   const auto outcome =
       run("explain toy_train old new --no-html --device cpu --threads 1 "
-          "--generations 2 --rounds 3 --output '" +
+          "--invocations 2 --rounds 3 --output '" +
           report().string() + "' --worker 'old=" + fake() + " --cases toy_train' --worker 'new=" +
           fake() + " --cases toy_train --fail die@dispatch'");
   EXPECT_EQ(outcome.code, kOk) << outcome.err;
   const auto found = results();
   EXPECT_EQ(found.cases[0].find("new")->status, Status::ok);
-  EXPECT_EQ(found.cases[0].find("new")->generations.size(), 2u);
+  EXPECT_EQ(found.cases[0].find("new")->invocations.size(), 2u);
   const auto& notes = found.cases[0].explanation->notes;
   EXPECT_TRUE(std::any_of(notes.begin(), notes.end(), [](const std::string& note) {
     return note.starts_with("new does not answer dispatch: ");
@@ -537,7 +537,7 @@ TEST_F(Compare, AWorkerOfOursStartsOnceForTheGate) {
   for (const auto& line : logged("py-one", "")) {
     pids.insert(line.substr(7, line.find(' ', 7) - 7));
   }
-  EXPECT_EQ(pids.size(), 3u);  // the gate's and one a generation, for six cases
+  EXPECT_EQ(pids.size(), 3u);  // the gate's and one an invocation, for six cases
 }
 
 TEST_F(Compare, ThePresetNamesItsRuntimesAndAllTakesAll) {
@@ -601,7 +601,7 @@ TEST_F(Compare, AReferenceFarFromItsFloat64RunMakesItsCaseInvalid) {
     EXPECT_EQ(c.find("py-off")->speedup.verdict, "INVALID");
     EXPECT_EQ(c.find("py-eager")->status, Status::invalid);
     EXPECT_EQ(c.find("py-eager")->reason, "the reference py-off is " + why);
-    for (const auto& row : c.runtimes) EXPECT_TRUE(row.generations.empty()) << row.runtime;
+    for (const auto& row : c.runtimes) EXPECT_TRUE(row.invocations.empty()) << row.runtime;
   }
   // The same worker where it is not the reference: it is bound by the float64 run too.
   EXPECT_EQ(run_package("--runtimes py-eager,py-off --cases dnn_deep_inference").code,
@@ -645,7 +645,7 @@ TEST_P(CompareModel, FailsAlone) {
     const auto& row = *found.cases[0].find(runtime);
     EXPECT_EQ(row.status, Status::failed);
     EXPECT_EQ(row.reason, GetParam().reason);
-    EXPECT_EQ(found.cases[1].find(runtime)->generations.size(), 2u);
+    EXPECT_EQ(found.cases[1].find(runtime)->invocations.size(), 2u);
   }
   std::set<std::string> exporters;
   for (const auto& line : logged("export", "pid=")) {
@@ -775,7 +775,7 @@ TEST_F(Compare, UnfairPairsAreMarkedWhereverTheyAreShown) {
 }
 
 TEST_F(Compare, AWorkerThatIgnoresTheTenStepsLeavesThemUnknown) {
-  ASSERT_EQ(run(pair("--first-only", "--generations 1")).code, kOk);
+  ASSERT_EQ(run(pair("--first-only", "--invocations 1")).code, kOk);
   const auto found = results();
   EXPECT_EQ(found.cases[0].find("new")->cold_s.count("tenth_step"), 0u);
   EXPECT_EQ(found.cases[0].find("old")->cold_s.count("tenth_step"), 1u);
@@ -786,7 +786,7 @@ TEST_F(Compare, WaitsForTheCoresToComeBack) {
   std::string far;
   for (int i = 0; i < 150; ++i) far += " 270";
   std::ofstream(folder / "ns") << "60 60" << far << " 60";
-  const auto outcome = run(pair("--step-ms 1.6", "--generations 2 --max-seconds 3", "", ""),
+  const auto outcome = run(pair("--step-ms 1.6", "--invocations 2 --max-seconds 3", "", ""),
                            "TORCHPACE_MESSAGE_NS='" + (folder / "ns").string() + "' ");
   ASSERT_EQ(outcome.code, kOk) << outcome.err;
   EXPECT_NE(
@@ -802,7 +802,7 @@ TEST_F(Compare, WaitsForTheCoresToComeBack) {
 
 TEST_F(Compare, MeasuresWhereTheCoresAreWhenTheyDoNotComeBack) {
   std::ofstream(folder / "ns") << "60 60 270";
-  const auto outcome = run(pair("--step-ms 1.6", "--generations 2 --max-seconds 4", "", ""),
+  const auto outcome = run(pair("--step-ms 1.6", "--invocations 2 --max-seconds 4", "", ""),
                            "TORCHPACE_MESSAGE_NS='" + (folder / "ns").string() + "' ");
   ASSERT_EQ(outcome.code, kOk) << outcome.err;
   const auto found = results();
@@ -811,7 +811,7 @@ TEST_F(Compare, MeasuresWhereTheCoresAreWhenTheyDoNotComeBack) {
   EXPECT_LT(found.waited_s, 2);  // a quarter of the time
   EXPECT_EQ(found.cores.usual_ns, 270);
   EXPECT_EQ(found.cases[0].set_aside_share, 0);
-  EXPECT_EQ(found.cases[0].find("new")->generations.size(), 2u);
+  EXPECT_EQ(found.cases[0].find("new")->invocations.size(), 2u);
 }
 
 TEST_F(Compare, SaysItsVersionAndHelp) {

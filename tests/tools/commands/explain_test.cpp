@@ -54,13 +54,13 @@ double sum_of(const Explanation& explanation) {
                          [](double sum, const Bar& bar) { return sum + bar.ns.median; });
 }
 
-/// The probes of a runtime in all generations, under the run's allocator and others.
+/// The probes of a runtime in all invocations, under the run's allocator and others.
 template <class Change>
 void change_probes(Results& results, const std::string& runtime, const Change& change) {
   for (auto& row : results.cases[0].runtimes) {
     if (row.runtime != runtime && row.variant_of != runtime) continue;
-    for (auto& generation : row.generations) {
-      if (generation.probes) change(*generation.probes);
+    for (auto& invocation : row.invocations) {
+      if (invocation.probes) change(*invocation.probes);
     }
   }
 }
@@ -118,8 +118,8 @@ TEST(Explanation, ACauseThatIsPutInIsFoundInItsOwnBar) {
   constexpr double kSleep_ns = 660e3;  // 3 % of the step
   for (auto& row : results.cases[0].runtimes) {
     if (row.runtime.starts_with("cpp-eager")) continue;
-    for (auto& generation : row.generations) {
-      for (auto& round : generation.rounds) {
+    for (auto& invocation : row.invocations) {
+      for (auto& round : invocation.rounds) {
         for (auto& ns : round.step_ns) ns += kSleep_ns;
       }
     }
@@ -196,8 +196,8 @@ TEST(Explanation, OnADeviceTimesAreThoseOfItsKernels) {
   auto results = fixture();
   std::erase_if(results.cases[0].runtimes, [](const auto& row) { return row.is_variant(); });
   for (auto& row : results.cases[0].runtimes) {
-    for (auto& generation : row.generations) {
-      for (auto& round : generation.rounds) round.device_ns = round.step_ns;
+    for (auto& invocation : row.invocations) {
+      for (auto& round : invocation.rounds) round.device_ns = round.step_ns;
     }
   }
   for (const auto& [runtime, kernels_ns] : {std::pair{"py-eager", 9e6}, {"cpp-eager", 8.5e6}}) {
@@ -228,7 +228,7 @@ TEST(Explanation, OfARuntimeThatFailedSaysSo) {
 TEST(Explanation, StepsThatDoNotDifferHaveNoShare) {
   auto results = fixture();
   auto& result = results.cases[0];
-  result.find("cpp-eager")->generations = result.find("py-eager")->generations;
+  result.find("cpp-eager")->invocations = result.find("py-eager")->invocations;
   const auto found = explained(results);
   EXPECT_TRUE(std::isnan(found.explained));
   EXPECT_EQ(found.total_ns.median, 0);
@@ -264,7 +264,7 @@ ExperimentOptions planned_pair(const std::string& artifact = "") {
   experiment.plan.allocator = "tuned";
   experiment.plan.device = "cpu";
   experiment.plan.threads = 2;
-  experiment.plan.generations = experiment.plan.generations_asked = 9;
+  experiment.plan.invocations = experiment.plan.invocations_asked = 9;
   experiment.plan.max_seconds = 335;
   return experiment;
 }
@@ -293,7 +293,7 @@ TEST(ExplainPlan, HasTheTwoAndTheirVariants) {
   EXPECT_EQ(alone->settings.get("threads", ""), "1");
   EXPECT_TRUE(experiment.probed.contains("cpp-eager@allocator:system"));
   EXPECT_FALSE(experiment.probed.contains("cpp-eager@threads:1"));
-  EXPECT_EQ(experiment.plan.generations, 6);
+  EXPECT_EQ(experiment.plan.invocations, 6);
   EXPECT_EQ(experiment.plan.max_seconds, 167.5);
   EXPECT_EQ(experiment.plan.runtimes.size(), experiment.runtimes.size());
 }

@@ -42,8 +42,8 @@ class ExportTraining : public testing::Test {
     auto name = (fs::temp_directory_path() / "torchpace-export-XXXXXX").string();
     folder_ = mkdtemp(name.data());
     write("package/torchpace/__init__.py", "");
-    write("package/torchpace/worker.py", "");
-    write("package/torchpace/training.py", kTraining);
+    write("package/torchpace/aot/__init__.py", "");
+    write("package/torchpace/aot/export_training.py", kTraining);
     write("package/torch/__init__.py", "");
     write("isolated", "#!/bin/sh\nexec python3 -I -S \"$@\"\n");  // sees no package at all
     fs::permissions(folder_ / "isolated", fs::perms::owner_all);
@@ -102,7 +102,7 @@ TEST_F(ExportTraining, SaysInOneLineWhatIsMissing) {
   expect_error(command("gptlite --out out.pt2 --optimizer lion"), kBadInput, "lion");
   expect_error(command("gptlite --out out.pt2 --accumulate 1.5"), kBadInput,
                "--accumulate: expected an integer above 0, found '1.5'");
-  fs::remove(folder_ / "package/torchpace/worker.py");
+  fs::remove(folder_ / "package/torchpace/__init__.py");
   expect_error(command("gptlite --out out.pt2"), kBadInput, "TORCHPACE_PYTHON_PATH");
 }
 

@@ -21,13 +21,13 @@ namespace {
 
 using Words = std::vector<std::string>;
 
-const Catalogue& catalogue() {
-  static const Catalogue kCatalogue(kCasesJson);
-  return kCatalogue;
+const Catalog& catalog() {
+  static const Catalog kCatalog(kCasesJson);
+  return kCatalog;
 }
 
 std::vector<Case> expand(const Words& patterns, const Words& set = {}) {
-  return catalogue().expand(patterns, "quick", parse_axes(set), {});
+  return catalog().expand(patterns, "quick", parse_axes(set), {});
 }
 
 Words names(const std::vector<Case>& cases) {
@@ -123,7 +123,7 @@ TEST(Axes, AnyListsOfKeysParse) {
 
 TEST(Plan, EveryCaseOfThePresetWithoutPatterns) {
   const auto cases = expand({});
-  EXPECT_EQ(cases.size(), catalogue().families().size() * catalogue().phases().size());
+  EXPECT_EQ(cases.size(), catalog().families().size() * catalog().phases().size());
   for (const auto& c : cases) EXPECT_NE(c.name.find("/size:quick"), std::string::npos);
 }
 
@@ -174,12 +174,12 @@ TEST(Plan, EveryFamilyHasTheAxesOfTheTable) {
   }
   EXPECT_EQ(names(expand({"dnn_deep_train/autocast:bfloat16"})),
             Words{"dnn_deep_train/size:quick/autocast:bfloat16"});
-  // Only training has an optimiser.
+  // Only training has an optimizer.
   EXPECT_EQ(names(expand({"dnn_deep_inference"}, {"optimizer=adam,sgd"})),
             Words{"dnn_deep_inference/size:quick"});
   expect_error([] { expand({"dnn_deep_train"}, {"optimizer=adam-fussed"}); }, kBadInput,
                "found 'adam-fussed'; did you mean adam-fused?");
-  expect_error([] { expand({"dnn_deep_train"}, {"optimiser=adam"}); }, kBadInput,
+  expect_error([] { expand({"dnn_deep_train"}, {"optimizer=adam"}); }, kBadInput,
                "did you mean optimizer");
   expect_error([] { expand({"dnn_deep_train/tf32:on"}); }, kBadInput,
                "tf32: expected one of 0, 1, found 'on'");
@@ -188,7 +188,7 @@ TEST(Plan, EveryFamilyHasTheAxesOfTheTable) {
 }
 
 TEST(Plan, AModelOfYourOwnTakesThePlaceOfTheFamilies) {
-  Catalogue own(kCasesJson);
+  Catalog own(kCasesJson);
   own.import_models({"a:make", "b:make", "c:other"}, "/here", {"2x3"});
   const auto cases = own.expand({"*_inference", "other_train"}, "quick", {}, {});
   EXPECT_EQ(names(cases),
@@ -263,7 +263,7 @@ class ModelFiles : public ::testing::Test {
   }
   /// The names of the cases that files give.
   static Words cases(const Words& paths, const Words& inputs, const Words& set = {}) {
-    Catalogue own(kCasesJson);
+    Catalog own(kCasesJson);
     const auto axes = parse_axes(set);
     own.import_files(read_model_files(paths), inputs, "", axes);
     return names(own.expand({}, "quick", axes, {}));
@@ -347,7 +347,7 @@ TEST_F(ModelFiles, ABatchOfOneIsLatencyAlone) {
 }
 
 TEST_F(ModelFiles, SeveralAreOneCase) {
-  Catalogue own(kCasesJson);
+  Catalog own(kCasesJson);
   const auto a = script("a.pt"), b = package("b.pt2", "4x8:float32"), p = program("p.pt2");
   own.import_files(read_model_files({a, b}), {}, "7", {});
   const auto found = own.expand({}, "quick", {}, {});
@@ -418,12 +418,12 @@ TEST_F(ModelFiles, RowsAreFilesInRuntimesAndModes) {
   expect_error([&] { file_reference("c", files, both); }, kBadInput, "neither a file nor a row");
 }
 
-TEST(Plan, FewerGenerationsWhereStartingTakesTheTime) {
-  EXPECT_EQ(affordable_generations(9, 300, 10), 9);
-  EXPECT_EQ(affordable_generations(9, 80, 10), 6);  // 7 and 8 have no narrower interval than 6
-  EXPECT_EQ(affordable_generations(9, 1, 10), 6);   // never fewer
-  EXPECT_EQ(affordable_generations(20, 130, 10), 12);
-  EXPECT_EQ(affordable_generations(4, 1, 10), 4);  // asked for
+TEST(Plan, FewerInvocationsWhereStartingTakesTheTime) {
+  EXPECT_EQ(affordable_invocations(9, 300, 10), 9);
+  EXPECT_EQ(affordable_invocations(9, 80, 10), 6);  // 7 and 8 have no narrower interval than 6
+  EXPECT_EQ(affordable_invocations(9, 1, 10), 6);   // never fewer
+  EXPECT_EQ(affordable_invocations(20, 130, 10), 12);
+  EXPECT_EQ(affordable_invocations(4, 1, 10), 4);  // asked for
 }
 
 TEST(Plan, TheNextLoadIsOfTheWidestInterval) {
@@ -458,7 +458,7 @@ TEST(Plan, BadInputIsSaid) {
   expect_error([] { expand({"gptlite_train"}, {"depth=3"}); }, kBadInput, "no key 'depth'");
   expect_error([] { expand({"dnn_deep_train"}, {"layers=many"}); }, kBadInput, "integer above 0");
   expect_error([] { expand({"dnn_deep_train"}, {"layers=0"}); }, kBadInput, "integer above 0");
-  expect_error([] { (void)catalogue().preset("qiuck"); }, kBadInput, "did you mean quick");
+  expect_error([] { (void)catalog().preset("qiuck"); }, kBadInput, "did you mean quick");
 }
 
 TEST(Plan, OwnCasesComeFromTheGreeting) {

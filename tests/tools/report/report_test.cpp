@@ -30,9 +30,9 @@ Results fixture() {
   return results;
 }
 
-std::string printed(const Results& results, bool colour = false) {
+std::string printed(const Results& results, bool color = false) {
   std::ostringstream out;
-  print_report(results, out, colour);
+  print_report(results, out, color);
   return out.str();
 }
 
@@ -210,8 +210,8 @@ TEST(Report, FitsIntoTheWidthOfItsTables) {
   for (const auto& line : lines_of(printed(fixture()))) EXPECT_LE(columns(line), 112U) << line;
 }
 
-void scale(Generation& generation, double factor) {
-  for (auto& round : generation.rounds) {
+void scale(Invocation& invocation, double factor) {
+  for (auto& round : invocation.rounds) {
     for (double& ns : round.step_ns) ns *= factor;
   }
 }
@@ -223,15 +223,15 @@ TEST(Report, NamesTheFastestAndWhatCannotBeToldFromIt) {
   auto& fast = *result.find("cpp-compiled-train");
   auto& close = *result.find("cpp-eager");
   fast.environment = close.environment;
-  close.generations = fast.generations;
-  for (auto& generation : close.generations) scale(generation, 1.0001);
+  close.invocations = fast.invocations;
+  for (auto& invocation : close.invocations) scale(invocation, 1.0001);
   derive(results);
   EXPECT_NE(printed(results).find(result.name + ": cpp-compiled-train, " +
                                   show_ratio(fast.speedup.ratio).both() +
                                   "; not told apart from cpp-eager"),
             std::string::npos);
   for (auto* row : {&fast, &close}) {
-    for (auto& generation : row->generations) scale(generation, 4);
+    for (auto& invocation : row->invocations) scale(invocation, 4);
   }
   derive(results);
   EXPECT_NE(printed(results).find(result.name + ": py-eager (the reference)"), std::string::npos);
@@ -282,7 +282,7 @@ TEST(Report, TheReferenceIsJudgedToo) {
   results.cases.resize(1);
   for (auto& row : results.cases[0].runtimes) {
     row.status = Status::invalid;
-    row.generations.clear();
+    row.invocations.clear();
     row.reason = "the reference is farther from its own float64 run than rounding explains";
   }
   derive(results);
@@ -359,10 +359,10 @@ TEST(Report, SaysThatARunIsIncomplete) {
   EXPECT_NE(markdown_report(results).find("**Incomplete**"), std::string::npos);
 }
 
-TEST(Report, ColourAddsNothingButColour) {
-  const auto coloured = printed(fixture(), true);
-  EXPECT_NE(coloured.find("\033["), std::string::npos);
-  EXPECT_EQ(std::regex_replace(coloured, std::regex("\033\\[[0-9;]*m"), ""), printed(fixture()));
+TEST(Report, ColorAddsNothingButColor) {
+  const auto colored = printed(fixture(), true);
+  EXPECT_NE(colored.find("\033["), std::string::npos);
+  EXPECT_EQ(std::regex_replace(colored, std::regex("\033\\[[0-9;]*m"), ""), printed(fixture()));
 }
 
 TEST(Report, PutsMachinesSideBySide) {

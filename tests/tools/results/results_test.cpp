@@ -28,15 +28,15 @@ class Folder {
   fs::path path;
 };
 
-RuntimeResult row(const std::string& name, double step_ns, int generations = 6, double faults = 0) {
+RuntimeResult row(const std::string& name, double step_ns, int invocations = 6, double faults = 0) {
   RuntimeResult result;
   result.runtime = name;
   result.environment = {{"torch", "2.0"}, {"threads", 2}, {"language", name}};
   result.cold_s = {{"start", 0.5}};
   result.peak_bytes = {{"resident", 1e6}};
-  for (int g = 1; g <= generations; ++g) {
-    Generation generation;
-    generation.generation = g;
+  for (int g = 1; g <= invocations; ++g) {
+    Invocation invocation;
+    invocation.invocation = g;
     for (int r = 0; r < 4; ++r) {
       Round round;
       round.round = r;
@@ -44,9 +44,9 @@ RuntimeResult row(const std::string& name, double step_ns, int generations = 6, 
       const double drift = 1 + 0.3 * r + 0.1 * g;
       round.step_ns = {step_ns * drift, step_ns * drift * (1 + 0.001 * g), step_ns * drift * 1.01};
       round.page_faults = faults * 3;
-      generation.rounds.push_back(round);
+      invocation.rounds.push_back(round);
     }
-    result.generations.push_back(generation);
+    result.invocations.push_back(invocation);
   }
   return result;
 }
@@ -145,12 +145,12 @@ TEST(Derive, ShareOfTheMatmulRate) {
   auto results = example();
   EXPECT_TRUE(std::isnan(results.cases[0].find("new")->matmul_share));
   auto& reference = *results.cases[0].find("old");
-  reference.generations[0].matmul = Matmul{.size = 100, .ns = {1e4, 2e4}};
-  reference.generations[1].matmul = Matmul{.size = 100, .ns = {4e4}};
+  reference.invocations[0].matmul = Matmul{.size = 100, .ns = {1e4, 2e4}};
+  reference.invocations[1].matmul = Matmul{.size = 100, .ns = {4e4}};
   results.cases[0].flops = 5e4;
   derive(results);
   const auto again = reread(results);
-  EXPECT_EQ(again.cases[0].find("old")->generations[1].matmul->ns, std::vector<double>{4e4});
+  EXPECT_EQ(again.cases[0].find("old")->invocations[1].matmul->ns, std::vector<double>{4e4});
   EXPECT_DOUBLE_EQ(results.cases[0].matmul_flops_per_s, 2 * 1e6 / 2e4 * 1e9);
   const double step_ns = results.cases[0].find("new")->step_ns.median;
   EXPECT_DOUBLE_EQ(results.cases[0].find("new")->matmul_share, 5e4 / step_ns / 100);
@@ -158,7 +158,7 @@ TEST(Derive, ShareOfTheMatmulRate) {
 
 TEST(Derive, OnlyRoundsThatBothMeasuredArePaired) {
   auto results = example();
-  auto& rounds = results.cases[0].find("new")->generations[0].rounds;
+  auto& rounds = results.cases[0].find("new")->invocations[0].rounds;
   rounds.erase(rounds.begin());  // positions now differ from the reference's
   rounds.pop_back();
   derive(results);
@@ -166,15 +166,15 @@ TEST(Derive, OnlyRoundsThatBothMeasuredArePaired) {
   EXPECT_NEAR(results.cases[0].find("new")->speedup.ratio.high, 1.25, 1e-12);
 }
 
-/// The cores are elsewhere in some rounds of a generation, where the reference needs twice the
+/// The cores are elsewhere in some rounds of an invocation, where the reference needs twice the
 /// time.
-void move_cores(Results& results, int generation, int first_round) {
+void move_cores(Results& results, int invocation, int first_round) {
   for (auto& row : results.cases[0].runtimes) {
-    for (auto& g : row.generations) {
+    for (auto& g : row.invocations) {
       for (auto& round : g.rounds) {
-        const bool moved = g.generation == generation && round.round >= first_round;
+        const bool moved = g.invocation == invocation && round.round >= first_round;
         if (std::isnan(round.message_ns) || moved)
-          round.message_ns = moved ? 270 : 60 + g.generation;
+          round.message_ns = moved ? 270 : 60 + g.invocation;
         if (!moved || row.runtime == "new") continue;
         for (double& ns : round.step_ns) ns *= 2;
       }
@@ -209,7 +209,7 @@ TEST(Derive, RoundsWithTheCoresElsewhereAreSetAside) {
   derive(again);
   EXPECT_EQ(to_json(again).dump(), to_json(results).dump());
   for (auto& row : again.cases[0].runtimes) {
-    for (auto& g : row.generations) {
+    for (auto& g : row.invocations) {
       for (auto& round : g.rounds) round.message_ns = 270;  // always there: that is usual
     }
   }
@@ -222,17 +222,17 @@ TEST(Derive, RoundsWithTheCoresElsewhereAreSetAside) {
 TEST(Derive, ABlockThatMetTheCoresElsewhereTakesItsWholeRoundAlong) {
   auto results = example();
   move_cores(results, 0, 0);                                               // nowhere
-  results.cases[0].find("new")->generations[3].rounds[1].message_ns = 20;  // nearer
+  results.cases[0].find("new")->invocations[3].rounds[1].message_ns = 20;  // nearer
   derive(results);
   for (const auto& row : results.cases[0].runtimes) {
-    EXPECT_TRUE(row.generations[3].rounds[1].set_aside) << row.runtime;
+    EXPECT_TRUE(row.invocations[3].rounds[1].set_aside) << row.runtime;
     EXPECT_EQ(row.samples, 72 - 3) << row.runtime;
   }
 }
 
-// Five generations have no interval of order statistics: then a sixth that met the cores elsewhere
-// counts, and the case says so. One usual round of four does not make a generation usual.
-TEST(Derive, AGenerationIsLeftOutOnlyWhereEnoughRemain) {
+// Five invocations have no interval of order statistics: then a sixth that met the cores elsewhere
+// counts, and the case says so. One usual round of four does not make an invocation usual.
+TEST(Derive, AInvocationIsLeftOutOnlyWhereEnoughRemain) {
   for (const int first_round : {0, 1}) {
     auto results = example();
     move_cores(results, 2, first_round);
@@ -255,21 +255,21 @@ TEST(Derive, AGenerationIsLeftOutOnlyWhereEnoughRemain) {
   }
 }
 
-// Pairs share the number of a generation, not the state of the machine.
-TEST(Derive, EachPairHasItsOwnUsualGenerations) {
+// Pairs share the number of an invocation, not the state of the machine.
+TEST(Derive, EachPairHasItsOwnUsualInvocations) {
   auto results = example();
   auto& runtimes = results.cases[0].runtimes;  // old, new, old#2
   for (size_t i = 1; i < runtimes.size(); ++i) {
-    for (auto& g : runtimes[i].generations) {
+    for (auto& g : runtimes[i].invocations) {
       for (auto& round : g.rounds) {
         round.round += 4 * static_cast<int>(i);
-        round.message_ns = i == 1 && g.generation <= 2 ? 270 : 65;
+        round.message_ns = i == 1 && g.invocation <= 2 ? 270 : 65;
       }
     }
   }
-  for (auto& g : runtimes[0].generations) {
-    g.rounds = runtimes[1].generations[static_cast<size_t>(g.generation - 1)].rounds;
-    const auto& others = runtimes[2].generations[static_cast<size_t>(g.generation - 1)].rounds;
+  for (auto& g : runtimes[0].invocations) {
+    g.rounds = runtimes[1].invocations[static_cast<size_t>(g.invocation - 1)].rounds;
+    const auto& others = runtimes[2].invocations[static_cast<size_t>(g.invocation - 1)].rounds;
     g.rounds.insert(g.rounds.end(), others.begin(), others.end());
   }
   derive(results);
@@ -280,9 +280,9 @@ TEST(Derive, EachPairHasItsOwnUsualGenerations) {
   EXPECT_EQ(results.cases[0].find("new")->samples, 72);
 }
 
-TEST(Derive, FewGenerationsGiveNoInterval) {
+TEST(Derive, FewInvocationsGiveNoInterval) {
   auto results = example();
-  for (auto& r : results.cases[0].runtimes) r.generations.resize(2);
+  for (auto& r : results.cases[0].runtimes) r.invocations.resize(2);
   derive(results);
   const auto& speedup = results.cases[0].find("new")->speedup;
   EXPECT_NEAR(speedup.ratio.median, 1.25, 1e-12);
@@ -304,7 +304,7 @@ TEST(Derive, InvalidAndFailedRowsAreNotJudgedByTime) {
 
 TEST(Derive, StepsOfASampleLoseTheirTail) {
   auto results = example();
-  for (auto& g : results.cases[0].find("new")->generations) {
+  for (auto& g : results.cases[0].find("new")->invocations) {
     for (auto& r : g.rounds) r.steps_per_sample = 10;
   }
   derive(results);
@@ -381,7 +381,7 @@ TEST(Derive, ColdStartAndBreakEven) {
   derive(results);
   EXPECT_EQ(new_one.break_even_steps, 0);
   old_one.compile_s = kUnknown;
-  new_one.generations = row("new", 1200).generations;  // slower
+  new_one.invocations = row("new", 1200).invocations;  // slower
   derive(results);
   EXPECT_EQ(new_one.break_even_steps, INFINITY);
   EXPECT_EQ(to_json(results)["cases"][0]["runtimes"][1]["break_even_steps"], "never");
@@ -502,10 +502,10 @@ TEST(ResultsFile, BadOnesAreOneClearLine) {
   EXPECT_PRED2(has, changed("/cases", 3), "expected an array, found 3");
   EXPECT_PRED2(has, changed("/cases/0/phase", "sleep"), "expected one of train");
   EXPECT_PRED2(has, changed("/cases/0/runtimes/1/status", "fine"), "expected one of ok");
-  EXPECT_PRED2(has, changed("/cases/0/runtimes/1/generations/0/rounds/1/step_ns/0", "fast"),
+  EXPECT_PRED2(has, changed("/cases/0/runtimes/1/invocations/0/rounds/1/step_ns/0", "fast"),
                "expected a number");
   EXPECT_PRED2(has, changed("/cases/0/settings/batch", 4), "expected a string, found 4");
-  EXPECT_PRED2(has, changed("/plan/generations", 1.5), "expected an integer");
+  EXPECT_PRED2(has, changed("/plan/invocations", 1.5), "expected an integer");
   auto missing = whole;
   missing["cases"][0].erase("reference");
   EXPECT_PRED2(has, error_of(file, missing.dump()), "/cases/0: expected a member 'reference'");
@@ -529,7 +529,7 @@ TEST(FailOn, ParsesAndJudgesTheBound) {
   EXPECT_EQ(find_regressions(results, {1.2}).found.size(), 0u);
   EXPECT_EQ(find_regressions(results, {1.3}).found.size(), 1u);
   auto few = results;
-  for (auto& r : few.cases[0].runtimes) r.generations.resize(2);
+  for (auto& r : few.cases[0].runtimes) r.invocations.resize(2);
   derive(few);
   EXPECT_EQ(find_regressions(few, {9}).found.size(), 0u);
   EXPECT_EQ(find_regressions(few, {9}).not_judged.size(), 1u);

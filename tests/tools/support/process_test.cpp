@@ -194,7 +194,7 @@ TEST(Process, KnowsThePlaceInTheUsersCodeOfTheFramesOfPython) {
       "recent call first):\n  File \"/x/lib/python3.11/ctypes/__init__.py\", line 5 in a\n"
       "  File \"/x/site-packages/torch/nn.py\", line 7 in call\n  File \"" +
       file.string() +
-      "\", line 2 in make\n  File \"/t/python/torchpace/export.py\", line "
+      "\", line 2 in make\n  File \"/t/python/torchpace/exporter/__main__.py\", line "
       "9 in main\n\nExtension modules: numpy (total: 1)\n";
   EXPECT_EQ(place_of_frames(errors), " at " + file.filename().string() + ":2: return boom()");
   EXPECT_EQ(place_of_frames("File \"/a.py\", line 1"), "");

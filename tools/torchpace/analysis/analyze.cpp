@@ -27,9 +27,9 @@ const std::set<std::string> kMustAgree = {"dtype",         "autocast", "tf32",
                                           "memory_format", "threads",  "optimizer"};
 
 /// Median step time of each round by its number, of those that count or of those set aside.
-std::map<int, double> block_medians(const Generation& generation, bool set_aside) {
+std::map<int, double> block_medians(const Invocation& invocation, bool set_aside) {
   std::map<int, double> medians;
-  for (const auto& round : generation.rounds) {
+  for (const auto& round : invocation.rounds) {
     if (round.set_aside == set_aside && !round.step_ns.empty()) {
       medians[round.round] = median(round.step_ns);
     }
@@ -37,15 +37,15 @@ std::map<int, double> block_medians(const Generation& generation, bool set_aside
   return medians;
 }
 
-const Generation* same_generation(const RuntimeResult& row, int number) {
-  for (const auto& generation : row.generations) {
-    if (generation.generation == number) return &generation;
+const Invocation* same_invocation(const RuntimeResult& row, int number) {
+  for (const auto& invocation : row.invocations) {
+    if (invocation.invocation == number) return &invocation;
   }
   return nullptr;
 }
 
-/// The generation's log ratio: the median over the rounds that both measured. Empty if none.
-std::vector<double> paired_ratios(const Generation& reference, const Generation& runtime,
+/// The invocation's log ratio: the median over the rounds that both measured. Empty if none.
+std::vector<double> paired_ratios(const Invocation& reference, const Invocation& runtime,
                                   bool set_aside) {
   const auto ours = block_medians(runtime, set_aside);
   std::vector<double> reference_ns, runtime_ns;
@@ -58,21 +58,21 @@ std::vector<double> paired_ratios(const Generation& reference, const Generation&
   return round_log_ratios(reference_ns, runtime_ns);
 }
 
-/// Log ratios of the generations, from the rounds that count or from those set aside.
-std::vector<double> generation_ratios(const RuntimeResult& reference, const RuntimeResult& row,
+/// Log ratios of the invocations, from the rounds that count or from those set aside.
+std::vector<double> invocation_ratios(const RuntimeResult& reference, const RuntimeResult& row,
                                       bool set_aside = false) {
   std::vector<double> logs;
-  for (const auto& generation : row.generations) {
-    const auto* other = same_generation(reference, generation.generation);
+  for (const auto& invocation : row.invocations) {
+    const auto* other = same_invocation(reference, invocation.invocation);
     if (other == nullptr) continue;
-    const auto ratios = paired_ratios(*other, generation, set_aside);
+    const auto ratios = paired_ratios(*other, invocation, set_aside);
     if (!ratios.empty()) logs.push_back(median(ratios));
   }
   return logs;
 }
 
 Speedup speedup_over(const RuntimeResult& reference, const RuntimeResult& row) {
-  const auto logs = generation_ratios(reference, row);
+  const auto logs = invocation_ratios(reference, row);
   Speedup speedup;
   if (logs.empty()) return speedup;
   speedup.ratio = speedup_interval(logs);
@@ -80,12 +80,12 @@ Speedup speedup_over(const RuntimeResult& reference, const RuntimeResult& row) {
   return speedup;
 }
 
-/// Step time with its interval over generations, for the same reason as the speedup's.
+/// Step time with its interval over invocations, for the same reason as the speedup's.
 Interval step_time(const RuntimeResult& row) {
   std::vector<double> logs;
-  for (const auto& generation : row.generations) {
+  for (const auto& invocation : row.invocations) {
     std::vector<double> times;
-    for (const auto& round : rounds_that_count(generation)) {
+    for (const auto& round : rounds_that_count(invocation)) {
       times.insert(times.end(), round.step_ns.begin(), round.step_ns.end());
     }
     if (!times.empty()) logs.push_back(std::log(median(times)));
@@ -97,8 +97,8 @@ Interval step_time(const RuntimeResult& row) {
 void derive_percentiles(RuntimeResult& row) {
   std::vector<double> times;
   row.samples = 0;
-  for (const auto& generation : row.generations) {
-    for (const auto& round : rounds_that_count(generation)) {
+  for (const auto& invocation : row.invocations) {
+    for (const auto& round : rounds_that_count(invocation)) {
       row.samples += static_cast<int>(round.step_ns.size());
       if (round.steps_per_sample != 1) continue;
       times.insert(times.end(), round.step_ns.begin(), round.step_ns.end());
@@ -115,8 +115,8 @@ void derive_percentiles(RuntimeResult& row) {
 
 void derive_counts(RuntimeResult& row) {
   double steps = 0, faults = 0, switches = 0;
-  for (const auto& generation : row.generations) {
-    for (const auto& round : rounds_that_count(generation)) {
+  for (const auto& invocation : row.invocations) {
+    for (const auto& round : rounds_that_count(invocation)) {
       steps += round.steps();
       faults += round.page_faults;
       switches += round.involuntary_switches;
@@ -130,10 +130,10 @@ void derive_counts(RuntimeResult& row) {
 double matmul_rate(const CaseResult& result) {
   std::vector<double> rates;
   if (const auto* reference = result.find(result.reference)) {
-    for (const auto& generation : reference->generations) {
-      if (!generation.matmul || rounds_that_count(generation).empty()) continue;
-      for (const double ns : generation.matmul->ns) {
-        rates.push_back(generation.matmul->flops() / ns * 1e9);
+    for (const auto& invocation : reference->invocations) {
+      if (!invocation.matmul || rounds_that_count(invocation).empty()) continue;
+      for (const double ns : invocation.matmul->ns) {
+        rates.push_back(invocation.matmul->flops() / ns * 1e9);
       }
     }
   }
@@ -306,7 +306,7 @@ void derive_case(Results& results, CaseResult& result) {
                        seconds(row, "compile", 0) + seconds(row, "first_step", kUnknown);
     const bool usable = row.status == Status::ok && reference != nullptr && &row != reference;
     row.speedup = usable ? speedup_over(*reference, row) : Speedup{};
-    row.elsewhere = usable ? std::exp(median(generation_ratios(*reference, row, true))) : kUnknown;
+    row.elsewhere = usable ? std::exp(median(invocation_ratios(*reference, row, true))) : kUnknown;
     if (row.is_copy()) result.noise_floor = row.speedup.ratio;
   }
   for (auto& row : result.runtimes) {
@@ -387,8 +387,8 @@ void warn_of_cores(std::vector<Warning>& warnings, const Results& results) {
   for (const auto& result : results.cases) {
     if (!result.mixed) continue;
     warnings.push_back({"cores-mixed", "warning",
-                        "too few generations met the cores where they mostly were, so rounds that "
-                        "met them elsewhere count too: take more --generations or a longer "
+                        "too few invocations met the cores where they mostly were, so rounds that "
+                        "met them elsewhere count too: take more --invocations or a longer "
                         "--max-seconds",
                         result.name, ""});
   }

@@ -30,29 +30,29 @@ double mean(const std::vector<double>& values) {
   return std::accumulate(values.begin(), values.end(), 0.0) / static_cast<double>(values.size());
 }
 
-using ByGeneration = std::map<int, double>;
+using ByInvocation = std::map<int, double>;
 
-Interval over_generations(const ByGeneration& values) {
+Interval over_invocations(const ByInvocation& values) {
   std::vector<double> all;
   for (const auto& [number, value] : values) all.push_back(value);
-  return all.empty() ? Interval{} : generation_interval(all);
+  return all.empty() ? Interval{} : invocation_interval(all);
 }
 
-/// `visit(generation)` of each generation that knows it; NaN: it does not.
+/// `visit(invocation)` of each invocation that knows it; NaN: it does not.
 template <class Visit>
-ByGeneration each_generation(const RuntimeResult* row, const Visit& visit) {
-  ByGeneration values;
+ByInvocation each_invocation(const RuntimeResult* row, const Visit& visit) {
+  ByInvocation values;
   if (row == nullptr || row->status != Status::ok) return values;
-  for (const auto& generation : row->generations) {
-    if (rounds_that_count(generation).empty()) continue;
-    const double value = visit(generation);
-    if (!std::isnan(value)) values[generation.generation] = value;
+  for (const auto& invocation : row->invocations) {
+    if (rounds_that_count(invocation).empty()) continue;
+    const double value = visit(invocation);
+    if (!std::isnan(value)) values[invocation.invocation] = value;
   }
   return values;
 }
 
-ByGeneration combined(const ByGeneration& a, const ByGeneration& b, const auto& operation) {
-  ByGeneration values;
+ByInvocation combined(const ByInvocation& a, const ByInvocation& b, const auto& operation) {
+  ByInvocation values;
   for (const auto& [number, value] : a) {
     const auto other = b.find(number);
     if (other != b.end()) values[number] = operation(value, other->second);
@@ -60,29 +60,29 @@ ByGeneration combined(const ByGeneration& a, const ByGeneration& b, const auto& 
   return values;
 }
 
-ByGeneration difference(const ByGeneration& a, const ByGeneration& b) {
+ByInvocation difference(const ByInvocation& a, const ByInvocation& b) {
   return combined(a, b, std::minus<>());
 }
 
-double step_of(const Generation& generation) {
+double step_of(const Invocation& invocation) {
   std::vector<double> times;
-  for (const auto& round : rounds_that_count(generation)) {
+  for (const auto& round : rounds_that_count(invocation)) {
     times.insert(times.end(), round.step_ns.begin(), round.step_ns.end());
   }
   return times.empty() ? kUnknown : median(times);
 }
 
-double device_step_of(const Generation& generation) {
+double device_step_of(const Invocation& invocation) {
   std::vector<double> times;
-  for (const auto& round : rounds_that_count(generation)) {
+  for (const auto& round : rounds_that_count(invocation)) {
     times.insert(times.end(), round.device_ns.begin(), round.device_ns.end());
   }
   return times.empty() ? kUnknown : median(times);
 }
 
-double faults_of(const Generation& generation) {
+double faults_of(const Invocation& invocation) {
   double steps = 0, faults = 0;
-  for (const auto& round : rounds_that_count(generation)) {
+  for (const auto& round : rounds_that_count(invocation)) {
     steps += round.steps();
     faults += round.page_faults;
   }
@@ -106,7 +106,7 @@ double outer_calls(const OperatorTime& time) {
 }
 
 /// Times of kernels on the device; idle is what the device's own clock has besides them.
-Spent spent_on_device(const Generation& generation, const Profile& profile) {
+Spent spent_on_device(const Invocation& invocation, const Profile& profile) {
   Spent spent;
   double busy_ns = 0;
   for (const auto& time : profile.operators) {
@@ -119,7 +119,7 @@ Spent spent_on_device(const Generation& generation, const Profile& profile) {
     calls += time.calls;
     time_ns += time.device_ns;
   }
-  if (const double step_ns = device_step_of(generation); !std::isnan(step_ns)) {
+  if (const double step_ns = device_step_of(invocation); !std::isnan(step_ns)) {
     spent.bars[kIdle] = step_ns - busy_ns;
   }
   return spent;
@@ -155,11 +155,11 @@ Spent spent_on_host(const Profile& profile, const DispatchCost& cost) {
 }
 
 /// Nothing where a probe that it needs has no answer.
-std::optional<Spent> spent_of(const Generation& generation) {
-  if (!generation.probes || !generation.probes->profile) return std::nullopt;
-  const auto& profile = *generation.probes->profile;
-  if (on_device(profile)) return spent_on_device(generation, profile);
-  const auto& cost = generation.probes->dispatch;
+std::optional<Spent> spent_of(const Invocation& invocation) {
+  if (!invocation.probes || !invocation.probes->profile) return std::nullopt;
+  const auto& profile = *invocation.probes->profile;
+  if (on_device(profile)) return spent_on_device(invocation, profile);
+  const auto& cost = invocation.probes->dispatch;
   if (profile.step_ns.empty() || !cost || cost->operator_ns.empty() || cost->profiled_ns.empty() ||
       cost->profiled_self_ns.empty()) {
     return std::nullopt;
@@ -167,13 +167,13 @@ std::optional<Spent> spent_of(const Generation& generation) {
   return spent_on_host(profile, *cost);
 }
 
-using SpentByGeneration = std::map<int, Spent>;
+using SpentByInvocation = std::map<int, Spent>;
 
-SpentByGeneration spent_by(const RuntimeResult& row) {
-  SpentByGeneration all;
-  for (const auto& generation : row.generations) {
-    if (rounds_that_count(generation).empty()) continue;
-    if (auto spent = spent_of(generation)) all[generation.generation] = std::move(*spent);
+SpentByInvocation spent_by(const RuntimeResult& row) {
+  SpentByInvocation all;
+  for (const auto& invocation : row.invocations) {
+    if (rounds_that_count(invocation).empty()) continue;
+    if (auto spent = spent_of(invocation)) all[invocation.invocation] = std::move(*spent);
   }
   return all;
 }
@@ -201,7 +201,7 @@ class Deriver {
   void derive() {
     explanation_ = Explanation(explanation_.from, explanation_.to);
     for (const auto* row : {from_, to_}) {
-      if (row != nullptr && row->status == Status::ok && !row->generations.empty()) continue;
+      if (row != nullptr && row->status == Status::ok && !row->invocations.empty()) continue;
       const auto& name = row == from_ ? explanation_.from : explanation_.to;
       note(fmt::format("nothing can be explained: {} {}", name,
                        row == nullptr              ? "is not there"
@@ -211,10 +211,10 @@ class Deriver {
     }
     explanation_.from_ns = from_->step_ns;
     explanation_.to_ns = to_->step_ns;
-    from_step_ = each_generation(from_, step_of);
-    to_step_ = each_generation(to_, step_of);
+    from_step_ = each_invocation(from_, step_of);
+    to_step_ = each_invocation(to_, step_of);
     const auto total = difference(from_step_, to_step_);
-    explanation_.total_ns = over_generations(total);
+    explanation_.total_ns = over_invocations(total);
     // The waterfall begins and ends at the steps of the tables.
     explanation_.total_ns.median = from_->step_ns.median - to_->step_ns.median;
     add_allocator();
@@ -234,7 +234,7 @@ class Deriver {
   /// The row of a runtime under a condition, `allocator:jemalloc`; null if it was not timed.
   const RuntimeResult* variant(const std::string& runtime, const std::string& condition) const {
     const auto* row = result_.find(runtime + "@" + condition);
-    const bool timed = row != nullptr && row->status == Status::ok && !row->generations.empty();
+    const bool timed = row != nullptr && row->status == Status::ok && !row->invocations.empty();
     return timed ? row : nullptr;
   }
 
@@ -271,8 +271,8 @@ class Deriver {
       note("no bar for the allocator: no other one makes the steps shorter");
       return;
     }
-    add_bar(kAllocator, difference(from_step_, each_generation(best_from_, step_of)),
-            difference(to_step_, each_generation(best_to_, step_of)),
+    add_bar(kAllocator, difference(from_step_, each_invocation(best_from_, step_of)),
+            difference(to_step_, each_invocation(best_to_, step_of)),
             fmt::format("what {} saves, in the same rounds", best.substr(best.find(':') + 1)));
   }
 
@@ -281,7 +281,7 @@ class Deriver {
     const auto& to_row = best_to_ ? *best_to_ : *to_;
     const auto from = spent_by(from_row), to = spent_by(to_row);
     const bool device = is_on_device(from_row) || is_on_device(to_row);
-    SpentByGeneration both_from, both_to;
+    SpentByInvocation both_from, both_to;
     for (const auto& [number, spent] : from) {
       const auto other = to.find(number);
       if (other == to.end()) continue;
@@ -290,8 +290,8 @@ class Deriver {
     }
     if (both_from.empty()) return note("no bars of operators: they need the profiles of both");
     for (const char* bar : kOrder) {
-      const auto amounts = [&](const SpentByGeneration& all) {
-        ByGeneration values;
+      const auto amounts = [&](const SpentByInvocation& all) {
+        ByInvocation values;
         for (const auto& [number, spent] : all) {
           const auto found = spent.bars.find(bar);
           values[number] = found == spent.bars.end() ? 0 : found->second;
@@ -306,34 +306,34 @@ class Deriver {
   }
 
   static bool is_on_device(const RuntimeResult& row) {
-    return std::any_of(row.generations.begin(), row.generations.end(), [](const Generation& g) {
+    return std::any_of(row.invocations.begin(), row.invocations.end(), [](const Invocation& g) {
       return g.probes && g.probes->profile && on_device(*g.probes->profile);
     });
   }
 
-  static bool has_bar(const SpentByGeneration& all, const char* bar) {
+  static bool has_bar(const SpentByInvocation& all, const char* bar) {
     return std::any_of(all.begin(), all.end(),
                        [&](const auto& each) { return each.second.bars.contains(bar); });
   }
 
-  void add_bar(const char* name, const ByGeneration& from, const ByGeneration& to,
+  void add_bar(const char* name, const ByInvocation& from, const ByInvocation& to,
                std::string text) {
     auto values = difference(from, to);
     explanation_.bars.push_back({.name = name,
-                                 .ns = over_generations(values),
-                                 .from_ns = over_generations(from).median,
-                                 .to_ns = over_generations(to).median,
+                                 .ns = over_invocations(values),
+                                 .from_ns = over_invocations(from).median,
+                                 .to_ns = over_invocations(to).median,
                                  .how = std::move(text)});
     bars_.push_back(std::move(values));
   }
 
   /// So that the medians add up, it is what they leave of the total; the interval is that of what
-  /// each generation leaves.
-  void add_unexplained(const ByGeneration& total) {
+  /// each invocation leaves.
+  void add_unexplained(const ByInvocation& total) {
     auto left = total;
     for (const auto& bar : bars_) left = difference(left, bar);
     Bar unexplained{.name = kUnexplained,
-                    .ns = over_generations(left),
+                    .ns = over_invocations(left),
                     .from_ns = explanation_.from_ns.median,
                     .to_ns = explanation_.to_ns.median,
                     .how = "what the other bars leave"};
@@ -355,7 +355,7 @@ class Deriver {
     explanation_.explained = differs ? 1 - std::abs(ns.median / all.median) : kUnknown;
   }
 
-  void compare_operators(const SpentByGeneration& from, const SpentByGeneration& to) {
+  void compare_operators(const SpentByInvocation& from, const SpentByInvocation& to) {
     struct Values {
       std::vector<double> calls, ns;
     };
@@ -391,27 +391,27 @@ class Deriver {
   }
 
   /// Left out where one side does not know it.
-  void observe_values(const std::string& name, const std::string& unit, const ByGeneration& from,
-                      const ByGeneration& to) {
+  void observe_values(const std::string& name, const std::string& unit, const ByInvocation& from,
+                      const ByInvocation& to) {
     if (from.empty() || to.empty()) return;
     Observation seen{.name = name,
                      .unit = unit,
-                     .from = over_generations(from),
-                     .to = over_generations(to),
+                     .from = over_invocations(from),
+                     .to = over_invocations(to),
                      .ratio = {}};
     if (unit == "ns") {
       const auto logs = combined(from, to, [](double a, double b) { return std::log(a / b); });
-      if (!logs.empty()) seen.ratio = exponential(over_generations(logs));
+      if (!logs.empty()) seen.ratio = exponential(over_invocations(logs));
     }
     explanation_.observations.push_back(std::move(seen));
   }
 
   void observe_probe(const std::string& name, const std::string& unit, const RuntimeResult& from,
                      const RuntimeResult& to, const auto& value_of) {
-    const auto visit = [&](const Generation& generation) {
-      return generation.probes ? value_of(*generation.probes) : kUnknown;
+    const auto visit = [&](const Invocation& invocation) {
+      return invocation.probes ? value_of(*invocation.probes) : kUnknown;
     };
-    observe_values(name, unit, each_generation(&from, visit), each_generation(&to, visit));
+    observe_values(name, unit, each_invocation(&from, visit), each_invocation(&to, visit));
   }
 
   /// Of the rows whose profiles are in the waterfall.
@@ -451,8 +451,8 @@ class Deriver {
     }
     for (const auto& condition : conditions()) {
       observe_values("step @" + condition, "ns",
-                     each_generation(variant(explanation_.from, condition), step_of),
-                     each_generation(variant(explanation_.to, condition), step_of));
+                     each_invocation(variant(explanation_.from, condition), step_of),
+                     each_invocation(variant(explanation_.to, condition), step_of));
     }
     observe_probe("empty operator", "ns", *from_, *to_, [](const Probes& probes) {
       return probes.dispatch && !probes.dispatch->operator_ns.empty()
@@ -460,15 +460,15 @@ class Deriver {
                  : kUnknown;
     });
     seen.insert(seen.end(), counts.begin(), counts.end());
-    observe_values("page faults", "count", each_generation(from_, faults_of),
-                   each_generation(to_, faults_of));
+    observe_values("page faults", "count", each_invocation(from_, faults_of),
+                   each_invocation(to_, faults_of));
   }
 
   void note_unanswered() {
     for (const auto* row : {from_, to_}) {
-      for (const auto& generation : row->generations) {
-        if (!generation.probes) continue;
-        for (const auto& [command, why] : generation.probes->unanswered) {
+      for (const auto& invocation : row->invocations) {
+        if (!invocation.probes) continue;
+        for (const auto& [command, why] : invocation.probes->unanswered) {
           note(fmt::format("{} does not answer {}: {}", row->runtime, command, why));
         }
       }
@@ -481,8 +481,8 @@ class Deriver {
   const RuntimeResult* to_;
   const RuntimeResult* best_from_ = nullptr;  // under a better allocator, if there is one
   const RuntimeResult* best_to_ = nullptr;
-  ByGeneration from_step_, to_step_;
-  std::vector<ByGeneration> bars_;  // of those in the explanation, in their order
+  ByInvocation from_step_, to_step_;
+  std::vector<ByInvocation> bars_;  // of those in the explanation, in their order
 };
 
 }  // namespace

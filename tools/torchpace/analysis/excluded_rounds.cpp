@@ -12,13 +12,13 @@
 namespace torchpace::cli {
 namespace {
 
-using RoundName = std::pair<int, int>;  // generation, round
+using RoundName = std::pair<int, int>;  // invocation, round
 
-/// `visit(row, generation, round)` of each round of a case, row by row.
+/// `visit(row, invocation, round)` of each round of a case, row by row.
 void each_round(auto& result, const auto& visit) {
   for (auto& row : result.runtimes) {
-    for (auto& generation : row.generations) {
-      for (auto& round : generation.rounds) visit(row, generation, round);
+    for (auto& invocation : row.invocations) {
+      for (auto& round : invocation.rounds) visit(row, invocation, round);
     }
   }
 }
@@ -27,38 +27,38 @@ void each_round(auto& result, const auto& visit) {
 /// pairs, and by where the cores were alone, never by how long steps took.
 std::set<RoundName> rounds_elsewhere(const CaseResult& result, double usual_ns) {
   std::set<RoundName> elsewhere;
-  each_round(result, [&](const auto&, const auto& generation, const auto& round) {
+  each_round(result, [&](const auto&, const auto& invocation, const auto& round) {
     if (std::isnan(round.message_ns) || same_place(round.message_ns, usual_ns)) return;
-    elsewhere.insert({generation.generation, round.round});
+    elsewhere.insert({invocation.invocation, round.round});
   });
   return elsewhere;
 }
 
-/// Of those, the ones that a row leaves out. A generation with hardly a usual round is left out as
+/// Of those, the ones that a row leaves out. An invocation with hardly a usual round is left out as
 /// a whole where enough others remain for an interval; else all of its rounds count.
 std::set<RoundName> left_out(const RuntimeResult& row, const std::set<RoundName>& elsewhere) {
-  std::vector<const Generation*> usual, other;
-  for (const auto& generation : row.generations) {
-    const auto rounds = static_cast<long>(generation.rounds.size());
+  std::vector<const Invocation*> usual, other;
+  for (const auto& invocation : row.invocations) {
+    const auto rounds = static_cast<long>(invocation.rounds.size());
     const auto usual_rounds =
-        std::count_if(generation.rounds.begin(), generation.rounds.end(), [&](const Round& round) {
-          return !elsewhere.contains({generation.generation, round.round});
+        std::count_if(invocation.rounds.begin(), invocation.rounds.end(), [&](const Round& round) {
+          return !elsewhere.contains({invocation.invocation, round.round});
         });
     const bool is_usual = usual_rounds >= std::min<long>(rounds, kFewestRounds);
-    (is_usual ? usual : other).push_back(&generation);
+    (is_usual ? usual : other).push_back(&invocation);
   }
   std::set<RoundName> left;
-  for (const auto* generation : usual) {
-    for (const auto& round : generation->rounds) {
-      if (elsewhere.contains({generation->generation, round.round})) {
-        left.insert({generation->generation, round.round});
+  for (const auto* invocation : usual) {
+    for (const auto& round : invocation->rounds) {
+      if (elsewhere.contains({invocation->invocation, round.round})) {
+        left.insert({invocation->invocation, round.round});
       }
     }
   }
-  if (usual.size() < std::min(row.generations.size(), kFewestForSignTest)) return left;
-  for (const auto* generation : other) {
-    for (const auto& round : generation->rounds) {
-      left.insert({generation->generation, round.round});
+  if (usual.size() < std::min(row.invocations.size(), kFewestForSignTest)) return left;
+  for (const auto* invocation : other) {
+    for (const auto& round : invocation->rounds) {
+      left.insert({invocation->invocation, round.round});
     }
   }
   return left;
@@ -72,9 +72,9 @@ void set_aside(CaseResult& result, double usual_ns) {
     if (row.runtime == result.reference) continue;
     const auto left = left_out(row, elsewhere);
     left_anywhere.insert(left.begin(), left.end());
-    for (auto& generation : row.generations) {
-      for (auto& round : generation.rounds) {
-        const RoundName name{generation.generation, round.round};
+    for (auto& invocation : row.invocations) {
+      for (auto& round : invocation.rounds) {
+        const RoundName name{invocation.invocation, round.round};
         round.set_aside = left.contains(name);
         if (round.set_aside) continue;
         counted.insert(name);
@@ -83,9 +83,9 @@ void set_aside(CaseResult& result, double usual_ns) {
     }
   }
   double all = 0, aside = 0;
-  each_round(result, [&](const auto& row, const auto& generation, auto& round) {
+  each_round(result, [&](const auto& row, const auto& invocation, auto& round) {
     if (row.runtime == result.reference) {
-      const RoundName name{generation.generation, round.round};
+      const RoundName name{invocation.invocation, round.round};
       round.set_aside = left_anywhere.contains(name) && !counted.contains(name);
     }
     ++all;

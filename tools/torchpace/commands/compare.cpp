@@ -59,7 +59,7 @@ Results resumed(const CompareOptions& options, Results fresh, std::vector<Case>&
                                            [&](const Case& other) { return other.name == c.name; });
   });
   check_same_plan(earlier, fresh, file.string());
-  fresh.plan.generations = earlier.plan.generations;
+  fresh.plan.invocations = earlier.plan.invocations;
   fresh.plan.max_seconds = std::max(fresh.plan.max_seconds, earlier.plan.max_seconds);
   fresh.plan.pairs = earlier.plan.pairs;
   fresh.created = earlier.created;

@@ -71,9 +71,9 @@ void probe_python(Probe& probe, const std::string& interpreter) {
   }
 }
 
-void print(const Finding& finding, std::ostream& out, bool colour) {
+void print(const Finding& finding, std::ostream& out, bool color) {
   const auto painted = [&](const char* code, const std::string& words) {
-    return colour ? fmt::format("\033[{}m{}\033[0m", code, words) : words;
+    return color ? fmt::format("\033[{}m{}\033[0m", code, words) : words;
   };
   const auto level =
       finding.level == "warn" ? painted("1;33", "warn") : fmt::format("{:<4}", finding.level);
@@ -128,7 +128,7 @@ int run_doctor(const DoctorOptions& options, std::ostream& out) {
         << "\n";
     return 0;
   }
-  for (const auto& finding : findings) print(finding, out, options.colour);
+  for (const auto& finding : findings) print(finding, out, options.color);
   const auto warned = std::count_if(findings.begin(), findings.end(),
                                     [](const auto& finding) { return finding.level == "warn"; });
   out << (warned == 0

@@ -41,7 +41,7 @@ void watch_processors(Probe& probe, const std::filesystem::path& root = "/");
 
 struct DoctorOptions {
   bool json = false;
-  bool colour = false;
+  bool color = false;
   std::string python;           // interpreter to look into; empty: python3
   std::filesystem::path cache;  // folder whose disk is looked at; empty: not looked at
   HostSources sources = HostSources::of_this_machine();

@@ -12,7 +12,7 @@ namespace torchpace::cli {
 namespace {
 
 constexpr double kShareOfPreset = 0.5;  // of the time that a comparison takes
-constexpr int kGenerations = 6;         // the fewest whose intervals are order statistics
+constexpr int kInvocations = 6;         // the fewest whose intervals are order statistics
 
 /// A name without its version means the first version's.
 const WorkerSpec& named(const std::vector<WorkerSpec>& specs, const std::string& name) {
@@ -137,8 +137,8 @@ void plan_explanation(const ExplainOptions& options, ExperimentOptions& experime
   }
   plan.runtimes.clear();
   for (const auto& spec : experiment.runtimes) plan.runtimes.push_back(spec.runtime);
-  if (!options.how.generations) {
-    plan.generations = plan.generations_asked = std::min(plan.generations, kGenerations);
+  if (!options.how.invocations) {
+    plan.invocations = plan.invocations_asked = std::min(plan.invocations, kInvocations);
   }
   if (!options.how.max_seconds) plan.max_seconds *= kShareOfPreset;
   experiment.curves.clear();

@@ -19,7 +19,7 @@ void check(const Installation& installation) {
   if (installation.package.empty()) {
     throw Error(
         "export-training: expected the Python package torchpace, found none; set "
-        "TORCHPACE_PYTHON_PATH to the folder that holds torchpace/training.py");
+        "TORCHPACE_PYTHON_PATH to the folder that holds torchpace/__init__.py");
   }
   constexpr int kNoTorch = 3;
   const auto code = fmt::format(

@@ -21,11 +21,11 @@ std::string settings_text(const Json& values) {
   return text;
 }
 
-void print_text(const Catalogue& catalogue, const std::vector<WorkerSpec>& runtimes,
+void print_text(const Catalog& catalog, const std::vector<WorkerSpec>& runtimes,
                 const std::vector<std::string>& problems) {
-  const auto& json = catalogue.json();
+  const auto& json = catalog.json();
   fmt::print("Cases are named FAMILY_PHASE/size:SIZE; phases: {}\n\n",
-             fmt::join(catalogue.phases(), ", "));
+             fmt::join(catalog.phases(), ", "));
   for (const auto& [family, entry] : json.at("families").items()) {
     fmt::print("{}  {}\n", family, settings_text(entry.at("settings")));
     for (const auto& [size, values] : entry.at("sizes").items()) {
@@ -35,8 +35,8 @@ void print_text(const Catalogue& catalogue, const std::vector<WorkerSpec>& runti
   fmt::print("\nPresets\n");
   for (const auto& [name, entry] : json.at("presets").items()) {
     fmt::print(
-        "  {:<8} size {}, {} generations, two runtimes in at most {} s, {} s with each more\n",
-        name, entry.at("size").get<std::string>(), entry.at("generations").get<int>(),
+        "  {:<8} size {}, {} invocations, two runtimes in at most {} s, {} s with each more\n",
+        name, entry.at("size").get<std::string>(), entry.at("invocations").get<int>(),
         entry.at("max_seconds").get<double>(), entry.at("seconds_per_runtime").get<double>());
   }
   fmt::print("\nRuntimes\n");
@@ -50,14 +50,14 @@ void print_text(const Catalogue& catalogue, const std::vector<WorkerSpec>& runti
 }  // namespace
 
 int list(const std::string& python, bool as_json) {
-  const Catalogue catalogue(kCasesJson);
+  const Catalog catalog(kCasesJson);
   std::vector<std::string> problems;
   const auto runtimes = discover_runtimes(find_installation(python), problems);
   if (!as_json) {
-    print_text(catalogue, runtimes, problems);
+    print_text(catalog, runtimes, problems);
     return kOk;
   }
-  auto json = catalogue.json();
+  auto json = catalog.json();
   json["runtimes"] = Json::array();
   for (const auto& spec : runtimes) {
     json["runtimes"].push_back({{"name", spec.runtime}, {"description", spec.description}});

@@ -26,23 +26,23 @@ namespace fs = std::filesystem;
 
 constexpr double kMemoryShare = 0.8;       // of what is available, for all workers together
 constexpr double kValuesAtOnce = 1 << 30;  // bytes of values that wait for all runtimes' checks
-constexpr double kRoundsShare = 0.35;      // of the time, at least, where generations are chosen
-constexpr int kFewestGenerations = 6;      // whose intervals are order statistics
+constexpr double kRoundsShare = 0.35;      // of the time, at least, where invocations are chosen
+constexpr int kFewestInvocations = 6;      // whose intervals are order statistics
 constexpr double kCannotPlay = -1;         // width of an interval
 constexpr double kWaitingShare = 0.25;     // of the time, at most, for the cores to come back
 constexpr double kWaitingStep_s = 0.2;
 constexpr double kLeastOfFixed = 2;  // a visit at least over its fixed costs, until one is measured
 
-const Generation* find_generation(const RuntimeResult* row, int number) {
+const Invocation* find_invocation(const RuntimeResult* row, int number) {
   if (row == nullptr) return nullptr;
-  for (const auto& generation : row->generations) {
-    if (generation.generation == number) return &generation;
+  for (const auto& invocation : row->invocations) {
+    if (invocation.invocation == number) return &invocation;
   }
   return nullptr;
 }
 
-int next_round(const RuntimeResult& reference, int generation) {
-  const auto* found = find_generation(&reference, generation);
+int next_round(const RuntimeResult& reference, int invocation) {
+  const auto* found = find_invocation(&reference, invocation);
   return found == nullptr || found->rounds.empty() ? 0 : found->rounds.back().round + 1;
 }
 
@@ -75,12 +75,12 @@ double device_bytes(const std::string& device) {
 
 }  // namespace
 
-int affordable_generations(int asked, double budget_s, double generation_s) {
-  if (asked <= kFewestGenerations) return asked;
+int affordable_invocations(int asked, double budget_s, double invocation_s) {
+  if (asked <= kFewestInvocations) return asked;
   for (const int count : {asked, 12, 9}) {
-    if (count <= asked && count * generation_s <= budget_s) return count;
+    if (count <= asked && count * invocation_s <= budget_s) return count;
   }
-  return kFewestGenerations;
+  return kFewestInvocations;
 }
 
 std::optional<size_t> next_load(const std::vector<double>& widths, const std::vector<int>& loads) {
@@ -134,7 +134,7 @@ void check_same_plan(const Results& earlier, const Results& now, const std::stri
   differ("reference", a.reference, b.reference);
   differ("runtimes", fmt::format("{}", fmt::join(a.runtimes, ",")),
          fmt::format("{}", fmt::join(b.runtimes, ",")));
-  differ("generations", std::to_string(a.generations_asked), std::to_string(b.generations_asked));
+  differ("invocations", std::to_string(a.invocations_asked), std::to_string(b.invocations_asked));
   differ("rounds", std::to_string(a.rounds), std::to_string(b.rounds));
   differ("threads", std::to_string(a.threads), std::to_string(b.threads));
   differ("device", a.device, b.device);
@@ -192,7 +192,7 @@ void Experiment::run() {
     export_all();
     pass_gates();
     uncounted([&] { measure_limits(results_); });
-    run_generations();
+    run_invocations();
     confirm_implausible(results_);
   } catch (const Interrupted&) {
     save();
@@ -380,8 +380,8 @@ size_t Experiment::parallel_loads() const {
   return static_cast<size_t>(usable_cores(results_.environment));
 }
 
-/// What a generation takes besides its rounds, told from the gate until one has been measured.
-double Experiment::generation_s() const {
+/// What an invocation takes besides its rounds, told from the gate until one has been measured.
+double Experiment::invocation_s() const {
   const auto groups_of = static_cast<double>(groups().size());
   if (fixed_s_ > 0) return fixed_s_ * groups_of;
   std::map<std::string, double> start_s;
@@ -403,17 +403,17 @@ double Experiment::generation_s() const {
   return load_s / static_cast<double>(parallel_loads());
 }
 
-/// Chooses the number of generations: fewer where starting and loading alone would not fit.
-void Experiment::plan_generations(int done) {
-  if (!options_.adapts_generations || done >= kFewestGenerations) return;
+/// Chooses the number of invocations: fewer where starting and loading alone would not fit.
+void Experiment::plan_invocations(int done) {
+  if (!options_.adapts_invocations || done >= kFewestInvocations) return;
   auto& plan = results_.plan;
-  const auto before = plan.generations;
-  const double each_s = generation_s();
+  const auto before = plan.invocations;
+  const double each_s = invocation_s();
   const double budget_s = budget_left_s() * (1 - kRoundsShare) + done * each_s;
-  plan.generations = affordable_generations(plan.generations_asked, budget_s, each_s);
-  if (plan.generations == before) return;
-  progress_.say(fmt::format("{} generations: starting and loading takes {:.0f} s in each",
-                            plan.generations, each_s));
+  plan.invocations = affordable_invocations(plan.invocations_asked, budget_s, each_s);
+  if (plan.invocations == before) return;
+  progress_.say(fmt::format("{} invocations: starting and loading takes {:.0f} s in each",
+                            plan.invocations, each_s));
 }
 
 bool Experiment::memory_is_short() const {
@@ -452,7 +452,7 @@ std::vector<std::vector<std::string>> Experiment::groups() const {
 }
 
 bool Experiment::is_done(const CaseResult& result, const std::vector<std::string>& rows,
-                         int generation) const {
+                         int invocation) const {
   const auto* reference = result.find(result.reference);
   if (reference == nullptr || reference->status != Status::ok) return true;
   // Not the reference's own: in pairs it is there from the other pairs.
@@ -462,20 +462,20 @@ bool Experiment::is_done(const CaseResult& result, const std::vector<std::string
                         return row != nullptr && row->status == Status::ok;
                       }) ||
          std::any_of(rows.begin() + 1, rows.end(), [&](const std::string& name) {
-           return find_generation(result.find(name), generation) != nullptr;
+           return find_invocation(result.find(name), invocation) != nullptr;
          });
 }
 
 std::vector<Experiment::Visit> Experiment::missing_visits() {
   std::vector<Visit> visits;
   const auto count = results_.cases.size();
-  for (int generation = 1; generation <= options_.plan.generations_asked; ++generation) {
+  for (int invocation = 1; invocation <= options_.plan.invocations_asked; ++invocation) {
     for (const auto& rows : groups()) {
-      Visit visit{generation, rows, {}};
+      Visit visit{invocation, rows, {}};
       for (size_t i = 0; i < count; ++i) {
         // Rotated: no case is always the first that a process sees.
-        const auto index = (i + static_cast<size_t>(generation - 1)) % count;
-        if (!is_done(results_.cases[index], rows, generation)) visit.cases.push_back(index);
+        const auto index = (i + static_cast<size_t>(invocation - 1)) % count;
+        if (!is_done(results_.cases[index], rows, invocation)) visit.cases.push_back(index);
       }
       if (!visit.cases.empty()) visits.push_back(std::move(visit));
     }
@@ -493,7 +493,7 @@ WorkerSpec Experiment::spec_of(const std::string& row) const {
   throw Error(fmt::format("no runtime '{}'", runtime));
 }
 
-void Experiment::run_generations() {
+void Experiment::run_invocations() {
   if (!results_.plan.pairs && memory_is_short()) {
     results_.plan.pairs = true;
     results_.warn({"pairs", "warning",
@@ -502,21 +502,21 @@ void Experiment::run_generations() {
                    "", ""});
   }
   const auto visits = missing_visits();
-  if (!visits.empty()) plan_generations(visits.front().generation - 1);
+  if (!visits.empty()) plan_invocations(visits.front().invocation - 1);
   loads_begin_ = Clock::now();
   for (size_t i = 0; i < visits.size(); ++i) {
     const auto& visit = visits[i];
-    if (visit.generation > results_.plan.generations) break;
+    if (visit.invocation > results_.plan.invocations) break;
     double left = 0;
     loads_left_ = 0;
     for (size_t j = i; j < visits.size(); ++j) {
-      if (visits[j].generation > results_.plan.generations) break;
+      if (visits[j].invocation > results_.plan.invocations) break;
       loads_left_ += visits[j].cases.size();
       ++left;
     }
     run_visit(visit, left);
     save();
-    plan_generations(visit.generation);  // the first ones show what they cost
+    plan_invocations(visit.invocation);  // the first ones show what they cost
   }
 }
 
@@ -525,7 +525,7 @@ bool Experiment::met_cores_near(const Visit& visit, size_t index) const {
   const double usual_ns = cores_.usual_ns();
   for (size_t i = 1; i < visit.rows.size(); ++i) {  // not the reference, which plays in all pairs
     const auto* found =
-        find_generation(results_.cases[index].find(visit.rows[i]), visit.generation);
+        find_invocation(results_.cases[index].find(visit.rows[i]), visit.invocation);
     if (found == nullptr) continue;
     return std::count_if(found->rounds.begin(), found->rounds.end(), [&](const Round& round) {
              return !is_far(round.message_ns, usual_ns);
@@ -576,15 +576,15 @@ void Experiment::run_visit(const Visit& visit, double visits_left) {
     });
     if (needed) specs.push_back(spec_of(row));
   }
-  progress_.note(fmt::format("generation {}/{}: starting {} workers", visit.generation,
-                             results_.plan.generations, specs.size()),
+  progress_.note(fmt::format("invocation {}/{}: starting {} workers", visit.invocation,
+                             results_.plan.invocations, specs.size()),
                  left_s());
   Team team(specs, {.patience_s = options_.patience_s,
                     .compile_s = options_.plan.compile_limit,
                     .loads = parallel_loads(),
                     .message_ns = [this] { return cores_.ask(); }});
   if (least_load_s_ == 0) {
-    least_load_s_ = kLeastOfFixed * generation_s() / (count * static_cast<double>(groups().size()));
+    least_load_s_ = kLeastOfFixed * invocation_s() / (count * static_cast<double>(groups().size()));
   }
   const auto spare_s = [&] {
     return budget_left_s() - least_load_s_ * static_cast<double>(loads_left_);
@@ -620,20 +620,20 @@ void Experiment::run_visit(const Visit& visit, double visits_left) {
 }
 
 /// One load of a case with its rounds, which take as long as the load did, as far as the time goes;
-/// then, with `probes`, what is asked for once in a generation.
+/// then, with `probes`, what is asked for once in an invocation.
 LoadTime Experiment::play(Team& team, const Visit& visit, size_t index, bool probes,
                           double budget_s) {
   auto& result = results_.cases[index];
   const auto text =
-      fmt::format("generation {}/{}: {}", visit.generation, results_.plan.generations, result.name);
+      fmt::format("invocation {}/{}: {}", visit.invocation, results_.plan.invocations, result.name);
   progress_.note(text, left_s());
   const RoundRule rule{.rounds = options_.plan.rounds,
                        .budget_s = budget_s,
-                       .first_round = next_round(*result.find(result.reference), visit.generation),
+                       .first_round = next_round(*result.find(result.reference), visit.invocation),
                        .probed = probes ? options_.probed : std::set<std::string>{},
                        .multiplies = probes};
   const auto time = team.measure(
-      result, files_[index], visit.generation, rule, random_,
+      result, files_[index], visit.invocation, rule, random_,
       [&](int rounds) { progress_.update(fmt::format("{}, round {}", text, rounds), left_s()); });
   ++loads_done_;
   return time;

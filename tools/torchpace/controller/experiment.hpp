@@ -1,4 +1,4 @@
-// The experiment: export, gate, curves, generations of rounds, results.json after every step.
+// The experiment: export, gate, curves, invocations of rounds, results.json after every step.
 #pragma once
 
 #include <filesystem>
@@ -31,19 +31,19 @@ struct ExperimentOptions {
   double export_limit_s = 3600;    // for the files of one case
   std::filesystem::path output;    // folder, exists
   double patience_s = 30;
-  bool adapts_generations = false;         // fewer where the time does not suffice
+  bool adapts_invocations = false;         // fewer where the time does not suffice
   std::function<double()> message_ns;      // where the cores are (cores.hpp); empty: not asked
-  std::set<std::string> probed;            // runtimes that are asked for probes in each generation
+  std::set<std::string> probed;            // runtimes that are asked for probes in each invocation
   std::optional<Explanation> explanation;  // the names of the two that each case explains
   std::vector<Warning> warnings;           // of the plan
 };
 
-/// The number of generations, at most `asked`, whose fixed costs fit into the time: of those whose
+/// The number of invocations, at most `asked`, whose fixed costs fit into the time: of those whose
 /// intervals are no wider for their number (12, 9, 6), and 6 or `asked` where none fits.
-int affordable_generations(int asked, double budget_s, double generation_s);
+int affordable_invocations(int asked, double budget_s, double invocation_s);
 
 /// The case that a further load helps most, of some with the width of each one's interval and its
-/// loads in this generation: where its tensors lie and how the machine is are drawn with each load,
+/// loads in this invocation: where its tensors lie and how the machine is are drawn with each load,
 /// so the width falls with their root. Alike where widths are not yet known (NaN); first those
 /// whose width is infinite, the one of fewest loads. A width below 0 is of a case that cannot play.
 /// Returns an index, nothing where none can.
@@ -73,7 +73,7 @@ class Experiment {
 
  private:
   struct Visit {
-    int generation;
+    int invocation;
     std::vector<std::string> rows;  // runtimes of this visit, the reference first
     std::vector<size_t> cases;      // in order
   };
@@ -91,18 +91,18 @@ class Experiment {
   void pass_gates();
   void uncounted(const std::function<void()>& make);
   void pass_gates(size_t first, size_t end);
-  void plan_generations(int done);
-  double generation_s() const;
+  void plan_invocations(int done);
+  double invocation_s() const;
   size_t parallel_loads() const;
-  void run_generations();
+  void run_invocations();
   void run_visit(const Visit& visit, double visits_left);
   bool await_cores(double spare_s);
   bool met_cores_near(const Visit& visit, size_t index) const;
   LoadTime play(Team& team, const Visit& visit, size_t index, bool probes, double budget_s);
-  std::vector<Visit> missing_visits();  // of all generations that were asked for
+  std::vector<Visit> missing_visits();  // of all invocations that were asked for
   std::vector<std::vector<std::string>> groups() const;
   bool is_done(const CaseResult& result, const std::vector<std::string>& rows,
-               int generation) const;
+               int invocation) const;
   bool memory_is_short() const;
   WorkerSpec spec_of(const std::string& row) const;
   double elapsed_s() const;

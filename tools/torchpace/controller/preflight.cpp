@@ -34,7 +34,7 @@ std::string difference(const Parity& parity) {
                      parity.note.empty() ? "" : "; ", parity.note);
 }
 
-/// The row of the second copy: it is judged like the reference and measured in the generations.
+/// The row of the second copy: it is judged like the reference and measured in the invocations.
 RuntimeResult copy_of(const RuntimeResult& reference) {
   RuntimeResult copy;
   copy.runtime = copy_name(reference.runtime);

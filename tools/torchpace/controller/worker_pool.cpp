@@ -12,7 +12,7 @@ namespace torchpace::cli {
 namespace {
 
 constexpr double kBlock_s =
-    0.025;  // short: what a neighbour does to the caches must meet all sides of a round
+    0.025;  // short: what a neighbor does to the caches must meet all sides of a round
 constexpr double kPairedStep_s = 0.05;  // two samples of steps up to here: a turn has its own cost
 constexpr double kShortestSample_s = 50e-6;  // below, one step is too close to the clock's own cost
 constexpr int kMostSamples = 250;            // of a block: bounds the size of results.json
@@ -40,8 +40,8 @@ class Awake {
 
 double fastest_step_s(const RuntimeResult& row) {
   double fastest_ns = INFINITY;
-  for (const auto& generation : row.generations) {
-    for (const auto& round : generation.rounds) {
+  for (const auto& invocation : row.invocations) {
+    for (const auto& round : invocation.rounds) {
       for (const double ns : round.step_ns) fastest_ns = std::min(fastest_ns, ns);
     }
   }
@@ -51,7 +51,7 @@ double fastest_step_s(const RuntimeResult& row) {
 /// The first steps after a load. Returns the fastest that is known: what others do on this machine
 /// must not make all blocks too short.
 double pilot_step_s(WorkerClient& client, const RuntimeResult& row) {
-  if (!row.generations.empty()) {
+  if (!row.invocations.empty()) {
     const double known_s = fastest_step_s(row);
     client.run(1, known_s > kSlowStep_s ? 0 : 1, 1, known_s);
     return known_s;
@@ -76,8 +76,8 @@ Json differences(const Json& before, const Json& now) {
   return result;
 }
 
-/// A further load of the case, or a further pair of the reference, in the same generation.
-void add_load(Generation& all, const Generation& load) {
+/// A further load of the case, or a further pair of the reference, in the same invocation.
+void add_load(Invocation& all, const Invocation& load) {
   all.rounds.insert(all.rounds.end(), load.rounds.begin(), load.rounds.end());
   if (load.matmul) all.matmul = load.matmul;
   if (load.probes) all.probes = load.probes;
@@ -140,9 +140,9 @@ Team::~Team() {
   }
 }
 
-void Team::fail(Member& member, RuntimeResult& row, const WorkerFailure& failure, int generation) {
+void Team::fail(Member& member, RuntimeResult& row, const WorkerFailure& failure, int invocation) {
   row.status = failure.status;
-  row.reason = fmt::format("generation {}: {}", generation, failure.what());
+  row.reason = fmt::format("invocation {}: {}", invocation, failure.what());
   if (failure.alive) return;
   member.client.reset();
   member.death_told = true;
@@ -155,7 +155,7 @@ bool Team::attempt(Player& player, const std::function<void(WorkerClient&)>& act
     action(*player.member->client);
     return true;
   } catch (const WorkerFailure& failure) {
-    fail(*player.member, *player.row, failure, player.generation.generation);
+    fail(*player.member, *player.row, failure, player.invocation.invocation);
     return false;
   }
 }
@@ -175,22 +175,22 @@ void Team::load(std::vector<Player>& players, const Exported& files) {
     auto& player = players[i];
     attempt(player, [&](WorkerClient& client) {
       client.finish_load(limits_.compile_s);
-      player.generation.environment = differences(player.row->environment, client.environment());
+      player.invocation.environment = differences(player.row->environment, client.environment());
     });
     if (player.member->client) player.member->client->stop();
   }
 }
 
-std::vector<Team::Player> Team::prepare(CaseResult& result, const Exported& files, int generation) {
+std::vector<Team::Player> Team::prepare(CaseResult& result, const Exported& files, int invocation) {
   std::vector<Player> players;
   for (auto& member : members_) {
     auto* row = result.find(member.runtime);
     if (row == nullptr || row->status != Status::ok) continue;
     if (member.client) {
-      players.push_back({.member = &member, .row = row, .generation = {}});
-      players.back().generation.generation = generation;
+      players.push_back({.member = &member, .row = row, .invocation = {}});
+      players.back().invocation.invocation = invocation;
     } else if (!std::exchange(member.death_told, true)) {
-      fail(member, *row, {member.death, Status::failed, false}, generation);
+      fail(member, *row, {member.death, Status::failed, false}, invocation);
     }
   }
   load(players, files);
@@ -226,12 +226,12 @@ void Team::play_round(std::vector<Player>& players, const std::vector<size_t>& o
     });
   }
   // Only here: a round that Ctrl-C cuts short is in no row.
-  for (auto& [player, round] : played) player->generation.rounds.push_back(std::move(round));
+  for (auto& [player, round] : played) player->invocation.rounds.push_back(std::move(round));
 }
 
 /// What it does not answer costs its row nothing: the samples are there.
 void Team::probe(Player& player) {
-  auto& probes = player.generation.probes.emplace();
+  auto& probes = player.invocation.probes.emplace();
   const int steps = std::clamp(static_cast<int>(std::lround(kProbe_s / player.step_s)),
                                kFewestProbed, kMostProbed);
   const auto ask = [&](const char* command, const std::function<void(WorkerClient&)>& question) {
@@ -260,18 +260,18 @@ void Team::multiply(Player& player, bool on_device) {
   try {
     auto& client = *player.member->client;
     const Awake awake(client);
-    player.generation.matmul =
+    player.invocation.matmul =
         client.matmul(on_device ? kMatmulSizeOnDevice : kMatmulSize, kMatmulSamples);
   } catch (const WorkerFailure& failure) {
-    if (!failure.alive) fail(*player.member, *player.row, failure, player.generation.generation);
+    if (!failure.alive) fail(*player.member, *player.row, failure, player.invocation.invocation);
   }
 }
 
-LoadTime Team::measure(CaseResult& result, const Exported& files, int generation,
+LoadTime Team::measure(CaseResult& result, const Exported& files, int invocation,
                        const RoundRule& rule, std::mt19937_64& random,
                        const std::function<void(int)>& after_round) {
   const auto begin = Clock::now();
-  auto players = prepare(result, files, generation);
+  auto players = prepare(result, files, invocation);
   if (!plays(players, result.reference)) return {};
   std::vector<double> step_s;
   for (const auto& player : players) step_s.push_back(player.step_s);
@@ -281,11 +281,11 @@ LoadTime Team::measure(CaseResult& result, const Exported& files, int generation
   const auto keep = [&] {
     for (auto& player : players) {
       if (done < kFewestRounds && rule.rounds == 0) continue;
-      auto& all = player.row->generations;
-      if (!all.empty() && all.back().generation == generation) {
-        add_load(all.back(), player.generation);
-      } else if (!player.generation.rounds.empty()) {
-        all.push_back(player.generation);
+      auto& all = player.row->invocations;
+      if (!all.empty() && all.back().invocation == invocation) {
+        add_load(all.back(), player.invocation);
+      } else if (!player.invocation.rounds.empty()) {
+        all.push_back(player.invocation);
       }
     }
   };

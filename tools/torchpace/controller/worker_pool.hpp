@@ -1,4 +1,4 @@
-// The workers of one generation: a fresh process per runtime, of which one runs at a time.
+// The workers of one invocation: a fresh process per runtime, of which one runs at a time.
 #pragma once
 
 #include <functional>
@@ -60,11 +60,11 @@ class Team {
   Team(const Team&) = delete;
   Team& operator=(const Team&) = delete;
 
-  /// Loads the case in all workers whose row is ok and takes turns. Adds a generation, or rounds to
+  /// Loads the case in all workers whose row is ok and takes turns. Adds an invocation, or rounds to
   /// one that is there, to each row that measured; a worker that fails makes its row failed. Calls
   /// `after_round` with the number of rounds done. On Ctrl-C keeps the rounds that are whole and
   /// throws Interrupted.
-  LoadTime measure(CaseResult& result, const Exported& files, int generation, const RoundRule& rule,
+  LoadTime measure(CaseResult& result, const Exported& files, int invocation, const RoundRule& rule,
                    std::mt19937_64& random, const std::function<void(int)>& after_round);
 
  private:
@@ -77,12 +77,12 @@ class Team {
   struct Player {
     Member* member;
     RuntimeResult* row;
-    Generation generation;
+    Invocation invocation;
     double step_s = 0;
   };
 
-  void fail(Member& member, RuntimeResult& row, const WorkerFailure& failure, int generation);
-  std::vector<Player> prepare(CaseResult& result, const Exported& files, int generation);
+  void fail(Member& member, RuntimeResult& row, const WorkerFailure& failure, int invocation);
+  std::vector<Player> prepare(CaseResult& result, const Exported& files, int invocation);
   void load(std::vector<Player>& players, const Exported& files);
   bool attempt(Player& player, const std::function<void(WorkerClient&)>& action);
   void play_round(std::vector<Player>& players, const std::vector<size_t>& order,

@@ -79,7 +79,7 @@ Finding governor(const Json& host) {
     return {"governor", "ok", "performance: the clock does not fall when idle", ""};
   if (name.empty()) {
     return {"governor", "note", "the kernel shows none: whoever runs the machine sets the clock",
-            "trust intervals of several generations, not single runs"};
+            "trust intervals of several invocations, not single runs"};
   }
   return {"governor", "warn",
           fmt::format("{}: the clock follows the load, so short runs are slower", name),
@@ -165,12 +165,12 @@ Finding address_layout(const Json& host) {
   const auto state = text(host, "aslr");
   if (state == "off") {
     return {"layout", "note",
-            "address randomisation is off: all processes get one layout, so the intervals miss its "
+            "address randomization is off: all processes get one layout, so the intervals miss its "
             "luck",
             "sudo sysctl kernel.randomize_va_space=2"};
   }
   return {"layout", "ok",
-          state.empty() ? "not known" : "randomised per process; generations average over it", ""};
+          state.empty() ? "not known" : "randomized per process; invocations average over it", ""};
 }
 
 Finding virtual_machine(const Json& host, const Probe& probe) {
@@ -187,11 +187,11 @@ Finding virtual_machine(const Json& host, const Probe& probe) {
                   stolen(probe.steal_share), stolen(probe.steal_share_since_start));
   if (steal > kStealWarned) {
     return {"virtual machine", "warn", found + ": steps are interrupted from outside",
-            "choose dedicated cores or another hour, take more --generations"};
+            "choose dedicated cores or another hour, take more --invocations"};
   }
   if (!name.empty() || steal > kStealNoted) {
     return {"virtual machine", "note", found,
-            "clock and neighbours are out of sight: trust the A/A interval"};
+            "clock and neighbors are out of sight: trust the A/A interval"};
   }
   return {"virtual machine", "ok", found, ""};
 }

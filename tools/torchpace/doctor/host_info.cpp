@@ -245,7 +245,7 @@ Json load_average(const Tree& tree) {
   return loads;
 }
 
-Json address_randomisation(const Tree& tree) {
+Json address_randomization(const Tree& tree) {
   const auto value = tree.first_line("/proc/sys/kernel/randomize_va_space");
   if (value.empty()) return {};
   return value == "0" ? "off" : value == "1" ? "stack and libraries" : "full";
@@ -321,7 +321,7 @@ Json host_environment(const HostSources& sources) {
   host["load_average"] = load_average(tree);
   host["thp"] =
       text_or_null(chosen(tree.first_line("/sys/kernel/mm/transparent_hugepage/enabled")));
-  host["aslr"] = address_randomisation(tree);
+  host["aslr"] = address_randomization(tree);
   host["virtual_machine"] = virtual_machine(tree);
   host["clocksource"] = text_or_null(
       tree.first_line("/sys/devices/system/clocksource/clocksource0/current_clocksource"));

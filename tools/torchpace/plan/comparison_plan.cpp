@@ -223,7 +223,7 @@ std::vector<std::string> offered_cases(const std::vector<WorkerSpec>& runtimes, 
   return offered;
 }
 
-std::vector<Case> chosen_cases(const CompareOptions& options, const Catalogue& catalogue,
+std::vector<Case> chosen_cases(const CompareOptions& options, const Catalog& catalog,
                                const Preset& preset, const std::vector<WorkerSpec>& runtimes,
                                const std::vector<Axis>& axes, const Settings& common) {
   if (only_own(runtimes)) {
@@ -238,7 +238,7 @@ std::vector<Case> chosen_cases(const CompareOptions& options, const Catalogue& c
        {std::pair{"optimizer", "adam"}, {"lr", "2e-4"}, {"eps", "1e-8"}}) {
     trained.set(key, value);
   }
-  return catalogue.expand(options.cases, preset.size, axes, trained);
+  return catalog.expand(options.cases, preset.size, axes, trained);
 }
 
 /// How to ask where the cores are. Tests name a file with the answers in TORCHPACE_MESSAGE_NS, of
@@ -264,8 +264,8 @@ PlanRecord plan_record(const CompareOptions& options, const Preset& preset,
   plan.reference = files.empty() ? chosen_reference(options.reference, runtimes)
                                  : file_reference(options.reference, files, runtimes);
   for (const auto& spec : runtimes) plan.runtimes.push_back(spec.runtime);
-  plan.generations = options.generations.value_or(preset.generations);
-  plan.generations_asked = plan.generations;
+  plan.invocations = options.invocations.value_or(preset.invocations);
+  plan.invocations_asked = plan.invocations;
   plan.rounds = options.rounds.value_or(0);
   const auto further = static_cast<double>(std::max<size_t>(2, runtimes.size()) - 2);
   plan.max_seconds =
@@ -291,7 +291,7 @@ void check_values(const CompareOptions& o) {
   };
   at_least_1("--threads", o.threads);
   at_least_1("--rounds", o.rounds);
-  at_least_1("--generations", o.generations);
+  at_least_1("--invocations", o.invocations);
   if (o.max_seconds) {
     require(*o.max_seconds > 0 && std::isfinite(*o.max_seconds), "--max-seconds",
             "a number above 0", fmt::format("{}", *o.max_seconds));
@@ -328,23 +328,23 @@ void check_values(const CompareOptions& o) {
 ExperimentOptions planned(const CompareOptions& options, const Installation& current,
                           const Json& host) {
   const auto libraries = paths_of_libraries(options.libraries);
-  Catalogue catalogue(kCasesJson);
-  const auto preset = catalogue.preset(options.preset);
+  Catalog catalog(kCasesJson);
+  const auto preset = catalog.preset(options.preset);
   auto axes = parse_axes(options.set);
   const auto files = model_files(options);
   std::vector<std::string> modes;
   if (!files.empty()) {
     modes = take_modes(axes);
-    catalogue.import_files(files, options.inputs, options.below, axes);
+    catalog.import_files(files, options.inputs, options.below, axes);
   } else if (!options.models.empty()) {
-    catalogue.import_models(options.models, fs::current_path(), options.inputs);
+    catalog.import_models(options.models, fs::current_path(), options.inputs);
   }
   ExperimentOptions experiment;
   const auto versions = chosen_versions(options, current);
   const auto& installation = versions.front().installation;
   experiment.runtimes = files.empty() ? chosen_runtimes(options, preset, versions)
                                       : rows_of(options, files, modes, versions);
-  experiment.adapts_generations = !options.generations && !options.rounds;
+  experiment.adapts_invocations = !options.invocations && !options.rounds;
   experiment.plan = plan_record(options, preset, files, experiment.runtimes, host);
   auto& plan = experiment.plan;
   plan.device = chosen_device(options.device, installation);
@@ -367,7 +367,7 @@ ExperimentOptions planned(const CompareOptions& options, const Installation& cur
                   {"threads", std::to_string(plan.threads)},
                   {"seed", std::to_string(plan.seed)}};
   if (!libraries.empty()) common.set("libraries", libraries);
-  experiment.cases = chosen_cases(options, catalogue, preset, experiment.runtimes, axes, common);
+  experiment.cases = chosen_cases(options, catalog, preset, experiment.runtimes, axes, common);
   experiment.output = options.output;
   prepare_output(experiment.output);
   for (auto& item : experiment.cases) item.settings.set("device", plan.device);

@@ -18,7 +18,7 @@ struct CompareOptions {
   std::vector<std::string> cases, set, runtimes, workers, torch, models, inputs, libraries;
   std::string reference;
   std::string device = "auto", dtype = "float32", allocator = "tuned";
-  std::optional<int> threads, rounds, generations;
+  std::optional<int> threads, rounds, invocations;
   std::optional<double> max_seconds, compile_limit, export_limit;
   double delta = 0.02;
   long long seed = 0;

@@ -46,13 +46,13 @@ fs::path source_tree() {
 
 fs::path find_package(const fs::path& tree) {
   if (const auto named = variable("TORCHPACE_PYTHON_PATH"); !named.empty()) {
-    if (is_file(fs::path(named) / "torchpace/worker.py")) return fs::absolute(named);
+    if (is_file(fs::path(named) / "torchpace/__init__.py")) return fs::absolute(named);
     throw Error(fmt::format(
-        "TORCHPACE_PYTHON_PATH: expected a folder with torchpace/worker.py, found '{}'", named));
+        "TORCHPACE_PYTHON_PATH: expected a folder with torchpace/__init__.py, found '{}'", named));
   }
   if (!tree.empty()) return tree / "python";
   const auto installed = program_folder() / "../share/torchpace/python";
-  return is_file(installed / "torchpace/worker.py") ? fs::canonical(installed) : fs::path();
+  return is_file(installed / "torchpace/__init__.py") ? fs::canonical(installed) : fs::path();
 }
 
 std::string find_python(const std::string& option, const fs::path& tree) {
@@ -218,7 +218,7 @@ std::vector<WorkerSpec> discover_runtimes(const Installation& installation,
   }
   if (installation.package.empty()) {
     problems.push_back(
-        "no Python runtimes: expected the folder of torchpace/worker.py, set "
+        "no Python runtimes: expected the folder of torchpace/__init__.py, set "
         "TORCHPACE_PYTHON_PATH");
   } else {
     try {

@@ -12,7 +12,7 @@ namespace torchpace::cli {
 
 struct Installation {
   std::filesystem::path worker;   // torchpace_worker; empty if it is not beside this program
-  std::filesystem::path package;  // the folder that holds torchpace/worker.py; empty if not found
+  std::filesystem::path package;  // the folder that holds torchpace/__init__.py; empty if not found
   std::string python;             // interpreter
 };
 

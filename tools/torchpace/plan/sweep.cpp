@@ -206,7 +206,7 @@ std::vector<Axis> parse_axes(const std::vector<std::string>& texts) {
   return axes;
 }
 
-Catalogue::Catalogue(std::string_view json) {
+Catalog::Catalog(std::string_view json) {
   try {
     json_ = Json::parse(json);
   } catch (const Json::exception& error) {
@@ -214,22 +214,22 @@ Catalogue::Catalogue(std::string_view json) {
   }
 }
 
-std::vector<std::string> Catalogue::keys(const char* section) const {
+std::vector<std::string> Catalog::keys(const char* section) const {
   std::vector<std::string> names;
   for (const auto& item : json_.at(section).items()) names.push_back(item.key());
   return names;
 }
 
-std::vector<std::string> Catalogue::phases() const {
+std::vector<std::string> Catalog::phases() const {
   return json_.at("phases").get<std::vector<std::string>>();
 }
 
-std::vector<std::string> Catalogue::phases(const std::string& family) const {
+std::vector<std::string> Catalog::phases(const std::string& family) const {
   const auto& json = json_.at("families").at(family);
   return json.contains("phases") ? json.at("phases").get<std::vector<std::string>>() : phases();
 }
 
-std::vector<std::string> Catalogue::sizes(const std::string& family) const {
+std::vector<std::string> Catalog::sizes(const std::string& family) const {
   std::vector<std::string> names;
   for (const auto& item : json_.at("families").at(family).at("sizes").items()) {
     names.push_back(item.key());
@@ -237,7 +237,7 @@ std::vector<std::string> Catalogue::sizes(const std::string& family) const {
   return names;
 }
 
-Preset Catalogue::preset(const std::string& name) const {
+Preset Catalog::preset(const std::string& name) const {
   const auto& presets = json_.at("presets");
   if (!presets.contains(name)) {
     throw Error(
@@ -246,7 +246,7 @@ Preset Catalogue::preset(const std::string& name) const {
   const auto& json = presets.at(name);
   return {.name = name,
           .size = json.at("size").get<std::string>(),
-          .generations = json.at("generations").get<int>(),
+          .invocations = json.at("invocations").get<int>(),
           .max_seconds = json.at("max_seconds").get<double>(),
           .seconds_per_runtime = json.at("seconds_per_runtime").get<double>(),
           .compile_limit = json.at("compile_limit").get<double>(),
@@ -254,7 +254,7 @@ Preset Catalogue::preset(const std::string& name) const {
           .curves = json.value("curves", Json::object()).get<std::map<std::string, int>>()};
 }
 
-void Catalogue::import_models(const std::vector<std::string>& texts, const std::string& path,
+void Catalog::import_models(const std::vector<std::string>& texts, const std::string& path,
                               const std::vector<std::string>& inputs) {
   check_inputs(inputs);
   auto families = Json::object();
@@ -275,7 +275,7 @@ void Catalogue::import_models(const std::vector<std::string>& texts, const std::
   json_["families"] = families;
 }
 
-void Catalogue::import_files(const std::vector<ModelFile>& files,
+void Catalog::import_files(const std::vector<ModelFile>& files,
                              const std::vector<std::string>& inputs, const std::string& below,
                              const std::vector<Axis>& axes) {
   check_inputs(inputs);
@@ -308,7 +308,7 @@ void Catalogue::import_files(const std::vector<ModelFile>& files,
                          {"sizes", Json::object()}}}};
 }
 
-void Catalogue::check_value(const std::string& key, const std::string& value) const {
+void Catalog::check_value(const std::string& key, const std::string& value) const {
   const auto axis = json_.at("axes").find(key);
   if (axis == json_.at("axes").end()) return;
   const auto fail = [&](const std::string& expected, const std::string& hint = "") {
@@ -327,7 +327,7 @@ void Catalogue::check_value(const std::string& key, const std::string& value) co
   }
 }
 
-void Catalogue::check(const std::string& family, const Axis& axis) const {
+void Catalog::check(const std::string& family, const Axis& axis) const {
   const auto& json = json_.at("families").at(family);
   std::set<std::string> known;
   std::set<std::string> counts;  // what a size gives is a number of something
@@ -353,7 +353,7 @@ void Catalogue::check(const std::string& family, const Axis& axis) const {
   }
 }
 
-void Catalogue::add(std::vector<Case>& cases, const std::string& family, const std::string& phase,
+void Catalog::add(std::vector<Case>& cases, const std::string& family, const std::string& phase,
                     const std::string& size, const std::vector<Axis>& axes,
                     const Settings& common) const {
   const auto& json = json_.at("families").at(family);
@@ -392,7 +392,7 @@ void Catalogue::add(std::vector<Case>& cases, const std::string& family, const s
 }
 
 /// The sizes of a family that a name or a pattern chooses. Throws Error for an unknown name.
-std::vector<std::string> Catalogue::chosen_sizes(const std::string& family,
+std::vector<std::string> Catalog::chosen_sizes(const std::string& family,
                                                  const std::string& pattern) const {
   const auto known = sizes(family);
   if (known.empty()) return {""};  // a model of the user's own
@@ -406,7 +406,7 @@ std::vector<std::string> Catalogue::chosen_sizes(const std::string& family,
   return chosen;
 }
 
-std::vector<Case> Catalogue::expand(const std::vector<std::string>& patterns,
+std::vector<Case> Catalog::expand(const std::vector<std::string>& patterns,
                                     const std::string& size, const std::vector<Axis>& axes,
                                     const Settings& common) const {
   std::vector<std::string> bases;

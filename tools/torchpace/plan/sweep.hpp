@@ -37,7 +37,7 @@ std::vector<Axis> parse_axes(const std::vector<std::string>& texts);
 struct Preset {
   std::string name;
   std::string size;
-  int generations = 0;
+  int invocations = 0;
   double max_seconds = 0;             // with two runtimes
   double seconds_per_runtime = 0;     // with each further one
   double compile_limit = 0;           // seconds that making one artifact may take
@@ -45,10 +45,10 @@ struct Preset {
   std::map<std::string, int> curves;  // family -> training steps
 };
 
-class Catalogue {
+class Catalog {
  public:
   /// Reads the text of cases.json. Throws Error.
-  explicit Catalogue(std::string_view json);
+  explicit Catalog(std::string_view json);
 
   /// Puts a model of the user's in place of all families: cases FACTORY_PHASE. `text` is
   /// module:factory, `path` the folder to import from, `inputs` are SIZES[:DTYPE]. Throws Error.

@@ -128,7 +128,7 @@ Table waterfall(const Results& results, Form form) {
   Table table{.title = "why",
               .note =
                   "what each part costs a step; less is what the second runtime saves, in "
-                  "brackets its interval over generations",
+                  "brackets its interval over invocations",
               .head = {"part", "from", "to", "less", form == Form::terminal ? "" : "how"},
               .groups = {}};
   for (const auto& result : results.cases) {

@@ -24,12 +24,12 @@ constexpr size_t kFewCases = 3;      // of more, cold start and memory are in re
 constexpr size_t kNameWidth = 32;    // a longer name has a line of its own
 constexpr double kHtmlLimitSeconds = 300;
 
-/// Escape sequences, or nothing where the terminal has no colour.
+/// Escape sequences, or nothing where the terminal has no color.
 struct Style {
-  bool colour;
+  bool color;
 
   std::string paint(const char* code, const std::string& text) const {
-    return colour && !text.empty() ? fmt::format("\033[{}m{}\033[0m", code, text) : text;
+    return color && !text.empty() ? fmt::format("\033[{}m{}\033[0m", code, text) : text;
   }
   std::string bold(const std::string& text) const { return paint("1", text); }
   std::string dim(const std::string& text) const { return paint("2", text); }
@@ -274,7 +274,7 @@ void print_heading(const Results& results, std::ostream& out, const Style& style
   parts.push_back(fmt::format("{}, {}", plan.device, plan.dtype));
   parts.push_back(counted(plan.threads, "thread"));
   parts.push_back(plan.allocator + " allocator");
-  parts.push_back(counted(plan.generations, "generation"));
+  parts.push_back(counted(plan.invocations, "invocation"));
   parts.push_back("reference " + plan.reference);
   out << style.bold("torchpace " + results.torchpace) << ", " << results.created << "\n"
       << wrapped("", fmt::format("{}", fmt::join(parts, "; ")), 2);
@@ -430,8 +430,8 @@ std::vector<std::pair<std::string, std::string>> union_of_rows(
 
 }  // namespace
 
-void print_report(const Results& results, std::ostream& out, bool colour) {
-  const Style style{colour};
+void print_report(const Results& results, std::ostream& out, bool color) {
+  const Style style{color};
   print_heading(results, out, style);
   const auto folded = folded_rows(results);
   for (const auto& result : results.cases) {
@@ -484,8 +484,8 @@ std::vector<WarningLine> grouped_warnings(const Results& results) {
   return lines;
 }
 
-void print_side_by_side(const std::vector<NamedResults>& files, std::ostream& out, bool colour) {
-  const Style style{colour};
+void print_side_by_side(const std::vector<NamedResults>& files, std::ostream& out, bool color) {
+  const Style style{color};
   out << "\n" << style.bold("side by side: speedup over the reference of each file") << "\n";
   for (size_t i = 0; i < files.size(); ++i) {
     const auto& plan = files[i].results.plan;

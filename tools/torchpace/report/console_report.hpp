@@ -14,7 +14,7 @@ namespace torchpace::cli {
 
 /// A block a case with a line a runtime, then the warnings and a summary; 100 columns wide unless
 /// a name alone is longer. Takes results that are derived.
-void print_report(const Results& results, std::ostream& out, bool colour);
+void print_report(const Results& results, std::ostream& out, bool color);
 
 /// The same as Markdown, with all columns. Takes results that are derived.
 std::string markdown_report(const Results& results);
@@ -38,7 +38,7 @@ struct NamedResults {
 };
 
 /// Speedups of the same cases and runtimes from several files, a column a file.
-void print_side_by_side(const std::vector<NamedResults>& files, std::ostream& out, bool colour);
+void print_side_by_side(const std::vector<NamedResults>& files, std::ostream& out, bool color);
 
 /// What became of the HTML page.
 struct HtmlPage {

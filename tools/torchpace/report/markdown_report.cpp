@@ -163,7 +163,7 @@ std::string markdown_report(const Results& results) {
       "speedup = reference time / runtime time. Error: the largest difference from the float64 run "
       "(without one: from the reference), of what is allowed.\n\n",
       results.created, plan.device, plan.dtype, counted(plan.threads, "thread"), plan.allocator,
-      counted(plan.generations, "generation"), cell(plan.reference));
+      counted(plan.invocations, "invocation"), cell(plan.reference));
   const auto folded = folded_rows(results);
   for (const auto& result : results.cases) text += case_table(result, folded);
   for (const auto& each : folded) {

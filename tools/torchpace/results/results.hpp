@@ -30,7 +30,7 @@ struct Warning {
   std::string runtime;    // empty: of the whole case
 };
 
-/// Rounds after a load, at least; a generation with fewer usual ones is not usual (derive_cores).
+/// Rounds after a load, at least; an invocation with fewer usual ones is not usual (derive_cores).
 inline constexpr int kFewestRounds = 3;
 
 /// One turn of one worker: the samples of a block. Times in ns per step.
@@ -87,8 +87,8 @@ struct Matmul {
 };
 
 /// What one process measured on one case.
-struct Generation {
-  int generation = 0;
+struct Invocation {
+  int invocation = 0;
   Json environment = Json::object();  // what differs from the runtime's environment
   std::vector<Round> rounds;
   std::optional<Probes> probes;
@@ -96,8 +96,8 @@ struct Generation {
 };
 
 /// Those that are not set aside.
-inline auto rounds_that_count(const Generation& generation) {
-  return generation.rounds |
+inline auto rounds_that_count(const Invocation& invocation) {
+  return invocation.rounds |
          std::views::filter([](const Round& round) { return !round.set_aside; });
 }
 
@@ -137,7 +137,7 @@ struct RuntimeResult {
   // resident, device_allocated, device_reserved, device_driver of a fresh process
   std::map<std::string, double> peak_bytes;
   Json environment = Json::object();  // the worker's own, from the gate
-  std::vector<Generation> generations;
+  std::vector<Invocation> invocations;
 
   // Derived by derive().
   Interval step_ns;
@@ -247,8 +247,8 @@ struct PlanRecord {
   std::string preset;
   std::string reference;
   std::vector<std::string> runtimes;
-  int generations = 0;        // that the time allows
-  int generations_asked = 0;  // of those
+  int invocations = 0;        // that the time allows
+  int invocations_asked = 0;  // of those
   int rounds = 0;             // 0: as many as the time allows
   double max_seconds = 0;
   double compile_limit = 0;  // seconds that making one artifact may take

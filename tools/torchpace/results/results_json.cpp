@@ -79,12 +79,12 @@ void describe(auto& io, Is<Matmul> auto& matmul) {
   io.required("ns", matmul.ns);
 }
 
-void describe(auto& io, Is<Generation> auto& generation) {
-  io.required("generation", generation.generation);
-  io.optional("environment", generation.environment);
-  io.required("rounds", generation.rounds);
-  io.unless_empty("probes", generation.probes);
-  io.unless_empty("matmul", generation.matmul);
+void describe(auto& io, Is<Invocation> auto& invocation) {
+  io.required("invocation", invocation.invocation);
+  io.optional("environment", invocation.environment);
+  io.required("rounds", invocation.rounds);
+  io.unless_empty("probes", invocation.probes);
+  io.unless_empty("matmul", invocation.matmul);
 }
 
 void describe(auto& io, Is<Parity> auto& parity) {
@@ -129,7 +129,7 @@ void describe(auto& io, Is<RuntimeResult> auto& row) {
   io.derived("page_faults_per_step", row.page_faults_per_step);
   io.derived("involuntary_switches_per_step", row.involuntary_switches_per_step);
   io.optional("environment", row.environment);
-  io.optional("generations", row.generations);
+  io.optional("invocations", row.invocations);
 }
 
 void describe(auto& io, Is<Bar> auto& bar) {
@@ -222,8 +222,8 @@ void describe(auto& io, Is<PlanRecord> auto& plan) {
   io.optional("preset", plan.preset);
   io.required("reference", plan.reference);
   io.required("runtimes", plan.runtimes);
-  io.required("generations", plan.generations);
-  io.optional("generations_asked", plan.generations_asked);
+  io.required("invocations", plan.invocations);
+  io.optional("invocations_asked", plan.invocations_asked);
   io.optional("rounds", plan.rounds);
   io.required("max_seconds", plan.max_seconds);
   io.optional("compile_limit", plan.compile_limit);
@@ -451,8 +451,8 @@ Results from_json(const Json& json, const std::string& source) {
   }
   Results results;
   describe(root, results);
-  if (results.plan.generations_asked == 0) {
-    results.plan.generations_asked = results.plan.generations;
+  if (results.plan.invocations_asked == 0) {
+    results.plan.invocations_asked = results.plan.invocations;
   }
   return results;
 }

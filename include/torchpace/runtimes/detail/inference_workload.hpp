@@ -42,8 +42,8 @@ inline Batches load_batches(const Settings& settings, const torch::Device& devic
                       /*needs_target=*/false);
 }
 
-/// Runs `step` in groups of 5, at least 10 and at most 50 times, until two neighbouring medians
-/// agree to 2 %: profiling executors specialise in their first runs, libraries choose kernels.
+/// Runs `step` in groups of 5, at least 10 and at most 50 times, until two neighboring medians
+/// agree to 2 %: profiling executors specialize in their first runs, libraries choose kernels.
 inline void settle_steps(const std::function<void()>& step, const torch::Device& device) {
   double previous = 0;
   for (int run = 5; run <= 50; run += 5) {

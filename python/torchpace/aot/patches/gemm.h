@@ -13,7 +13,7 @@
 namespace {
 namespace torchpace_matmul {
 
-// Around this AOTInductor's code is compiled without optimisation, which inlines nothing else.
+// Around this AOTInductor's code is compiled without optimization, which inlines nothing else.
 #define TORCHPACE_INLINE inline __attribute__((always_inline))
 
 #if defined(__AVX512F__)

@@ -24,7 +24,7 @@ from torchpace.report.figures.style import (
     WIDE,
     Pen,
     drawing,
-    runtime_colours,
+    runtime_colors,
     svg_of,
 )
 
@@ -48,25 +48,25 @@ class Picture:
 
 def draw_all(results):
     """The pictures that the results have something for, in reading order."""
-    colours = runtime_colours(results)
-    drawn = (draw_one(results, colours, module) for module in PICTURES)
+    colors = runtime_colors(results)
+    drawn = (draw_one(results, colors, module) for module in PICTURES)
     return [picture for picture in drawn if picture is not None]
 
 
-def draw_one(results, colours, module):
+def draw_one(results, colors, module):
     """Draws one picture in its three forms; None when there is nothing to draw."""
     name = module.__name__.rpartition(".")[2]
     alt = module.describe(results)
     svgs = []
     for width in (WIDE, NARROW):
         with drawing():
-            figure = module.draw(results, Pen(width, STAND_INS, colours))
+            figure = module.draw(results, Pen(width, STAND_INS, colors))
             if figure is None:
                 return None
             svgs.append(svg_of(figure, f"{name}-{width}", alt))
     with drawing():
         buffer = io.BytesIO()
-        module.draw(results, Pen(WIDE, PAPER, colours)).savefig(
+        module.draw(results, Pen(WIDE, PAPER, colors)).savefig(
             buffer, format="png", dpi=PNG_DPI, facecolor=PAPER["paper"], metadata={"Software": None}
         )
     return Picture(name, module.TITLE, module.CAPTION, alt, *svgs, buffer.getvalue())

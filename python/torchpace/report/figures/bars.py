@@ -40,11 +40,11 @@ def bar_axes(pen, figure, place, most, unit):
 
 
 def stack(pen, axes, y, parts):
-    """Bars end to end: (value, colour)."""
+    """Bars end to end: (value, color)."""
     start = 0
-    for value, colour in parts:
+    for value, color in parts:
         if value:
-            axes.barh(y, value, THICK, left=start, color=colour, edgecolor=pen.paper, linewidth=0.5)
+            axes.barh(y, value, THICK, left=start, color=color, edgecolor=pen.paper, linewidth=0.5)
             start += value
 
 

@@ -58,10 +58,10 @@ def draw(results, pen):
     used = [stage for stage in known if present(results, "cold_s", stage)]
     if not used:
         return None
-    colours = {stage: pen.series(list(known).index(stage)) for stage in used}
+    colors = {stage: pen.series(list(known).index(stage)) for stage in used}
     groups = groups_of(results, "cold_s", total)
     compiles = any(row["compile_s"] for _, rows in groups for row in rows)
-    handles = [Patch(facecolor=colours[s], label=STAGES.get(s, s)) for s in used]
+    handles = [Patch(facecolor=colors[s], label=STAGES.get(s, s)) for s in used]
     if compiles:
         handles.append(Patch(**empty_style(pen), label=EMPTY))
     legend = pen.legend_height([handle.get_label() for handle in handles]) + 12
@@ -72,7 +72,7 @@ def draw(results, pen):
     for (case, rows), each in zip(groups, heights, strict=True):
         pen.heading(figure, top, case["case"])
         top += HEADING
-        draw_case(pen, figure, rows, each, top, colours, compiles)
+        draw_case(pen, figure, rows, each, top, colors, compiles)
         top += sum(each) + FOOT
     return figure
 
@@ -101,7 +101,7 @@ def texts_of(pen, row):
     )
 
 
-def draw_case(pen, figure, rows, heights, top, colours, compiles):
+def draw_case(pen, figure, rows, heights, top, colors, compiles):
     """The bars of a case: the process, and where anything compiles a second column for that."""
     left, width = (190, 260) if pen.is_wide else (8, pen.width - 16)
     beside, gap = (90, 74) if pen.is_wide else (100, 14)
@@ -122,7 +122,7 @@ def draw_case(pen, figure, rows, heights, top, colours, compiles):
     for row, height in zip(rows, heights, strict=True):
         middle = y + (height / 2 if pen.is_wide else height - 4 - THICK / 2)
         stages = stages_of(row)
-        stack(pen, axes, middle, [(stages.get(s, 0), colour) for s, colour in colours.items()])
+        stack(pen, axes, middle, [(stages.get(s, 0), color) for s, color in colors.items()])
         if row["compile_s"]:
             other.barh(middle, row["compile_s"], THICK, **empty_style(pen))
         beside_bar = list(zip(columns, texts_of(pen, row), strict=True))

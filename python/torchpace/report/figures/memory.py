@@ -18,7 +18,7 @@ from torchpace.report.figures.bars import (
 TITLE = "Peak memory"
 CAPTION = (
     "Peak of one fresh process each, runtime and libraries included. Counted is what the case "
-    "itself needs, tensor by tensor: its parameters, gradients, optimiser state and the "
+    "itself needs, tensor by tensor: its parameters, gradients, optimizer state and the "
     "activations that autograd keeps. Each case has its own scale."
 )
 RESIDENT = "resident"
@@ -31,7 +31,7 @@ DEVICE = {
 COUNTED = {
     "parameters": ("parameters", "series-1"),
     "gradients": ("gradients", "series-2"),
-    "optimizer": ("optimiser state", "series-3"),
+    "optimizer": ("optimizer state", "series-3"),
     "activations": ("activations", "series-4"),
 }
 NAMES = {RESIDENT: RESIDENT} | {key: name for key, (name, _) in DEVICE.items()}
@@ -46,7 +46,7 @@ def draw(results, pen):
     counted = any(counted_of(case) for case, _ in groups)
     shown = {RESIDENT: (RESIDENT, "muted")} | (DEVICE if has_device else {})
     shown |= COUNTED if counted else {}
-    handles = [Patch(facecolor=pen.colours[c], label=name) for name, c in shown.values()]
+    handles = [Patch(facecolor=pen.colors[c], label=name) for name, c in shown.values()]
     legend = pen.legend_height([name for name, _ in shown.values()]) + 12
     bars = (THICK + 2) * (2 if has_device else 1)
     step = bars + 10 if pen.is_wide else bars + 22 + (17 if has_device else 0)
@@ -81,7 +81,7 @@ def draw_case(pen, figure, case, rows, top, height, step):
     if counted:
         y = 24 if pen.is_wide else 38
         middle = 12 if pen.is_wide else y - 4 - THICK / 2
-        parts = [(value / scale, pen.colours[COUNTED[key][1]]) for key, value in counted.items()]
+        parts = [(value / scale, pen.colors[COUNTED[key][1]]) for key, value in counted.items()]
         stack(pen, axes, middle, parts)
         columns = [(beside, strings.size(sum(counted.values())))]
         write_row(pen, figure, "counted", columns, top, top + middle)
@@ -100,7 +100,7 @@ def draw_row(pen, axes, row, y, step, scale):
     high = low - (THICK + 2) * bool(device)
     axes.barh(high, (peak.get(RESIDENT) or 0) / scale, THICK, color=pen.muted)
     for key, value in device:
-        axes.barh(low, value / scale, THICK, color=pen.colours[DEVICE[key][1]])
+        axes.barh(low, value / scale, THICK, color=pen.colors[DEVICE[key][1]])
 
 
 def lines_of(row):

@@ -50,8 +50,8 @@ def draw_noise(pen, axes, noise, top, bottom):
 MARKERS = {"FASTER": ">", "SLOWER": "<", "SAME": "s", "REFERENCE": "|", "NONE": "|"}
 
 
-def verdict_colour(pen, verdict):
-    """The page's colour of a verdict."""
+def verdict_color(pen, verdict):
+    """The page's color of a verdict."""
     names = {
         "FASTER": "faster",
         "SLOWER": "slower",
@@ -59,20 +59,20 @@ def verdict_colour(pen, verdict):
         "IMPLAUSIBLE": "slower",
         "SAME": "ink",
     }
-    return pen.colours[names.get(verdict, "muted")]
+    return pen.colors[names.get(verdict, "muted")]
 
 
 def draw_interval(pen, axes, speedup, y):
     """A speedup with its interval and the verdict's mark; hollow where it is undecided."""
-    colour = verdict_colour(pen, speedup["verdict"])
+    color = verdict_color(pen, speedup["verdict"])
     if speedup["low"] is not None and speedup["high"] is not None:
-        axes.plot((speedup["low"], speedup["high"]), (y, y), color=colour, linewidth=2.5)
+        axes.plot((speedup["low"], speedup["high"]), (y, y), color=color, linewidth=2.5)
     axes.plot(
         speedup["median"],
         y,
         marker=MARKERS.get(speedup["verdict"], "o"),
         markersize=8,
-        color=colour,
-        markerfacecolor=pen.paper if speedup["verdict"] == "UNSURE" else colour,
+        color=color,
+        markerfacecolor=pen.paper if speedup["verdict"] == "UNSURE" else color,
         markeredgewidth=2,
     )

@@ -6,7 +6,7 @@ from torchpace.report.figures.ratios import (
     draw_noise,
     ratio_axes,
     ratio_bounds,
-    verdict_colour,
+    verdict_color,
 )
 from torchpace.report.figures.style import LINE, TEXT
 from torchpace.report.headline import (
@@ -109,12 +109,12 @@ def draw_row(pen, figure, axes, row, y, step, case, leads):
     is_reference = row["runtime"] == case["reference"]
     verdict = "reference" if is_reference else row["speedup"]["verdict"].replace("NONE", "")
     number = f"noise {strings.ratio(case['noise_floor'])}" if is_reference else speedup(row)
-    colour = pen.muted if is_reference else verdict_colour(pen, row["speedup"]["verdict"])
+    color = pen.muted if is_reference else verdict_color(pen, row["speedup"]["verdict"])
     weight = "bold" if leads else "normal"
     if pen.is_wide:
         middle, right = y + step / 2, pen.width - WORDS + 16
         pen.text(figure, 12, middle, pen.fit(row["runtime"], 166), fontweight=weight)
-        pen.text(figure, right, middle, verdict, color=colour, fontweight="bold")
+        pen.text(figure, right, middle, verdict, color=color, fontweight="bold")
         pen.text(figure, right + 80, middle, number, fontweight=weight)
     else:
         top, middle = y + step * 0.28, y + step * 0.74
@@ -122,7 +122,7 @@ def draw_row(pen, figure, axes, row, y, step, case, leads):
         name = pen.fit(row["runtime"], 332 - 7 * len(number))
         pen.text(figure, 8, top, name, fontweight=weight)
         pen.text(figure, pen.width, top, number, fontweight=weight, ha="right")
-        pen.text(figure, 8, middle, verdict, color=colour, fontweight="bold", fontsize=TEXT - 1)
+        pen.text(figure, 8, middle, verdict, color=color, fontweight="bold", fontsize=TEXT - 1)
     if not is_reference:
         draw_interval(pen, axes, row["speedup"], middle - HEAD)
 

@@ -22,7 +22,7 @@ HEADING, LANE, FOOT = 26, 58, 52
 
 
 def draw(results, pen):
-    """One panel a case; in it a lane a runtime, and in that a stripe a generation."""
+    """One panel a case; in it a lane a runtime, and in that a stripe an invocation."""
     cases = [case for case in results["cases"] if any(map(any, map(times, measured(case))))]
     if not cases:
         return None
@@ -54,7 +54,7 @@ def draw_samples(pen, figure, case, left, top, width, share):
     axes = pen.axes(figure, left + 8, top + HEADING, width - 16, LANE * len(rows))
     axes.set_yticks([])
     axes.set_ylim(LANE * len(rows), 0)
-    lanes = [[x for generation in times(row) for x in generation] for row in rows]
+    lanes = [[x for invocation in times(row) for x in invocation] for row in rows]
     low = min(min(lane_ns) for lane_ns in lanes if lane_ns)
     high = window(lanes)
     is_log = high > 3 * low
@@ -133,10 +133,10 @@ def window(lanes):
 
 
 def times(row):
-    """Step times in ns, a list a generation that has any, in the order measured: of the rounds
+    """Step times in ns, a list an invocation that has any, in the order measured: of the rounds
     that are not set aside.
     """
-    generations = [
+    invocations = [
         [
             x
             for turn in g["rounds"]
@@ -144,22 +144,22 @@ def times(row):
             for x in turn["step_ns"]
             if x is not None and x > 0
         ]
-        for g in row["generations"]
+        for g in row["invocations"]
     ]
-    return [times for times in generations if times]
+    return [times for times in invocations if times]
 
 
 def dots(row, at_most):
     """Samples of a row: times in ns, places in the order from 0 to 1, every how many."""
-    generations = times(row)
-    thinned = max(1, math.ceil(sum(map(len, generations)) / at_most))
+    invocations = times(row)
+    thinned = max(1, math.ceil(sum(map(len, invocations)) / at_most))
     xs, ys = [], []
-    for i, samples in enumerate(generations):
+    for i, samples in enumerate(invocations):
         for j, x in enumerate(samples):
             if j % thinned == 0:
                 xs.append(x)
-                # A stripe takes 0.7 of its share, so that generations are apart.
-                ys.append((i + 0.7 * (j + 0.5) / len(samples)) / len(generations))
+                # A stripe takes 0.7 of its share, so that invocations are apart.
+                ys.append((i + 0.7 * (j + 0.5) / len(samples)) / len(invocations))
     return xs, ys, thinned
 
 

@@ -1,7 +1,7 @@
-"""What all pictures share: sizes, colours, axes, ticks, and how a figure becomes SVG.
+"""What all pictures share: sizes, colors, axes, ticks, and how a figure becomes SVG.
 
 All lengths are CSS pixels: a figure is made at 72 dots per inch, so one point is one pixel of the
-page. SVG colours are the page's variables, so that one drawing serves light and dark.
+page. SVG colors are the page's variables, so that one drawing serves light and dark.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ TEXT = 12
 LINE = 18
 # Blue, vermilion, green, purple, amber, sky after Okabe & Ito 2008, for white paper.
 SERIES = ("#0067a5", "#c8500a", "#007d5b", "#a8487f", "#9a6b00", "#2b86b8")
-# Names are those of the page's variables; "faster" and "slower" are the colours of verdicts.
+# Names are those of the page's variables; "faster" and "slower" are the colors of verdicts.
 INKS = {
     "ink": "#1c2126",
     "muted": "#5b6570",
@@ -32,10 +32,10 @@ INKS = {
     "faster": "#0067a5",
     "slower": "#b4460a",
 }
-# Names of colours in the order of their stand-ins #fe0000, #fe0001, ... which become var(--name).
+# Names of colors in the order of their stand-ins #fe0000, #fe0001, ... which become var(--name).
 NAMES = (*INKS, *(f"series-{i}" for i in range(len(SERIES))))
 STAND_INS = {name: f"#fe{i:04x}" for i, name in enumerate(NAMES)}
-PAPER = INKS | {f"series-{i}": colour for i, colour in enumerate(SERIES)}
+PAPER = INKS | {f"series-{i}": color for i, color in enumerate(SERIES)}
 
 DASHES = ("-", (0, (4, 2.5)), (0, (1.2, 1.6)), (0, (6, 2, 1.2, 2)))
 # Leading digits of ticks.
@@ -62,7 +62,7 @@ def drawing():
 
 
 def svg_of(figure, name, alt):
-    """The figure as an SVG element for a page: variables for colours, the page's font, own ids."""
+    """The figure as an SVG element for a page: variables for colors, the page's font, own ids."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     svg = buffer.getvalue()
@@ -73,8 +73,8 @@ def svg_of(figure, name, alt):
     svg = re.sub(r" d=\"[^\"]*\"", lambda path: re.sub(r"(\.\d\d)\d+", r"\1", path[0]), svg)
     svg = re.sub(r"font: (?:(\w+) )?([\d.]+)px [^;\"]*", r"font-size: \2px; font-weight: \1", svg)
     svg = svg.replace("font-weight: ;", "").replace('font-weight: "', '"')
-    for colour, stand_in in STAND_INS.items():
-        svg = svg.replace(stand_in, f"var(--{colour})")
+    for color, stand_in in STAND_INS.items():
+        svg = svg.replace(stand_in, f"var(--{color})")
     head = re.match(r"<svg[^>]*>", svg)[0]
     box = re.search(r"viewBox=\"[^\"]*\"", head)[0]
     start = (
@@ -84,27 +84,27 @@ def svg_of(figure, name, alt):
 
 
 class Pen:
-    """Width, colours and the habits that all figures share."""
+    """Width, colors and the habits that all figures share."""
 
-    def __init__(self, width, colours, runtimes):
+    def __init__(self, width, colors, runtimes):
         self.width = width
-        self.colours = colours
+        self.colors = colors
         self.runtimes = runtimes
         self.is_wide = width == WIDE
 
     def __getattr__(self, name):
-        return self.colours[name]
+        return self.colors[name]
 
     def of(self, runtime):
-        """Colour of a runtime; the A/A copy has that of the reference."""
+        """Color of a runtime; the A/A copy has that of the reference."""
         return self.series(self.runtimes[runtime])
 
     def series(self, i):
-        """The i-th colour of a series, from the first on again after the last."""
-        return self.colours[f"series-{i % len(SERIES)}"]
+        """The i-th color of a series, from the first on again after the last."""
+        return self.colors[f"series-{i % len(SERIES)}"]
 
     def dashes(self, runtime):
-        """Line style of a runtime, so that colour is not all that tells them apart."""
+        """Line style of a runtime, so that color is not all that tells them apart."""
         return DASHES[self.runtimes[runtime] % len(DASHES)]
 
     def figure(self, height):
@@ -186,18 +186,18 @@ class Pen:
         return self.legend_height(labels)
 
 
-def runtime_colours(results):
-    """runtime -> index of its colour, in the order of the plan."""
+def runtime_colors(results):
+    """runtime -> index of its color, in the order of the plan."""
     order = dict.fromkeys(results["plan"]["runtimes"])
     for case in results["cases"]:
         order |= dict.fromkeys((case["reference"], *case["curves"]))
         order |= dict.fromkeys(r["runtime"] for r in case["runtimes"] if not r["copy_of"])
-    colours = {name: i for i, name in enumerate(order)}
+    colors = {name: i for i, name in enumerate(order)}
     for case in results["cases"]:
         for row in case["runtimes"]:
             if row["copy_of"]:
-                colours[row["runtime"]] = colours.get(row["copy_of"], 0)
-    return colours
+                colors[row["runtime"]] = colors.get(row["copy_of"], 0)
+    return colors
 
 
 def nice_ticks(low, high, candidates, pixels, gap=46):

@@ -85,7 +85,7 @@ def draw_case(pen, figure, explanation, top, step):
         y = step * i
         middle = y + (step / 2 if pen.is_wide else step - 9)
         ends = sorted((at, at - bar["ns"]["median"]))
-        colour = bar_colour(pen, bar)
+        color = bar_color(pen, bar)
         if pen.is_wide:  # on a phone it would run through the words
             axes.plot((at / scale,) * 2, (middle - step, middle), color=pen.muted, linewidth=0.7)
         axes.barh(
@@ -93,10 +93,10 @@ def draw_case(pen, figure, explanation, top, step):
             (ends[1] - ends[0]) / scale,
             THICK,
             left=ends[0] / scale,
-            color=colour,
+            color=color,
         )
         interval = [bar["ns"][key] for key in ("low", "high")]
-        if None not in interval:  # too few generations have none
+        if None not in interval:  # too few invocations have none
             draw_line(pen, axes, [at - end for end in interval], middle, scale)
         write(pen, figure, bar["name"], change(bar), top + y, top + middle)
         at -= bar["ns"]["median"]
@@ -108,11 +108,11 @@ def draw_total(pen, figure, axes, explanation, end, top, step, y):
     interval, name = explanation[f"{end}_ns"], explanation[end]
     scale, _ = strings.of_unit(explanation["from_ns"]["median"], strings.TIMES)
     middle = y + (step / 2 if pen.is_wide else step - 9)
-    colour = pen.of(name) if name in pen.runtimes else pen.ink
+    color = pen.of(name) if name in pen.runtimes else pen.ink
     if interval["low"] is not None and interval["high"] is not None:
         ends = (interval["low"] / scale, interval["high"] / scale)
-        axes.plot(ends, (middle, middle), color=colour, linewidth=2.5)
-    axes.plot(interval["median"] / scale, middle, marker="D", markersize=8, color=colour)
+        axes.plot(ends, (middle, middle), color=color, linewidth=2.5)
+    axes.plot(interval["median"] / scale, middle, marker="D", markersize=8, color=color)
     write(pen, figure, name, strings.duration(interval), top + y, top + middle)
 
 
@@ -131,7 +131,7 @@ def draw_line(pen, axes, ends, y, scale):
     axes.plot([x / scale for x in ends], (y, y), color=pen.ink, linewidth=1.5)
 
 
-def bar_colour(pen, bar):
+def bar_color(pen, bar):
     """That of a verdict: saved or spent; muted where the interval does not tell or nothing does."""
     ns = bar["ns"]
     undecided = ns["low"] is None or ns["high"] is None or ns["low"] <= 0 <= ns["high"]
