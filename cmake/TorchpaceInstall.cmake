@@ -1,4 +1,4 @@
-# `cmake --install BUILD` installs the library and its package. `cmake --install BUILD --component carry --strip` instead
+# `cmake --install BUILD` installs the library and its package. `cmake --install BUILD --component bundle --strip` instead
 # collects the programs and tests, with the libraries that they need beside LibTorch, for a machine that cannot build.
 include(CMakePackageConfigHelpers)
 set(package_folder "${CMAKE_INSTALL_LIBDIR}/cmake/torchpace")
@@ -14,23 +14,23 @@ write_basic_package_version_file("${torchpace_BINARY_DIR}/torchpaceConfigVersion
 install(FILES "${torchpace_BINARY_DIR}/torchpaceConfig.cmake" "${torchpace_BINARY_DIR}/torchpaceConfigVersion.cmake"
   "${CMAKE_CURRENT_LIST_DIR}/TorchpaceLibTorch.cmake" DESTINATION "${package_folder}")
 
-add_custom_target(torchpace_carried)  # builds them
+add_custom_target(torchpace_bundled)  # builds them
 
-function(torchpace_carry)
+function(torchpace_bundle)
   foreach(target IN LISTS ARGN)
     if(TARGET ${target})
-      add_dependencies(torchpace_carried ${target})
+      add_dependencies(torchpace_bundled ${target})
       set_target_properties(${target} PROPERTIES INSTALL_RPATH "$ORIGIN")
-      install(TARGETS ${target} RUNTIME DESTINATION bin COMPONENT carry EXCLUDE_FROM_ALL)
+      install(TARGETS ${target} RUNTIME DESTINATION bin COMPONENT bundle EXCLUDE_FROM_ALL)
     endif()
   endforeach()
 endfunction()
 
-torchpace_carry(torchpace_program torchpace_worker torchpace_run ${TORCHPACE_BENCH_PROGRAMS} unit_tests torch_tests)
+torchpace_bundle(torchpace_program torchpace_worker torchpace_run ${TORCHPACE_BENCH_PROGRAMS} unit_tests torch_tests)
 if(benchmark_AVAILABLE AND TORCHPACE_BENCH_PROGRAMS)
   get_target_property(imported benchmark::benchmark IMPORTED)
   get_target_property(kind benchmark::benchmark TYPE)
   if(imported AND kind STREQUAL SHARED_LIBRARY)
-    install(IMPORTED_RUNTIME_ARTIFACTS benchmark::benchmark LIBRARY DESTINATION bin COMPONENT carry EXCLUDE_FROM_ALL)
+    install(IMPORTED_RUNTIME_ARTIFACTS benchmark::benchmark LIBRARY DESTINATION bin COMPONENT bundle EXCLUDE_FROM_ALL)
   endif()
 endif()

@@ -24,7 +24,7 @@ def main():
     parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("zoo-table"))
     parser.add_argument("--models", nargs="*", default=MODELS)
     parser.add_argument("--quick", action="store_true", help="packages without tuned kernels")
-    parser.add_argument("--compile-limit", default="300", help="seconds for each compiled file")
+    parser.add_argument("--compile-timeout", default="300", help="seconds for each compiled file")
     parser.add_argument("--program", default=str(HERE.parent / "build/release/bin/torchpace"))
     options = parser.parse_args()
     rows = {name: compare(name, options) for name in options.models}
@@ -40,7 +40,7 @@ def compare(name, options):
         command = [options.program, "compare", "--model", f"zoo:{name}", "--no-html"]
         command += ["--cases", f"{name}_inference", "--runtimes", ",".join(RUNTIMES)]
         command += ["--invocations", "1", "--max-seconds", "3", "--output", str(folder)]
-        command += ["--compile-limit", options.compile_limit]
+        command += ["--compile-timeout", options.compile_timeout]
         if options.quick:
             command += ["--set", "aot=default", "--set", "freezing=0"]
         with open(folder / "log", "w") as log:

@@ -54,8 +54,8 @@ def ratios(case: str, seed: int, threads: list[int]) -> list[float]:
     with tempfile.TemporaryDirectory() as folder:
         settings = expand_case(case, threads=1, seed=seed)
         answer = Exporter(Path(folder), TEXT).answer(settings.line())
-        settings = settings.replace(**{key: answer[key] for key in ("state", "truth", "tokens")})
-        golden = tensor_file.load(answer["truth"], "values")
+        settings = settings.replace(**{key: answer[key] for key in ("state", "golden", "tokens")})
+        golden = tensor_file.load(answer["golden"], "values")
         found = []
         for count in threads:
             torch.set_num_threads(count)

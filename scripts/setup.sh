@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Makes everything ready: Debian packages, Python packages, the text, the programs. Does only what is missing.
 #
-#   scripts/setup.sh [--tests]        --tests: build the tests too (--carry: those that gpu_check.sh takes along)
+#   scripts/setup.sh [--tests]        --tests: build the tests too (--bundle: those that gpu_check.sh takes along)
 #
 #   TORCHPACE_TORCH=2.15.0            another version of torch, in its own .venv-2.15.0 and build/release-2.15.0
 #   TORCHPACE_PYTHON=/path/to/python  use this interpreter, which has torch and numpy; install nothing into it
@@ -15,8 +15,8 @@ target=torchpace_programs
 case "${1:-}" in
   "") ;;
   --tests) target=all ;;
-  --carry) target=torchpace_carried ;;
-  *) fail "unknown argument '$1'" "usage: scripts/setup.sh [--tests | --carry]" ;;
+  --bundle) target=torchpace_bundled ;;
+  *) fail "unknown argument '$1'" "usage: scripts/setup.sh [--tests | --bundle]" ;;
 esac
 
 install_debian_packages() {
@@ -62,7 +62,7 @@ check_tools() {
   for tool in c++ cmake ninja; do command -v "$tool" >/dev/null || missing+=("$tool"); done
   ((${#missing[@]} == 0)) || fail "cannot build without: ${missing[*]}" \
     "Install them (Debian: apt-get install g++ cmake ninja-build), then call this script again," \
-    "or carry a build made elsewhere: scripts/gpu_check.sh --prepare"
+    "or bundle a build made elsewhere: scripts/gpu_check.sh --prepare"
 }
 
 install_python_packages() {

@@ -60,25 +60,25 @@ TEST(Worker, FirstTimesUpToTheStepAskedFor) {
 }
 
 TEST(Worker, SettlesOnceBeforeTheFirstTurn) {
-  int steps = 0, settled = 0;
+  int steps = 0, warmed_up = 0;
   auto worker = worker_of([&](const Settings&) {
     auto w = counting(steps);
-    w.settle = [&] {
-      ++settled;
-      steps = 100;  // what settling does, the restore before the turn undoes
+    w.warm_up = [&] {
+      ++warmed_up;
+      steps = 100;  // what warming up does, the restore before the turn undoes
     };
     return w;
   });
   worker.answer("load case=default");
   worker.answer("first 10");
-  EXPECT_EQ(settled, 0);
+  EXPECT_EQ(warmed_up, 0);
   worker.answer("run 2 0");
   worker.answer("run 2 0");
-  EXPECT_EQ(settled, 1);
+  EXPECT_EQ(warmed_up, 1);
   EXPECT_EQ(steps, 2);
   worker.answer("load case=default");
   worker.answer("run 2 0");
-  EXPECT_EQ(settled, 2);
+  EXPECT_EQ(warmed_up, 2);
 }
 
 TEST(Worker, SaysWhichAxesAreInForce) {

@@ -36,7 +36,7 @@ struct Measurement {
   std::vector<double> enqueue_ns;
   int64_t steps_per_sample = 1;
   int64_t warmup_steps = 0;
-  bool warmup_settled = true;  // false: its cap came before the running median settled
+  bool warmup_stable = true;  // false: its cap came before the running median was stable
   std::string stopped;         // why sampling ended, with the criterion that was not met
 
   double page_faults_per_step = 0;
@@ -132,7 +132,7 @@ inline std::string Measurement::json() const {
       .add("flops", flops)
       .add("items", items);
   json.add("steps_per_sample", steps_per_sample).add("warmup_steps", warmup_steps);
-  json.add("warmup_settled", warmup_settled).add("stopped", stopped);
+  json.add("warmup_stable", warmup_stable).add("stopped", stopped);
   json.add("page_faults_per_step", page_faults_per_step);
   json.add("involuntary_switches_per_step", involuntary_switches_per_step);
   json.add("peak_resident_bytes", peak_resident_bytes)
@@ -170,7 +170,7 @@ inline std::ostream& operator<<(std::ostream& out, const Measurement& m) {
              << (m.steps_per_sample > 1 ? " of " + std::to_string(m.steps_per_sample) + " steps"
                                         : "")
              << " after " << m.warmup_steps << " warm-up steps"
-             << (m.warmup_settled ? "" : " (not settled)") << "; stopped: " << m.stopped;
+             << (m.warmup_stable ? "" : " (not stable)") << "; stopped: " << m.stopped;
 }
 
 }  // namespace torchpace

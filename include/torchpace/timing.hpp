@@ -174,7 +174,7 @@ inline void append(Measurement& measurement, const Block& block) {
   extend(measurement.enqueue_ns, block.enqueue_ns);
 }
 
-/// Warms up until the running median settles, then samples until `options.stop` is met or its time
+/// Warms up until the running median is stable, then samples until `options.stop` is met or its time
 /// is up. Throws what `step` throws.
 template <class Step>
 Measurement measure(Step&& step, const torch::Device& device, const MeasureOptions& options = {}) {
@@ -195,8 +195,8 @@ Measurement measure(Step&& step, const torch::Device& device, const MeasureOptio
     const double previous =
         std::exchange(step_ns, median(run_block(step, device, options.phase, 5).step_ns));
     m.warmup_steps += 5;
-    m.warmup_settled = std::abs(step_ns - previous) <= 0.02 * step_ns;
-  } while (!m.warmup_settled && m.warmup_steps < options.max_warmup_steps &&
+    m.warmup_stable = std::abs(step_ns - previous) <= 0.02 * step_ns;
+  } while (!m.warmup_stable && m.warmup_steps < options.max_warmup_steps &&
            seconds() < options.max_warmup_seconds);
 
   if (step_ns < options.block_below_ns) {

@@ -32,7 +32,7 @@ struct Workload {
   // Of N training steps on fresh batches, from the initial state.
   std::function<std::vector<double>(int64_t)> losses = {};
   // Until steps take what they will take; once, before the first turn that is timed.
-  std::function<void()> settle = {};
+  std::function<void()> warm_up = {};
   std::vector<Part> parts = {};   // what a step does, in its order; empty where it is one piece
   bool compiled_kernels = false;  // they run outside of operators
   torch::Device device = torch::kCPU;

@@ -81,7 +81,7 @@ def exported(exporter):
         answer = exporter.ask(settings.line())
         assert "error" not in answer, answer
         return settings.replace(
-            **{key: answer[key] for key in ("state", "truth", "tokens")}
+            **{key: answer[key] for key in ("state", "golden", "tokens")}
         ), answer
 
     return export

@@ -126,7 +126,7 @@ class Trial:
             yield "py-eager", *_refusal(files)
             return
         case = settings.replace(state=files["state"], **files["set"])
-        golden = encode(files["truth"])
+        golden = encode(files["golden"])
         expected = self._plain(file, files["state"], phase)
         reference = self.folder / f"{file.stem}.{phase}.py-eager.pt"
         valid: bool | None = None  # the reference, which is the first row
@@ -135,7 +135,7 @@ class Trial:
             if kind:
                 # Tuning and freezing take minutes, and are the subject of other tests.
                 quick = settings.replace(make=kind, aot="default", freezing=0)
-                made = self.exporter.ask(quick.replace(compile_limit=COMPILE_LIMIT_S).line())
+                made = self.exporter.ask(quick.replace(compile_timeout=COMPILE_LIMIT_S).line())
                 if "artifact" not in made:
                     yield runtime, *_refusal(made)
                     continue

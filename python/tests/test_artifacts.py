@@ -26,7 +26,7 @@ def made(exporter, exported):
 
     def make(name: str, kind: str, **overrides) -> tuple[Settings, dict]:
         settings, _ = exported(name, **overrides)
-        answer = exporter.ask(settings.replace(make=kind, compile_limit=300).line())
+        answer = exporter.ask(settings.replace(make=kind, compile_timeout=300).line())
         return settings.replace(artifact=answer.get("artifact")), answer
 
     return make
@@ -63,7 +63,7 @@ def unpacked_packages() -> set[Path]:
 def check(process: Process, settings: Settings, answer: dict, reference: Path) -> dict:
     loaded = process.ask("load " + settings.line())
     assert "load_s" in loaded, loaded
-    return process.ask(f"check {encode(str(reference))} {encode(answer['truth'])}") | {
+    return process.ask(f"check {encode(str(reference))} {encode(answer['golden'])}") | {
         "loaded": loaded
     }
 
@@ -164,8 +164,8 @@ def test_the_limit_kills_a_compile_with_all_that_it_started(exporter, folder, of
     )
     settings = of_module("sleeper", body)
     started = time.monotonic()
-    error = exporter.ask(settings.replace(make="aot", compile_limit=2).line())["error"]
-    assert "expected a compile within 2 s, it was stopped; --compile-limit raises it" in error
+    error = exporter.ask(settings.replace(make="aot", compile_timeout=2).line())["error"]
+    assert "expected a compile within 2 s, it was stopped; --compile-timeout raises it" in error
     assert time.monotonic() - started < 60
     sleeping = Path("/proc", seen.read_text().strip(), "cmdline")
     assert not sleeping.exists() or b"sleep" not in sleeping.read_bytes()
@@ -186,12 +186,12 @@ def test_a_compile_that_the_limit_stopped_is_tried_again_only_with_a_larger_one(
     line = of_module("slow", body).replace(make="aot")
 
     def ask(limit: float) -> dict:
-        return exporter.ask(line.replace(compile_limit=limit).line())
+        return exporter.ask(line.replace(compile_timeout=limit).line())
 
     assert "within 2 s, it was stopped" in ask(2)["error"]
     today = time.strftime("%Y-%m-%d")
     for limit in (2, 1.5):  # nothing is compiled
-        assert f"took longer than 2 s on {today}; --compile-limit" in ask(limit)["error"]
+        assert f"took longer than 2 s on {today}; --compile-timeout" in ask(limit)["error"]
         assert seen.read_text() == "x"
     assert "within 3 s, it was stopped" in ask(3)["error"]
     assert "took longer than 3 s" in ask(2)["error"]
@@ -274,7 +274,7 @@ def test_a_package_with_a_dynamic_batch_serves_another_one(made, exported, runti
     eager = runtime("py-eager")
     eager.ask("load " + larger.line())
     eager.ask(f"write {encode(str(reference))}")
-    assert process.ask(f"check {encode(str(reference))} {encode(case['truth'])}")["passed"]
+    assert process.ask(f"check {encode(str(reference))} {encode(case['golden'])}")["passed"]
 
 
 def test_every_kind_has_a_maker():
@@ -299,7 +299,7 @@ def test_a_cache_whose_path_has_a_space_can_be_compiled_for(tmp_path, monkeypatc
     )
     files = process.ask(line.line())
     line = line.replace(state=files["state"], make="aot", aot="default", freezing=0)
-    answer = process.ask(line.replace(compile_limit=300).line())
+    answer = process.ask(line.replace(compile_timeout=300).line())
     assert Path(answer["artifact"]).is_relative_to(cache), answer
     assert process.close() == 0
     assert not list(cache.glob("artifacts/.temporary-*")) + list(cache.glob("*/.*.making"))

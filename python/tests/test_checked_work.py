@@ -145,7 +145,7 @@ def checked(worker, script_worker, exporter, case, tmp_path):
 
     def check(factory, phase="inference", runtimes=2, change=lambda state: None):
         settings, answer = case(factory, phase)
-        paths = " ".join(filter(None, (encode(str(tmp_path / "values.pt")), answer["truth"])))
+        paths = " ".join(filter(None, (encode(str(tmp_path / "values.pt")), answer["golden"])))
         changed = settings
         if change is not None:
             state = tensor_file.load(settings["state"], "state")

@@ -41,7 +41,7 @@ def test_both_tf32_switches_are_always_set(on):
 def test_autocast_passes_its_own_parity_and_sees_a_swap(exported, family, phase):
     name = f"{family}_{phase}/size:smoke"
     settings, answer = exported(name, autocast="bfloat16")
-    truth = tensor_file.load(answer["truth"], "truth")
+    golden = tensor_file.load(answer["golden"], "golden")
     workload = load(settings)
     assert workload.precision == torch.bfloat16
     assert all(p.dtype == torch.float32 for p in workload.module.parameters())
@@ -52,27 +52,27 @@ def test_autocast_passes_its_own_parity_and_sees_a_swap(exported, family, phase)
     value = {"train": "losses", "inference": "batch0.output"}[phase]
     assert not torch.equal(plain[value].double(), reference[value].double())
     # what float32 computes is as right as what bfloat16 computes
-    assert parity.compare(plain, reference, truth, torch.bfloat16).passed
+    assert parity.compare(plain, reference, golden, torch.bfloat16).passed
     swap = {
         "gptlite": "blocks.0.attention.qkv.weight,blocks.1.attention.qkv.weight",
         "dnn_deep": "layers.0.weight,layers.7.weight",
     }[family]
     swapped = load(settings.replace(swap=swap)).values()
-    assert not parity.compare(swapped, reference, truth, torch.bfloat16).passed
+    assert not parity.compare(swapped, reference, golden, torch.bfloat16).passed
 
 
 def test_the_truth_is_float64_without_autocast_and_its_spread_is_of_bfloat16(exported):
-    truths = [
-        tensor_file.load(exported("gptlite_inference/size:smoke", **axes)[1]["truth"], "truth")
+    goldens = [
+        tensor_file.load(exported("gptlite_inference/size:smoke", **axes)[1]["golden"], "golden")
         for axes in ({}, {"autocast": "bfloat16"})
     ]
-    assert torch.equal(truths[0]["batch0.output"], truths[1]["batch0.output"])
-    assert (truths[1]["spread.batch0.output"] > 1000 * truths[0]["spread.batch0.output"]).all()
+    assert torch.equal(goldens[0]["batch0.output"], goldens[1]["batch0.output"])
+    assert (goldens[1]["spread.batch0.output"] > 1000 * goldens[0]["spread.batch0.output"]).all()
 
 
 def test_axes_that_do_not_change_the_truth_share_it(exported):
     paths = {
-        exported("dnn_deep_train/size:smoke", **axes)[1]["truth"]
+        exported("dnn_deep_train/size:smoke", **axes)[1]["golden"]
         for axes in ({}, {"memory_format": "channels_last"}, {"tf32": 0}, {"runners": 2})
     }
     assert len(paths) == 1

@@ -38,22 +38,22 @@ def test_an_entry_is_made_once_and_holds_what_it_should(exporter, folder):
     state = tensor_file.load(first["state"], "state")
     assert state["input"].shape == (8, 4, 32) and state["target"].shape == (8, 4)
     assert not torch.equal(state["input"][0], state["input"][1])
-    truth = tensor_file.load(first["truth"], "truth")
-    assert truth["losses"].shape == (10,) and truth["losses"].dtype == torch.float64
-    assert truth["spread.losses"].shape == (2,)
+    golden = tensor_file.load(first["golden"], "golden")
+    assert golden["losses"].shape == (10,) and golden["losses"].dtype == torch.float64
+    assert golden["spread.losses"].shape == (2,)
     torch.testing.assert_close(
-        truth["update.layers.0.weight"], torch.ones(32, 32, dtype=torch.float64)
+        golden["update.layers.0.weight"], torch.ones(32, 32, dtype=torch.float64)
     )
     manifest = json.loads((Path(first["state"]).parent / "manifest.json").read_text())
-    assert set(manifest["files"]) == {"state.pt", "truth.pt"}
+    assert set(manifest["files"]) == {"state.pt", "golden.pt"}
     assert exporter.ask(CASE.replace(seed=12).line())["state"] != first["state"]
     assert not leftovers(folder)
 
 
 def test_the_first_loss_of_the_truth_is_near_ln_65(exported):
     settings, answer = exported("gptlite_train/size:smoke")
-    truth = tensor_file.load(answer["truth"], "truth")
-    assert truth["losses"][0].item() == pytest.approx(4.174, abs=0.15)
+    golden = tensor_file.load(answer["golden"], "golden")
+    assert golden["losses"][0].item() == pytest.approx(4.174, abs=0.15)
     assert Path(settings["tokens"]).is_file()
 
 
@@ -67,7 +67,7 @@ def test_a_damaged_entry_is_rebuilt_and_said(exporter, damage):
     elif damage == "truncate":
         (entry / "state.pt").write_bytes(whole[:100])
     elif damage == "remove":
-        (entry / "truth.pt").unlink()
+        (entry / "golden.pt").unlink()
     else:
         (entry / "manifest.json").write_text('{"files"')
     answer = exporter.ask(line)

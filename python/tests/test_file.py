@@ -96,7 +96,7 @@ def case(path: Path, phase: str = "inference", **more: object) -> Settings:
 def test_a_script_is_measured_as_it_is(exporter, saved):
     line = case(saved / "Net.pt", input="6x5:int64;6x8:float32").line()
     answer = exporter.ask(line)
-    assert answer["truth"] == "" and "own precision" in answer["no_golden"]
+    assert answer["golden"] == "" and "own precision" in answer["no_golden"]
     measured = answer["set"]
     assert measured["outputs"] == "output.0,output.1.best"
     assert (measured["items"], measured["below"], measured["dtype"]) == (6, "50", "float32")
@@ -168,7 +168,7 @@ def test_a_batch_that_is_fixed_has_no_latency(exporter, saved):
 
 def test_a_program_is_a_model_of_ones_own(exporter, saved):
     answer = exporter.ask(case(saved / "any.pt2").line())
-    assert answer["truth"] and answer["set"]["outputs"] == "output"
+    assert answer["golden"] and answer["set"]["outputs"] == "output"
     state = tensor_file.load(answer["state"], "state")
     assert "parameter.program.layer.weight" in state and state["input"].shape == (1, 4, 8)
 

@@ -112,17 +112,17 @@ def test_a_worker_loads_checks_and_runs_it(worker, case, tmp_path, factory, phas
     loaded = worker.ask("load " + settings.line())
     assert loaded["flops"] > 0 and loaded["item"] == "samples", loaded
     assert loaded["items"] == (1 if phase == "latency" else {"conv": 4}.get(factory, 2))
-    reference, truth = (encode(str(path)) for path in (tmp_path / "reference.pt", answer["truth"]))
+    reference, golden = (encode(str(path)) for path in (tmp_path / "reference.pt", answer["golden"]))
     worker.ask(f"write {reference}")
-    found = worker.ask(f"check {reference} {truth}")
+    found = worker.ask(f"check {reference} {golden}")
     assert found["passed"]
     assert len(worker.ask("run 3 1")["step_ns"]) == 3
-    assert worker.ask(f"check {reference} {truth}") == found  # the turn was undone
+    assert worker.ask(f"check {reference} {golden}") == found  # the turn was undone
     if phase == "train":
         assert len(worker.ask("losses 3")["losses"]) == 3
     wrong = perturbed_state(settings, tmp_path)
     worker.ask("load " + settings.replace(state=wrong).line())
-    assert not worker.ask(f"check {reference} {truth}")["passed"]
+    assert not worker.ask(f"check {reference} {golden}")["passed"]
 
 
 def perturbed_state(settings, folder):
@@ -214,8 +214,8 @@ def test_channels_last_is_in_force_and_right(case):
     (image,), _ = workload.batches[0]
     assert image.is_contiguous(memory_format=torch.channels_last) and not image.is_contiguous()
     reference = load(settings.replace(memory_format="contiguous")).values()
-    truth = tensor_file.load(answer["truth"], "truth")
-    assert parity.compare(workload.values(), reference, truth, torch.float32).passed
+    golden = tensor_file.load(answer["golden"], "golden")
+    assert parity.compare(workload.values(), reference, golden, torch.float32).passed
 
 
 def test_autocast_and_bfloat16(case):
@@ -223,9 +223,9 @@ def test_autocast_and_bfloat16(case):
         settings, answer = case("conv", "inference", **more)
         workload = load(settings)
         reference = workload.values()
-        truth = tensor_file.load(answer["truth"], "truth")
+        golden = tensor_file.load(answer["golden"], "golden")
         assert reference["batch0.output"].dtype == torch.bfloat16
-        assert parity.compare(workload.values(), reference, truth, torch.bfloat16).passed
+        assert parity.compare(workload.values(), reference, golden, torch.bfloat16).passed
 
 
 def test_a_changed_source_is_another_entry(exporter, tmp_path):
@@ -416,7 +416,7 @@ def odd(tmp_path_factory):
 
 def test_without_a_float64_run_it_goes_on_and_says_so(exporter, worker, odd, tmp_path):
     found = exporter.ask(odd.replace(factory="odd:narrow").line())
-    assert found["truth"] == "" and "RuntimeError: " in found["no_golden"]
+    assert found["golden"] == "" and "RuntimeError: " in found["no_golden"]
     settings = odd.replace(factory="odd:narrow", state=found["state"], **found["set"])
     worker.ask("load " + settings.line())
     worker.ask(f"write {tmp_path / 'reference.pt'}")
@@ -444,9 +444,9 @@ def test_dropout_that_is_a_number_of_another_module_is_off_too(exporter, worker,
         assert not workload.dropouts(module) and module.self_attn.dropout == 0
     assert module.self_attn.dropout == 0.2
     assert "checked at dropout 0" in worker.ask("load " + settings.line())["note"]
-    reference, truth = (encode(str(path)) for path in (tmp_path / "reference.pt", answer["truth"]))
+    reference, golden = (encode(str(path)) for path in (tmp_path / "reference.pt", answer["golden"]))
     worker.ask(f"write {reference}")
-    assert worker.ask(f"check {reference} {truth}")["passed"]
+    assert worker.ask(f"check {reference} {golden}")["passed"]
 
 
 def test_training_that_draws_numbers_cannot_be_compared(exporter, odd):

@@ -22,19 +22,19 @@ def load(settings):
 @pytest.mark.parametrize("kind", factory.KINDS)
 def test_all_implementations_agree_and_a_wrong_one_fails(exported, family, kind):
     settings, answer = exported(f"{family}_train/size:smoke", optimizer=kind)
-    truth = tensor_file.load(answer["truth"], "truth")
+    golden = tensor_file.load(answer["golden"], "golden")
     reference = load(settings).values()
 
     def check(suffix="", **wrong):
         workload = load(settings.replace(optimizer=kind + suffix))
         workload.optimizer.param_groups[0].update(wrong)
-        return parity.compare(workload.values(), reference, truth, torch.float32)
+        return parity.compare(workload.values(), reference, golden, torch.float32)
 
     for suffix in ("", "-foreach", "-fused"):
         assert check(suffix).passed, suffix
         for wrong in WRONG[kind]:
             assert not check(suffix, **wrong).passed, (suffix, wrong)
-    for name, value in truth.items():
+    for name, value in golden.items():
         if name.startswith("update."):
             torch.testing.assert_close(value, torch.ones_like(value), msg=name)
 
@@ -62,7 +62,7 @@ def test_each_turn_starts_from_the_first_state(exported, kind, way):
 
 def test_all_implementations_share_one_entry_of_the_cache(exported):
     paths = {
-        name: exported("dnn_deep_train/size:smoke", optimizer=name)[1]["truth"]
+        name: exported("dnn_deep_train/size:smoke", optimizer=name)[1]["golden"]
         for name in ("adam", "adam-fused", "adamw", "adamw-foreach", "sgd")
     }
     assert paths["adam"] == paths["adam-fused"] and paths["adamw"] == paths["adamw-foreach"]

@@ -153,7 +153,7 @@ def test_the_fixtures_hold(name, phase, attention):
         return {k.removeprefix(prefix): v for k, v in content.items() if k.startswith(prefix)}
 
     values = eager.load("py-eager", settings, models.find(name)).values()
-    found = parity.compare(values, part("reference"), part("truth"), torch.float32)
+    found = parity.compare(values, part("reference"), part("golden"), torch.float32)
     assert found.passed, found
     wrong = {
         "inference": {
@@ -165,4 +165,4 @@ def test_the_fixtures_hold(name, phase, attention):
         "train": {"eps": 1e-6},
     }[phase]
     values = eager.load("py-eager", settings.replace(**wrong), models.find(name)).values()
-    assert not parity.compare(values, part("reference"), part("truth"), torch.float32).passed
+    assert not parity.compare(values, part("reference"), part("golden"), torch.float32).passed

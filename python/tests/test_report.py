@@ -270,7 +270,7 @@ def test_what_the_file_calls_fastest_is_drawn(tmp_path, results):
     changed = copy.deepcopy(results)
     case = changed["cases"][0]
     case["fastest"] = {"runtime": "cpp-eager", "equals": ["py-eager"]}
-    case["runtimes"][2]["variant_of"] = "cpp-compiled-train"  # a condition: no candidate
+    case["runtimes"][2]["condition_of"] = "cpp-compiled-train"  # a condition: no candidate
     html = written(tmp_path, changed)
     first = html[html.index("<svg ") : html.index("</svg>")]
     assert ">cpp-eager 1.321×" in first

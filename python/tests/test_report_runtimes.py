@@ -194,7 +194,7 @@ def test_a_reason_that_changes_is_not_said_once(tmp_path, results):
 def test_an_undecided_runtime_that_may_be_as_fast_is_named():
     def row(name, verdict, median, low, high):
         speedup = {"verdict": verdict, "median": median, "low": low, "high": high}
-        texts = dict.fromkeys(("copy_of", "variant_of", "implausible"), "")
+        texts = dict.fromkeys(("copy_of", "condition_of", "implausible"), "")
         return texts | {"runtime": name, "status": "ok", "speedup": speedup, "differs": []}
 
     rows = [row("sure", "FASTER", 1.5, 1.4, 1.6), row("perhaps", "UNSURE", 1.2, 0.9, 1.45)]

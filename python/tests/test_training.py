@@ -194,7 +194,7 @@ def test_refuses_what_it_cannot_export(change, message, tmp_path):
         "inputs": torch.ones(4, 3),
         "target": torch.ones(4, 2),
         "path": tmp_path / "x.pt2",
-        "compile_limit": None,
+        "compile_timeout": None,
     } | change
     with pytest.raises(InputError, match=message) as caught:
         export_training(**arguments)
@@ -202,7 +202,7 @@ def test_refuses_what_it_cannot_export(change, message, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_the_compile_limit_ends_the_compiler(tmp_path):
+def test_the_compile_timeout_ends_the_compiler(tmp_path):
     module = nn.Sequential(*(nn.Linear(4, 4) for _ in range(20)))
     with pytest.raises(InputError, match="within 0.1 s"):
         export_training(
@@ -211,7 +211,7 @@ def test_the_compile_limit_ends_the_compiler(tmp_path):
             torch.ones(2, 4),
             torch.ones(2, 4),
             path=tmp_path / "x.pt2",
-            compile_limit=0.1,
+            compile_timeout=0.1,
         )
     assert not list(tmp_path.iterdir())
 

@@ -432,7 +432,7 @@ def test_refuses_in_one_line(kind, tmp_path):
     module = make()
     x, y = batch(torch.float16 if kind == "float16" else torch.float32)
     with pytest.raises(InputError, match=message) as caught:
-        export_training(module, F.cross_entropy, x, y, path=tmp_path / "x.pt2", compile_limit=None)
+        export_training(module, F.cross_entropy, x, y, path=tmp_path / "x.pt2", compile_timeout=None)
     assert "\n" not in str(caught.value)
     assert not list(tmp_path.iterdir())
 
@@ -462,6 +462,6 @@ def test_a_module_in_eval_mode_is_said_to_be(tmp_path, capsys):
     for module, said in ((Normalized().eval(), True), (frozen(), False)):
         with pytest.raises(InputError, match="loss: expected a floating-point scalar"):
             export_training(
-                module, lambda y, t: y, *batch(), path=tmp_path / "x.pt2", compile_limit=None
+                module, lambda y, t: y, *batch(), path=tmp_path / "x.pt2", compile_timeout=None
             )
         assert ("is in eval mode, as given: it trains without" in capsys.readouterr().err) == said

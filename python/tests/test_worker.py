@@ -39,7 +39,7 @@ def test_parity_passes_and_every_mutation_fails(worker, exported, tmp_path, size
     def check(**changes):
         loaded = worker.ask("load " + settings.replace(**changes).line())
         assert "error" not in loaded, loaded
-        return worker.ask(f"check {reference} {encode(answer['truth'])}")
+        return worker.ask(f"check {reference} {encode(answer['golden'])}")
 
     worker.ask("load " + settings.line())
     written = worker.ask(f"write {reference}")["written"]
@@ -132,9 +132,9 @@ def test_bfloat16_passes_its_own_parity_and_sees_a_swap(worker, exported, tmp_pa
     reference = tmp_path / "reference.pt"
     worker.ask(f"write {reference}")
     assert tensor_file.load(reference, "values")["gradient.layers.0.weight"].dtype == torch.bfloat16
-    assert worker.ask(f"check {reference} {answer['truth']}")["passed"]
+    assert worker.ask(f"check {reference} {answer['golden']}")["passed"]
     worker.ask("load " + settings.replace(swap="layers.0.weight,layers.7.weight").line())
-    assert not worker.ask(f"check {reference} {answer['truth']}")["passed"]
+    assert not worker.ask(f"check {reference} {answer['golden']}")["passed"]
 
 
 def test_errors_are_one_line_and_the_worker_stays(worker, exported, tmp_path):
@@ -215,7 +215,7 @@ def test_a_reference_of_another_model_fails_with_names(worker, exported, tmp_pat
     worker.ask("load " + small.line())
     worker.ask(f"write {tmp_path / 'other.pt'}")
     worker.ask("load " + other.line())
-    found = worker.ask(f"check {tmp_path / 'other.pt'} {answer['truth']}")
+    found = worker.ask(f"check {tmp_path / 'other.pt'} {answer['golden']}")
     assert not found["passed"] and found["max_abs_error"] is None and "lacks" in found["note"]
 
 
@@ -347,7 +347,7 @@ def test_a_workload_compiles_at_load_and_settles_before_it_is_timed(exported, mo
     def load_recorded(*arguments):
         workload = load(*arguments)
         workload.compile = lambda: (time.sleep(0.05), called.append("compile"))
-        workload.settle = lambda: called.append("settle")
+        workload.warm_up = lambda: called.append("warm_up")
         return workload
 
     monkeypatch.setattr(worker.runtime, "load", load_recorded)
@@ -357,10 +357,10 @@ def test_a_workload_compiles_at_load_and_settles_before_it_is_timed(exported, mo
     assert called == ["compile"]
     worker.answer("run 1 0")
     worker.answer("run 1 0")
-    assert called == ["compile", "settle"]
+    assert called == ["compile", "warm_up"]
     worker.answer("load " + settings.line())
     worker.answer("run 1 0")
-    assert called == ["compile", "settle"] * 2
+    assert called == ["compile", "warm_up"] * 2
 
 
 MAPPING = """

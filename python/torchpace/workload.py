@@ -59,7 +59,7 @@ class Workload(ABC):
         self.cost: Cost = model.cost(settings)
         self.note = ""
 
-    def settle(self) -> None:  # noqa: B027
+    def warm_up(self) -> None:  # noqa: B027
         """Steps until their time no longer changes; called once, before the first timed turn, and
         not before the first step.
         """

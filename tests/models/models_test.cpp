@@ -30,9 +30,9 @@ Parity check(const std::string& model, const std::string& phase, const Settings&
   for (const auto& [key, value] : changes.values()) settings.set(key, value);
   const auto fixture = read_tensors(settings.require<std::string>("state"));
   const auto reference = part(fixture, phase + ".reference.");
-  const auto truth = part(fixture, phase + ".truth.");
+  const auto golden = part(fixture, phase + ".golden.");
   auto workload = eager_runtimes().front().load(settings, make_model(model, settings));
-  return check_parity(workload.values(), reference, &truth,
+  return check_parity(workload.values(), reference, &golden,
                       workload.axes.precision(workload.dtype));
 }
 

@@ -90,9 +90,9 @@ TEST_F(TorchScript, RefusesOtherFilesInOneLine) {
   EXPECT_NE(load("missing.pt").find("cannot be opened"), std::string::npos);
 }
 
-TEST_F(TorchScript, LoadsACaseAndSettles) {
+TEST_F(TorchScript, LoadsACaseAndWarmsUp) {
   auto workload = workload_of(path_);
-  workload.settle();
+  workload.warm_up();
   workload.restore();
   workload.step();
   const auto values = workload.values();
@@ -141,9 +141,9 @@ TEST_F(TorchScript, RunsWhatNeedsAutogradInside) {
   EXPECT_NE(workload.note.find("enable_grad"), std::string::npos);
 }
 
-TEST(Settle, StopsWhereStepsAreSteadyAndAfterFifty) {
+TEST(WarmUp, StopsWhereStepsAreSteadyAndAfterFifty) {
   int steps = 0;
-  settle_steps([&] { ++steps; }, torch::kCPU);
+  warm_up_steps([&] { ++steps; }, torch::kCPU);
   EXPECT_GE(steps, 10);
   EXPECT_LE(steps, 50);
 }

@@ -85,12 +85,12 @@ void add_measuring(CLI::App& app, CompareOptions& o, const Defaults& defaults) {
   app.add_option("--rounds", o.rounds,
                  "turns per case and invocation (as many as the time allows)");
   app.add_option("--max-seconds", o.max_seconds,
-                 fmt::format("time of measuring; making weights, truth and artifacts is not "
+                 fmt::format("time of measuring; making weights, golden values and artifacts is not "
                              "counted ({})",
                              defaults.max_seconds));
-  app.add_option("--compile-limit", o.compile_limit,
+  app.add_option("--compile-timeout", o.compile_timeout,
                  "seconds that compiling one artifact may take (of the preset)");
-  app.add_option("--export-limit", o.export_limit,
+  app.add_option("--export-timeout", o.export_timeout,
                  "seconds that weights, inputs and the float64 run of one case may take (600 for a "
                  "model of your own, else 3600)");
   app.add_option("--load-library", o.libraries,
@@ -105,7 +105,7 @@ void add_measuring(CLI::App& app, CompareOptions& o, const Defaults& defaults) {
                  "folder of weights and inputs (TORCHPACE_CACHE, ~/.cache/torchpace)");
   app.add_option("--text", o.text, "train on this file instead of Shakespeare's plays");
   app.add_option("--python", o.python, "interpreter (TORCHPACE_PYTHON, .venv, python3)");
-  app.add_option("--patience", o.patience_s,
+  app.add_option("--worker-timeout", o.worker_timeout_s,
                  "seconds until a silent worker counts as hung, at least (30)");
   app.add_flag("--resume", o.resume, "measure only what is missing in the output folder");
   app.add_flag("--no-html", o.no_html, "no report.html");
@@ -222,7 +222,7 @@ void add_export_training(CLI::App& app, ExportTrainingOptions& o) {
   app.add_flag_callback(
       "--deterministic", [&o] { o.words.emplace_back("--deterministic"); },
       "runs repeat bit for bit");
-  pass_on("--compile-limit", "seconds that compiling may take (600)")->check(number);
+  pass_on("--compile-timeout", "seconds that compiling may take (600)")->check(number);
   app.add_option("--python", o.python, "interpreter (TORCHPACE_PYTHON, .venv, python3)");
 }
 

@@ -214,7 +214,7 @@ class Worker {
 
   Workload& begin_turn() {
     auto& w = loaded();
-    if (w.settle) std::exchange(w.settle, nullptr)();
+    if (w.warm_up) std::exchange(w.warm_up, nullptr)();
     if (w.restore) w.restore();
     torch::manual_seed(static_cast<uint64_t>(settings_.get<int64_t>("seed", 0)));
     return w;

@@ -70,7 +70,7 @@ def export_training(
     accumulate: int = 1,
     autocast: str | torch.dtype | None = None,
     deterministic: bool = False,
-    compile_limit: float | None = COMPILE_LIMIT_S,
+    compile_timeout: float | None = COMPILE_LIMIT_S,
     check: bool = True,
     inductor_configs: dict[str, Any] | None = None,
     progress: bool = False,
@@ -78,7 +78,7 @@ def export_training(
     """Writes the package of `module`'s training step, with its present state, to `path` (.pt2).
 
     inputs, target: one batch on the module's device; the package takes batches of these shapes.
-    weight_decay: 0.01 for adamw, else 0. compile_limit: seconds for the compiler, which runs in a
+    weight_decay: 0.01 for adamw, else 0. compile_timeout: seconds for the compiler, which runs in a
     process of its own that the limit ends; None compiles in this process without a limit. check:
     steps of the package must be those of eager torch on this batch (training_check.py), else there
     is no file. progress: says on standard error what goes on. Each module keeps the mode that it
@@ -109,7 +109,7 @@ def export_training(
         )
     part = path.with_name(f".{path.stem}.{os.getpid()}.part.pt2")
     with _Process(say, part) as process:
-        if compile_limit is not None:
+        if compile_timeout is not None:
             process.start()
         batch = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
         with deterministic_algorithms(deterministic), inductor.caches_in(str(process.folder)):
@@ -121,12 +121,12 @@ def export_training(
         device = str(step.device)
         code, package = process.folder / "code.pt2", process.folder / "package.pt2"
         job = Job(program, arguments, device, metadata, deterministic, inductor_configs or {})
-        if compile_limit is not None:
+        if compile_timeout is not None:
             process.begin_compile(job, code)
-        with deterministic_algorithms(deterministic), _half_of_the_threads(compile_limit):
+        with deterministic_algorithms(deterministic), _half_of_the_threads(compile_timeout):
             expected = training_check.Expected(step) if check else None
-        if compile_limit is not None:
-            process.end_compile(compile_limit)
+        if compile_timeout is not None:
+            process.end_compile(compile_timeout)
         else:
             compile_package(job, code)
         checked = {}
@@ -233,7 +233,7 @@ class _Process:
 
     def end_compile(self, limit: float) -> None:
         """Raises InputError where it fails, or is not done in time."""
-        self._answer("compile", "compiles", limit, "; --compile-limit (compile_limit) raises it")
+        self._answer("compile", "compiles", limit, "; --compile-timeout (compile_timeout) raises it")
 
     def steps_of(self, package: Path, step: TrainingStep) -> training_check.Values:
         """What the package makes of its own batch. Raises InputError where it fails or dies."""
@@ -365,12 +365,12 @@ class _Progress:
 
 
 @contextlib.contextmanager
-def _half_of_the_threads(compile_limit: float | None) -> Iterator[None]:
+def _half_of_the_threads(compile_timeout: float | None) -> Iterator[None]:
     """Where a compiler runs at the same time: threads that wait for each other wait for it too,
     which took 2048 small layers minutes on two cores.
     """
     threads = torch.get_num_threads()
-    if compile_limit is not None:
+    if compile_timeout is not None:
         torch.set_num_threads(max(1, threads // 2))
     try:
         yield
@@ -428,7 +428,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--accumulate", type=int, default=1)
     parser.add_argument("--autocast", default="none", choices=tuple(AUTOCAST))
     parser.add_argument("--deterministic", action="store_true")
-    parser.add_argument("--compile-limit", type=float, default=COMPILE_LIMIT_S, metavar="SECONDS")
+    parser.add_argument("--compile-timeout", type=float, default=COMPILE_LIMIT_S, metavar="SECONDS")
     options = parser.parse_args(arguments)
     for wish in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(wish, signal.default_int_handler)
@@ -457,7 +457,7 @@ def _export(options: argparse.Namespace) -> int:
         accumulate=options.accumulate,
         autocast=options.autocast,
         deterministic=options.deterministic,
-        compile_limit=options.compile_limit,
+        compile_timeout=options.compile_timeout,
         progress=True,
     )
     return 0

@@ -1,11 +1,11 @@
-"""Writes what the workers of a case load, once, into a cache: weights, batches, float64 truth.
+"""Writes what the workers of a case load, once, into a cache: weights, batches, golden (float64) values.
 
     python -m torchpace.exporter --cache DIR [--text FILE]
 
 Each line of standard input is a settings line. Each is answered with one line of JSON on standard
-output, `{"case", "state", "truth", "tokens", "memory", "set", "cached", "seconds", "note",
+output, `{"case", "state", "golden", "tokens", "memory", "set", "cached", "seconds", "note",
 "no_golden"}` or `{"error": "one line"}`. Paths are absolute, `tokens` is empty for models without
-text, `truth` where there is no float64 run, and `no_golden` says why. `memory` has the bytes of
+text, `golden` where there is no float64 run, and `no_golden` says why. `memory` has the bytes of
 parameters, gradients, optimizer state and activations; `set` has settings to add to the case's
 line: what only a run of the model can tell. A line with `make=KIND` is answered with a compiled
 file of the case (torchpace.exporter.artifacts). Layout: docs/design.md, "The path of the data".

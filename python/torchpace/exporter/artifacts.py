@@ -3,7 +3,7 @@
     python -m torchpace.exporter.artifacts --cache DIR
 
 Each line of standard input is a case's settings line with its files (`state`, ...), `make=KIND` and
-`compile_limit=SECONDS`. Each is answered with one line of JSON: `{"artifact", "compile_s",
+`compile_timeout=SECONDS`. Each is answered with one line of JSON: `{"artifact", "compile_s",
 "cached", "seconds", "note"}` or `{"error": "one line"}` or `{"skipped": "reason"}`. The exporter
 starts this program when it is first asked for an artifact (Maker), and passes questions on to it.
 
@@ -40,11 +40,11 @@ from torchpace.refusal import refused as refused  # for the runtimes
 from torchpace.settings import Settings
 from torchpace.worker.protocol import answer_lines, die_with_parent, one_line, open_protocol
 
-LIMIT_S = 120.0  # where the line names no compile_limit
+LIMIT_S = 120.0  # where the line names no compile_timeout
 # Keys of a settings line that change no artifact, unless its runtime says so by RELATED: few hold
 # an optimizer, and `torchscript` and `runners` are obeyed by what loads it.
 UNRELATED = (
-    *("case", "family", "state", "truth", "tokens", "artifact", "make", "compile_limit"),
+    *("case", "family", "state", "golden", "tokens", "artifact", "make", "compile_timeout"),
     *("optimizer", "lr", "eps", "torchscript", "runners"),
 )
 
@@ -189,12 +189,12 @@ def refuse_what_was_stopped(path: Path, settings: Settings) -> None:
     if limit_of(settings) <= limit:
         raise InputError(
             f"make={settings.text('make')}: took longer than {limit:g} s on {date}; "
-            "--compile-limit to try longer"
+            "--compile-timeout to try longer"
         )
 
 
 def limit_of(settings: Settings) -> float:
-    return settings.number("compile_limit", LIMIT_S)
+    return settings.number("compile_timeout", LIMIT_S)
 
 
 def key_of(kind: str, settings: Settings, model: ModuleType, runtime: ModuleType) -> str:
@@ -285,7 +285,7 @@ class Fork:
                 self._remember()
                 return self._failed(
                     f"expected a compile within {self.limit:g} s, it was stopped; "
-                    "--compile-limit raises it"
+                    "--compile-timeout raises it"
                 )
             chunk = os.read(self.pipe, 65536)
             if not chunk:

@@ -33,7 +33,7 @@ from torchpace.workload import (
 
 # Keys of a settings line that do not change the files: where and how the case runs, not what it is.
 UNRELATED = {
-    *("case", "family", "device", "threads", "swap", "state", "truth", "tokens", "artifact"),
+    *("case", "family", "device", "threads", "swap", "state", "golden", "tokens", "artifact"),
     *("tf32", "memory_format", "torchscript", "aot", "freezing", "dynamic", "fullgraph", "runners"),
     *(*models.MEASURED_KEYS, "stamp"),
 }
@@ -75,7 +75,7 @@ def key_of(settings: Settings, model: ModuleType, source: text.Text | None) -> s
 def make_case(
     target: Path, settings: Settings, model: ModuleType, source: text.Text | None
 ) -> dict:
-    """Writes state.pt and, where a float64 run is possible, truth.pt into `target`.
+    """Writes state.pt and, where a float64 run is possible, golden.pt into `target`.
 
     Raises InputError if a value of a training is not finite.
     """
@@ -92,7 +92,7 @@ def make_case(
         values, no_golden = golden.try_golden(settings, model, shadows)
         counted = memory.count_memory(settings, model)
     if values:
-        tensor_file.save(target / "truth.pt", values)
+        tensor_file.save(target / "golden.pt", values)
     return {
         "settings": settings.replace(state=None).line(),
         "torch": torch.__version__,

@@ -24,11 +24,11 @@ class Exporter:
         settings = Settings.parse(line)
         if "make" not in settings:
             return self.export(settings)
-        case = settings.replace(make=None, compile_limit=None)
+        case = settings.replace(make=None, compile_timeout=None)
         if case.line() not in self._exported:  # checked once, not for each kind: gigabytes
             self._exported[case.line()] = self.export(case)
         files = self._exported[case.line()]
-        paths = {key: files[key] for key in ("state", "truth", "tokens")}
+        paths = {key: files[key] for key in ("state", "golden", "tokens")}
         return self.maker.ask(settings.replace(**paths, **files["set"]))
 
     def export(self, settings: Settings) -> dict:
@@ -52,7 +52,7 @@ class Exporter:
         return {
             "case": settings.text("case", ""),
             "state": str(entry.path / "state.pt"),
-            "truth": "" if no_golden else str(entry.path / "truth.pt"),
+            "golden": "" if no_golden else str(entry.path / "golden.pt"),
             "tokens": str(source.path) if source else "",
             "memory": entry.manifest["memory"],
             "set": entry.manifest["set"],

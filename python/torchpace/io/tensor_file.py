@@ -50,7 +50,7 @@ def _write_reason(error: BaseException) -> str:
 
 
 def load(path: str | Path, what: str) -> dict[str, Tensor]:
-    """Reads a file of tensors to the CPU. `what` names it in errors (state, truth, reference,
+    """Reads a file of tensors to the CPU. `what` names it in errors (state, golden, reference,
     tokens).
 
     Raises InputError if the file is missing, unreadable, truncated, no dictionary of tensors or of

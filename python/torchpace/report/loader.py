@@ -40,7 +40,7 @@ EXPLANATION_OPTIONAL |= {"bars": list, "notes": list}
 RUNTIME = {"runtime": str, "status": str, "reason": str}
 RUNTIME_OPTIONAL = {
     "copy_of": str,
-    "variant_of": str,
+    "condition_of": str,
     "implausible": str,
     "step_ns": dict,
     "percentiles_ns": dict,

@@ -124,7 +124,7 @@ def tally(results):
     counts = dict.fromkeys(MEANINGS, 0)
     for case in results["cases"]:
         for row in case["runtimes"]:
-            if row["speedup"]["verdict"] in counts and not row["copy_of"] and not row["variant_of"]:
+            if row["speedup"]["verdict"] in counts and not row["copy_of"] and not row["condition_of"]:
                 counts[row["speedup"]["verdict"]] += 1
     return [(word, count) for word, count in counts.items() if count]
 

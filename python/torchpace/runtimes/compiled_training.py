@@ -73,7 +73,7 @@ def make_artifact(kind: str, target: Path, settings: Settings, model: ModuleType
         optimizer=kind,
         eps=settings.number("eps", factory.ADAM_EPS),
         autocast=settings.text("autocast", "none"),
-        compile_limit=None,  # the process that makes artifacts has one
+        compile_timeout=None,  # the process that makes artifacts has one
         check=False,  # parity checks ten steps
     )
     shutil.rmtree(target / "caches", ignore_errors=True)

@@ -117,7 +117,7 @@ class TorchScriptInference(Inference):
         how = how.decode() if isinstance(how, bytes) else how  # a file of others does not say
         self.note = "; ".join(filter(None, (self.note, how, DEPRECATED)))
 
-    def settle(self) -> None:
+    def warm_up(self) -> None:
         """Runs it until the last steps take the same time: at least 10 times, at most 50."""
         times: list[float] = []
         with self.turn():

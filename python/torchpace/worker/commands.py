@@ -34,7 +34,7 @@ class Worker:
         self.name, self.slow = runtime, slow
         self.runtime = runtimes.find(runtime)
         self.workload: Workload | None = None
-        self.stepped = self.settled = False
+        self.stepped = self.warmed_up = False
         self.imports_s: dict[str, float] = {}
         self.driver = environment.DriverMemory(torch.device("cpu"))
         self.tokens: tuple[str, Tensor] | None = None  # the file's path and what it holds
@@ -105,7 +105,7 @@ class Worker:
         if self.slow:
             timing.slow_down(loaded, self.slow)
         self.workload = loaded
-        self.stepped = self.settled = False
+        self.stepped = self.warmed_up = False
         cost = loaded.cost
         return {
             "load_s": load_s,
@@ -125,7 +125,7 @@ class Worker:
             raise InputError(f"run: expected K W [B], got '{rest}'")
         samples, warmup = _integer("run: K", words[0], 1), _integer("run: W", words[1], 0)
         steps = _integer("run: B", words[2], 1) if len(words) == 3 else 1
-        self._settle(workload)
+        self._warm_up(workload)
         return timing.measure(workload, samples, warmup, steps).json()
 
     def first(self, rest: str) -> dict:
@@ -146,9 +146,9 @@ class Worker:
 
     def check(self, rest: str) -> dict:
         workload = self._loaded("check")
-        reference, *truth = _paths("check REFERENCE [TRUTH]", rest, 1, 2)
+        reference, *golden = _paths("check REFERENCE [GOLDEN]", rest, 1, 2)
         expected = tensor_file.load(reference, "reference")
-        exact = tensor_file.load(truth[0], "truth") if truth else None
+        exact = tensor_file.load(golden[0], "golden") if golden else None
         self.stepped = True
         own = {name: tensor.detach().cpu() for name, tensor in workload.values().items()}
         result = parity.compare(own, expected, exact, workload.precision)
@@ -175,13 +175,13 @@ class Worker:
     def parts(self, rest: str) -> dict:
         workload = self._loaded("parts")
         (steps,) = _counts("parts K", rest)
-        self._settle(workload)
+        self._warm_up(workload)
         return {"parts": _profiling().time_parts(workload, steps)}
 
     def operators(self, rest: str) -> dict:
         workload = self._loaded("operators")
         (steps,) = _counts("operators K", rest)
-        self._settle(workload)
+        self._warm_up(workload)
         return _profiling().profile_operators(workload, steps)
 
     def dispatch(self, rest: str) -> dict:
@@ -194,11 +194,11 @@ class Worker:
         size, samples = _counts("matmul N K", rest)
         return {"matmul_ns": _profiling().time_matmul(workload, size, samples)}
 
-    def _settle(self, workload: Workload) -> None:
+    def _warm_up(self, workload: Workload) -> None:
         self.stepped = True
-        if not self.settled:
-            workload.settle()
-            self.settled = True
+        if not self.warmed_up:
+            workload.warm_up()
+            self.warmed_up = True
 
     def _loaded(self, command: str) -> Workload:
         if self.workload is None:

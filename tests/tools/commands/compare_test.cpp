@@ -140,7 +140,7 @@ TEST_F(Compare, OneProcessAInvocationAndBalancedPlaces) {
   std::istringstream lines(text_of(log));
   for (std::string name, pid, rest; lines >> name >> pid && std::getline(lines, rest);)
     pids.insert(pid);
-  EXPECT_EQ(pids.size(), 6u);  // asked for its cases, the gate's, and one an invocation
+  EXPECT_EQ(pids.size(), 6u);  // asked for its cases, the preflight's, and one an invocation
 }
 
 TEST_F(Compare, ReportOfTheFileReproducesEveryNumber) {
@@ -185,7 +185,7 @@ class CompareFailure : public Compare, public testing::WithParamInterface<Failur
 
 TEST_P(CompareFailure, CostsItsOwnRow) {
   const auto outcome =
-      run(pair(std::string("--fail ") + GetParam().option, "--patience 1 --invocations 2"));
+      run(pair(std::string("--fail ") + GetParam().option, "--worker-timeout 1 --invocations 2"));
   EXPECT_EQ(outcome.code, kCaseFailed) << outcome.err;
   const auto found = results();
   EXPECT_TRUE(found.complete);
@@ -297,7 +297,7 @@ TEST_F(Compare, CtrlCKeepsWhatWasMeasuredAndResumeCompletes) {
   EXPECT_EQ(whole.cases[0].find("new")->invocations.size(), 4u);
   EXPECT_EQ(to_json(whole)["cases"][0]["runtimes"][0]["invocations"][0].dump(),
             to_json(kept)["cases"][0]["runtimes"][0]["invocations"][0].dump());
-  EXPECT_EQ(text_of(log).find(" check "), std::string::npos);  // the gate was not passed again
+  EXPECT_EQ(text_of(log).find(" check "), std::string::npos);  // the preflight was not passed again
 
   const auto other = run(arguments + " --resume --seed 3");
   EXPECT_EQ(other.code, kBadInput);
@@ -449,7 +449,7 @@ TEST_F(Compare, BadInputIsOneLineAndExitCode2) {
   fails(pair("", "--set batch=3"), kBadInput, "--set");
   fails(pair("", "--text /no/such/file"), kBadInput, "--text");
   fails(pair("", "--frobnicate"), kBadInput, "--frobnicate");
-  fails(pair("", "--compile-limit 0"), kBadInput, "--compile-limit");
+  fails(pair("", "--compile-timeout 0"), kBadInput, "--compile-timeout");
   fails("compare --torch 1.13.1", kBadInput, "--torch: expected 2.11 or later, found 1.13.1");
   fails("compare --torch new", kBadInput, "such as 2.11.0,2.15.0, found 'new'");
   fails("compare --torch 2.11.0,2.11.0", kBadInput, "each version once");
@@ -461,7 +461,7 @@ TEST_F(Compare, BadInputIsOneLineAndExitCode2) {
         "current one");
   fails("compare --load-library /no/such.so", kBadInput,
         "--load-library: expected a shared library (.so), found '/no/such.so'");
-  fails(pair("", "--export-limit 0"), kBadInput, "--export-limit: expected a number above 0");
+  fails(pair("", "--export-timeout 0"), kBadInput, "--export-timeout: expected a number above 0");
   fails(pair("", "--output '" + (folder / "file" / "x").string() + "'"), kBadInput,
         "cannot be written");
   fails("", kBadInput, "subcommand");
@@ -487,11 +487,11 @@ TEST_F(Compare, ADeviceThatIsNotHereIsOneLineBeforeAnythingStarts) {
 TEST_F(Compare, ArtifactsAreMadeOncePerKind) {
   const auto outcome = run_package(
       "--runtimes py-eager,py-one,py-two,py-broken --cases dnn_deep_inference "
-      "--compile-limit 33");
+      "--compile-timeout 33");
   EXPECT_EQ(outcome.code, kCaseFailed) << outcome.err;
   const auto asked = logged("export", "make=shared");
   ASSERT_EQ(asked.size(), 1u);
-  for (const char* word : {"compile_limit=33", "state=/state.pt", "batch=7", "model=dnn"}) {
+  for (const char* word : {"compile_timeout=33", "state=/state.pt", "batch=7", "model=dnn"}) {
     EXPECT_NE(asked[0].find(word), std::string::npos) << word << " in " << asked[0];
   }
   EXPECT_NE(outcome.err.find("artifact shared of dnn_deep_inference/size:smoke, 33 s at most"),
@@ -537,7 +537,7 @@ TEST_F(Compare, AWorkerOfOursStartsOnceForTheGate) {
   for (const auto& line : logged("py-one", "")) {
     pids.insert(line.substr(7, line.find(' ', 7) - 7));
   }
-  EXPECT_EQ(pids.size(), 3u);  // the gate's and one an invocation, for six cases
+  EXPECT_EQ(pids.size(), 3u);  // the preflight's and one an invocation, for six cases
 }
 
 TEST_F(Compare, ThePresetNamesItsRuntimesAndAllTakesAll) {
@@ -635,7 +635,7 @@ class CompareModel : public Compare, public testing::WithParamInterface<Death> {
 
 TEST_P(CompareModel, FailsAlone) {
   const auto outcome =
-      run_package(std::string("--runtimes py-eager,py-one --export-limit 5 ") +
+      run_package(std::string("--runtimes py-eager,py-one --export-timeout 5 ") +
                   "--cases '*_inference' --model m:" + GetParam().factory + " --model m:good");
   EXPECT_EQ(outcome.code, kCaseFailed) << outcome.err;
   const auto found = results();
@@ -660,7 +660,7 @@ INSTANTIATE_TEST_SUITE_P(
                           "export: killed by signal 11 (Segmentation fault) at export.py:17: "
                           "os.kill(os.getpid(), signal.SIGSEGV)"},
                     Death{"hangs",
-                          "export: did not answer in time (--export-limit 5) at export.py:21: "
+                          "export: did not answer in time (--export-timeout 5) at export.py:21: "
                           "time.sleep(1000)"},
                     Death{"ends", "export: ended with exit code 0 before it answered"}));
 
@@ -782,7 +782,7 @@ TEST_F(Compare, AWorkerThatIgnoresTheTenStepsLeavesThemUnknown) {
 }
 
 TEST_F(Compare, WaitsForTheCoresToComeBack) {
-  // The gate asks twice; far cores are asked 50 times before that is believed.
+  // The preflight asks twice; far cores are asked 50 times before that is believed.
   std::string far;
   for (int i = 0; i < 150; ++i) far += " 270";
   std::ofstream(folder / "ns") << "60 60" << far << " 60";

@@ -58,7 +58,7 @@ double sum_of(const Explanation& explanation) {
 template <class Change>
 void change_probes(Results& results, const std::string& runtime, const Change& change) {
   for (auto& row : results.cases[0].runtimes) {
-    if (row.runtime != runtime && row.variant_of != runtime) continue;
+    if (row.runtime != runtime && row.condition_of != runtime) continue;
     for (auto& invocation : row.invocations) {
       if (invocation.probes) change(*invocation.probes);
     }
@@ -148,7 +148,7 @@ TEST(Explanation, WithoutAnAnswerItsBarsAreLeftOutAndItIsSaid) {
                              "cpp-eager does not answer dispatch: unknown command 'dispatch'"}));
 }
 
-TEST(Explanation, WithoutVariantsThereIsNoAllocator) {
+TEST(Explanation, WithoutConditionsThereIsNoAllocator) {
   auto results = fixture();
   std::erase_if(results.cases[0].runtimes, [](const auto& row) { return row.is_variant(); });
   const auto found = explained(results);
@@ -279,13 +279,13 @@ const WorkerSpec* find_spec(const ExperimentOptions& experiment, const std::stri
   return nullptr;
 }
 
-TEST(ExplainPlan, HasTheTwoAndTheirVariants) {
+TEST(ExplainPlan, HasTheTwoAndTheirConditions) {
   auto experiment = planned_pair();
   plan_explanation(kPair, experiment);
   EXPECT_EQ(find_spec(experiment, "cpp-aot"), nullptr);
   const auto* system = find_spec(experiment, "py-eager@allocator:system");
   ASSERT_NE(system, nullptr);
-  EXPECT_EQ(system->variant_of, "py-eager");
+  EXPECT_EQ(system->condition_of, "py-eager");
   EXPECT_FALSE(system->command.environment.contains("MALLOC_TRIM_THRESHOLD_"));
   const auto* alone = find_spec(experiment, "cpp-eager@threads:1");
   ASSERT_NE(alone, nullptr);
@@ -303,7 +303,7 @@ TEST(ExplainPlan, WhatIsCompiledForItsThreadsHasNoOther) {
   plan_explanation(kPair, experiment);
   EXPECT_EQ(find_spec(experiment, "py-eager@threads:1"), nullptr);
   EXPECT_EQ(experiment.warnings.back().text,
-            "no variant with one thread: cpp-eager is compiled for 2");
+            "no condition with one thread: cpp-eager is compiled for 2");
 }
 
 TEST(ExplainPlan, NeedsOneCase) {

@@ -84,10 +84,10 @@ class ExportTraining : public testing::Test {
 TEST_F(ExportTraining, PassesOptionsAndProgressOn) {
   Process process(
       command("gptlite --size smoke --set layers=1 --set 'a=b c' --deterministic "
-              "--weight-decay=-1 --compile-limit 5 --out out.pt2"));
+              "--weight-decay=-1 --compile-timeout 5 --out out.pt2"));
   EXPECT_EQ(process.read_line(in_seconds(30)),
             "progress gptlite --out=out.pt2 --size=smoke --set=layers=1 --set=a=b c "
-            "--weight-decay=-1 --deterministic --compile-limit=5");
+            "--weight-decay=-1 --deterministic --compile-timeout=5");
   EXPECT_EQ(process.wait(in_seconds(30)), "");
   EXPECT_TRUE(fs::exists(folder_ / "out.pt2"));
 }

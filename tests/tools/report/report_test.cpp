@@ -240,7 +240,7 @@ TEST(Report, NamesTheFastestAndWhatCannotBeToldFromIt) {
 TEST(Report, AConditionOfARuntimeIsNoCandidateForTheFastest) {
   auto results = fixture();
   auto& result = results.cases[0];
-  result.find("cpp-compiled-train")->variant_of = "cpp-eager";
+  result.find("cpp-compiled-train")->condition_of = "cpp-eager";
   derive(results);
   ASSERT_TRUE(result.fastest);
   EXPECT_EQ(result.fastest->runtime, "cpp-eager");

@@ -321,10 +321,10 @@ void derive_case(Results& results, CaseResult& result) {
   derive_notes(result, results.warnings);
 }
 
-/// A variant differs on purpose; its name says in what.
+/// A row of another condition differs on purpose; its name says in what.
 bool is_asked_for(const RuntimeResult& row, const std::string& key) {
   return row.is_variant() &&
-         row.runtime.compare(row.variant_of.size(), key.size() + 2, "@" + key + ":") == 0;
+         row.runtime.compare(row.condition_of.size(), key.size() + 2, "@" + key + ":") == 0;
 }
 
 void warn_of_unequal(std::vector<Warning>& warnings, const CaseResult& result,

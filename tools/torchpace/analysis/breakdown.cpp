@@ -242,7 +242,7 @@ class Deriver {
   std::vector<std::string> conditions() const {
     std::vector<std::string> found;
     for (const auto& row : result_.runtimes) {
-      if (row.variant_of != explanation_.from) continue;
+      if (row.condition_of != explanation_.from) continue;
       const auto condition = row.runtime.substr(explanation_.from.size() + 1);
       if (variant(explanation_.from, condition) && variant(explanation_.to, condition)) {
         found.push_back(condition);

@@ -56,16 +56,16 @@ std::string in_words_of_explain(std::string text) {
   return text;
 }
 
-WorkerSpec variant_of(const WorkerSpec& spec, const std::string& condition) {
+WorkerSpec condition_of(const WorkerSpec& spec, const std::string& condition) {
   auto variant = spec;
   variant.runtime = spec.runtime + "@" + condition;
-  variant.variant_of = spec.runtime;
+  variant.condition_of = spec.runtime;
   return variant;
 }
 
 WorkerSpec with_allocator(const WorkerSpec& spec, const std::string& now,
                           const std::string& allocator) {
-  auto variant = variant_of(spec, "allocator:" + allocator);
+  auto variant = condition_of(spec, "allocator:" + allocator);
   auto& environment = variant.command.environment;
   for (const auto& [name, value] : allocator_environment(now)) environment.erase(name);
   environment.merge(allocator_environment(allocator));
@@ -73,7 +73,7 @@ WorkerSpec with_allocator(const WorkerSpec& spec, const std::string& now,
 }
 
 WorkerSpec with_one_thread(const WorkerSpec& spec) {
-  auto variant = variant_of(spec, "threads:1");
+  auto variant = condition_of(spec, "threads:1");
   for (const char* name : {"OMP_NUM_THREADS", "MKL_NUM_THREADS"}) {
     variant.command.environment[name] = "1";
   }
@@ -95,7 +95,7 @@ void add_allocators(ExperimentOptions& experiment, const std::vector<WorkerSpec>
         experiment.probed.insert(experiment.runtimes.back().runtime);
       }
     } catch (const Error& error) {
-      say_left_out(experiment, fmt::format("no variant with {}: {}", allocator, error.what()));
+      say_left_out(experiment, fmt::format("no condition with {}: {}", allocator, error.what()));
     }
   }
 }
@@ -104,7 +104,7 @@ void add_one_thread(ExperimentOptions& experiment, const std::vector<WorkerSpec>
   if (experiment.plan.threads < 2) return;
   for (const auto& spec : two) {
     if (spec.artifact.empty()) continue;
-    say_left_out(experiment, fmt::format("no variant with one thread: {} is compiled for {}",
+    say_left_out(experiment, fmt::format("no condition with one thread: {} is compiled for {}",
                                          spec.runtime, experiment.plan.threads));
     return;
   }
@@ -130,7 +130,7 @@ void plan_explanation(const ExplainOptions& options, ExperimentOptions& experime
   experiment.explanation = Explanation(two[0].runtime, two[1].runtime);
   experiment.probed = {two[0].runtime, two[1].runtime};
   if (is_cuda(plan.device)) {
-    say_left_out(experiment, "no variants: on a GPU the host's allocator and threads wait for it");
+    say_left_out(experiment, "no conditions: on a GPU the host's allocator and threads wait for it");
   } else {
     add_allocators(experiment, two);
     add_one_thread(experiment, two);

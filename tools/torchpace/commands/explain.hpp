@@ -16,7 +16,7 @@ struct ExplainOptions {
 /// Returns the exit code. Throws Error.
 int explain(const ExplainOptions& options);
 
-/// Leaves the two runtimes of an experiment, adds their variants and says which are probed. Throws
+/// Leaves the two runtimes of an experiment, adds their conditions and says which are probed. Throws
 /// Error unless there is one case and the two are two.
 void plan_explanation(const ExplainOptions& options, ExperimentOptions& experiment);
 

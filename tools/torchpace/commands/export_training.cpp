@@ -11,7 +11,7 @@ namespace torchpace::cli {
 namespace {
 
 constexpr double kLookLimit_s = 120;    // Python from a cold disk is slow to start
-constexpr double kForEver_s = 1e8;      // the limit is --compile-limit, which Python keeps
+constexpr double kForEver_s = 1e8;      // the limit is --compile-timeout, which Python keeps
 constexpr double kPutAwayLimit_s = 10;  // after Ctrl-C: compilers killed, half a package removed
 
 /// Refuses what would end as a page of Python: no interpreter, no package, no torch in it.

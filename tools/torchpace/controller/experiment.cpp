@@ -220,7 +220,7 @@ void Experiment::give_folders() {
 void Experiment::export_all() {
   std::vector<Exporter> exporters;
   for (const auto& command : options_.exporters) {
-    exporters.emplace_back(command, options_.export_limit_s);
+    exporters.emplace_back(command, options_.export_timeout_s);
   }
   export_cases(exporters);
   make_artifacts(exporters);
@@ -316,7 +316,7 @@ void Experiment::make_artifact(size_t index, const WorkerSpec& spec, Exporter& e
   if (shared != options_.runtimes.end()) {
     files.artifacts[spec.runtime] = files.artifacts[shared->runtime];
   } else {
-    const auto limit_s = options_.plan.compile_limit;
+    const auto limit_s = options_.plan.compile_timeout;
     progress_.note(fmt::format("artifact {} of {}, {:g} s at most", spec.artifact,
                                options_.cases[index].name, limit_s),
                    left_s());
@@ -335,7 +335,7 @@ void Experiment::pass_gates() {
   double bytes = 0;
   for (size_t i = 0; i < files_.size(); ++i) {
     std::error_code ignored;
-    const auto size = fs::file_size(files_[i].settings.get("truth", ""), ignored);
+    const auto size = fs::file_size(files_[i].settings.get("golden", ""), ignored);
     bytes += ignored ? 0 : static_cast<double>(size);  // values are about as large
     if (bytes < kValuesAtOnce && i + 1 < files_.size()) continue;
     pass_gates(first, i + 1);
@@ -346,7 +346,7 @@ void Experiment::pass_gates() {
 
 /// Of some cases, whose values lie in the temporary folder meanwhile.
 void Experiment::pass_gates(size_t first, size_t end) {
-  std::vector<GateCase> cases;
+  std::vector<PreflightCase> cases;
   for (size_t i = first; i < end; ++i) {
     const auto& item = options_.cases[i];
     const auto curve = options_.curves.find(item.family);
@@ -358,21 +358,21 @@ void Experiment::pass_gates(size_t first, size_t end) {
                                         ? curve->second
                                         : 0});
   }
-  Gate gate({.runtimes = options_.runtimes,
-             .patience_s = options_.patience_s,
-             .compile_limit_s = options_.plan.compile_limit,
+  Preflight preflight({.runtimes = options_.runtimes,
+             .worker_timeout_s = options_.worker_timeout_s,
+             .compile_timeout_s = options_.plan.compile_timeout,
              .before =
-                 [&](const GateCase& gate_case, const std::string& runtime) {
-                   progress_.note(fmt::format("gate: {} in {}", gate_case.item.name, runtime),
+                 [&](const PreflightCase& preflight_case, const std::string& runtime) {
+                   progress_.note(fmt::format("preflight: {} in {}", preflight_case.item.name, runtime),
                                   left_s());
                    cores_.ask();
                  },
              .after = [&] { save(); },
              .warn = [&](Warning warning) { results_.warn(std::move(warning)); }});
-  gate.pass(cases);
-  for (const auto& gate_case : cases) {
+  preflight.pass(cases);
+  for (const auto& preflight_case : cases) {
     std::error_code ignored;
-    fs::remove(gate_case.values, ignored);
+    fs::remove(preflight_case.values, ignored);
   }
 }
 
@@ -380,7 +380,7 @@ size_t Experiment::parallel_loads() const {
   return static_cast<size_t>(usable_cores(results_.environment));
 }
 
-/// What an invocation takes besides its rounds, told from the gate until one has been measured.
+/// What an invocation takes besides its rounds, told from the preflight until one has been measured.
 double Experiment::invocation_s() const {
   const auto groups_of = static_cast<double>(groups().size());
   if (fixed_s_ > 0) return fixed_s_ * groups_of;
@@ -579,8 +579,8 @@ void Experiment::run_visit(const Visit& visit, double visits_left) {
   progress_.note(fmt::format("invocation {}/{}: starting {} workers", visit.invocation,
                              results_.plan.invocations, specs.size()),
                  left_s());
-  Team team(specs, {.patience_s = options_.patience_s,
-                    .compile_s = options_.plan.compile_limit,
+  Team team(specs, {.worker_timeout_s = options_.worker_timeout_s,
+                    .compile_s = options_.plan.compile_timeout,
                     .loads = parallel_loads(),
                     .message_ns = [this] { return cores_.ask(); }});
   if (least_load_s_ == 0) {

@@ -1,4 +1,4 @@
-// The experiment: export, gate, curves, invocations of rounds, results.json after every step.
+// The experiment: export, preflight, curves, invocations of rounds, results.json after every step.
 #pragma once
 
 #include <filesystem>
@@ -28,9 +28,9 @@ struct ExperimentOptions {
   std::vector<WorkerSpec> runtimes;   // with the environment that all get; the reference among them
   std::map<std::string, int> curves;  // family -> steps
   std::vector<Command> exporters;  // the first makes cases; a runtime says whose artifacts it loads
-  double export_limit_s = 3600;    // for the files of one case
+  double export_timeout_s = 3600;    // for the files of one case
   std::filesystem::path output;    // folder, exists
-  double patience_s = 30;
+  double worker_timeout_s = 30;
   bool adapts_invocations = false;         // fewer where the time does not suffice
   std::function<double()> message_ns;      // where the cores are (cores.hpp); empty: not asked
   std::set<std::string> probed;            // runtimes that are asked for probes in each invocation

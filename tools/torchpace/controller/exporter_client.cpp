@@ -89,7 +89,7 @@ Exported Exporter::export_case(const Case& item) {
   result.settings = item.settings;
   Json json;
   try {
-    json = ask(item.settings.line(), limit_s_, "--export-limit");
+    json = ask(item.settings.line(), limit_s_, "--export-timeout");
   } catch (const ProcessError& error) {
     result.status = Status::failed;
     result.reason = fmt::format("export: {}", error.what());
@@ -99,7 +99,7 @@ Exported Exporter::export_case(const Case& item) {
   take_status(result, json, "export: ");
   complete(result.reason);
   result.mendable = json.contains("mendable");
-  for (const char* key : {"state", "truth", "tokens"}) {
+  for (const char* key : {"state", "golden", "tokens"}) {
     if (const auto path = json.value(key, ""); !path.empty()) result.settings.set(key, path);
   }
   const auto set = json.value("set", Json::object());
@@ -119,9 +119,9 @@ Artifact Exporter::make_artifact(Settings settings, const std::string& kind, dou
   Artifact result;
   result.kind = kind;
   settings.set("make", kind);
-  settings.set("compile_limit", fmt::format("{:g}", limit_s));
+  settings.set("compile_timeout", fmt::format("{:g}", limit_s));
   try {
-    const auto json = ask(settings.line(), limit_s + kArtifactGrace_s, "--compile-limit");
+    const auto json = ask(settings.line(), limit_s + kArtifactGrace_s, "--compile-timeout");
     take_status(result, json, "");
     complete(result.reason);
     result.path = json.value("artifact", "");

@@ -1,4 +1,4 @@
-// The Python program that makes what workers load: initial weights, inputs, the float64 truth, and
+// The Python program that makes what workers load: initial weights, inputs, the golden (float64) values, and
 // compiled artifacts.
 #pragma once
 

@@ -56,15 +56,15 @@ void sort_as_planned(CaseResult& result, const std::vector<WorkerSpec>& runtimes
                    [&](const auto& a, const auto& b) { return place(a) < place(b); });
 }
 
-void Gate::pass(std::vector<GateCase>& cases) {
+void Preflight::pass(std::vector<PreflightCase>& cases) {
   auto runtimes = options_.runtimes;
   std::stable_partition(runtimes.begin(), runtimes.end(), [&](const WorkerSpec& spec) {
     return !cases.empty() && spec.runtime == cases.front().result.reference;
   });
   for (const auto& spec : runtimes) {
-    for (auto& gate_case : cases) {
-      if (!is_needed(gate_case, spec)) continue;
-      pass_one(gate_case, spec);
+    for (auto& preflight_case : cases) {
+      if (!is_needed(preflight_case, spec)) continue;
+      pass_one(preflight_case, spec);
       options_.after();
     }
     if (worker_) worker_->quit();
@@ -73,24 +73,24 @@ void Gate::pass(std::vector<GateCase>& cases) {
 }
 
 /// The reference also when its row is there from an earlier run: others need its values again.
-bool Gate::is_needed(const GateCase& gate_case, const WorkerSpec& spec) const {
-  const auto& result = gate_case.result;
+bool Preflight::is_needed(const PreflightCase& preflight_case, const WorkerSpec& spec) const {
+  const auto& result = preflight_case.result;
   const auto* row = result.find(spec.runtime);
   if (row == nullptr) return true;
-  return spec.runtime == result.reference && row->status == Status::ok && !gate_case.written &&
+  return spec.runtime == result.reference && row->status == Status::ok && !preflight_case.written &&
          std::any_of(options_.runtimes.begin(), options_.runtimes.end(),
                      [&](const WorkerSpec& s) { return result.find(s.runtime) == nullptr; });
 }
 
-void Gate::pass_one(GateCase& gate_case, const WorkerSpec& spec) {
-  auto& result = gate_case.result;
+void Preflight::pass_one(PreflightCase& preflight_case, const WorkerSpec& spec) {
+  auto& result = preflight_case.result;
   const bool is_reference = spec.runtime == result.reference;
   const auto* reference = result.find(result.reference);
   if (!is_reference && reference->status != Status::ok) {
     result.runtimes.push_back(without_reference(spec.runtime, *reference));
   } else {
-    options_.before(gate_case, spec.runtime);
-    auto row = row_of(gate_case, spec);
+    options_.before(preflight_case, spec.runtime);
+    auto row = row_of(preflight_case, spec);
     if (auto* known = result.find(spec.runtime)) {
       if (row.status != Status::ok) *known = std::move(row);
     } else {
@@ -103,18 +103,18 @@ void Gate::pass_one(GateCase& gate_case, const WorkerSpec& spec) {
   sort_as_planned(result, options_.runtimes);
 }
 
-RuntimeResult Gate::row_of(GateCase& gate_case, const WorkerSpec& spec) {
+RuntimeResult Preflight::row_of(PreflightCase& preflight_case, const WorkerSpec& spec) {
   RuntimeResult row;
   row.runtime = spec.runtime;
-  row.variant_of = spec.variant_of;
-  const auto artifact = gate_case.files.artifacts.find(spec.runtime);
-  if (artifact != gate_case.files.artifacts.end()) {
+  row.condition_of = spec.condition_of;
+  const auto artifact = preflight_case.files.artifacts.find(spec.runtime);
+  if (artifact != preflight_case.files.artifacts.end()) {
     row.artifact = artifact->second.kind;
     row.compile_s = artifact->second.compile_s;
     row.compile_cached = artifact->second.cached;
   }
   try {
-    serve(gate_case, spec, row);
+    serve(preflight_case, spec, row);
     if (!spec.own) return row;
     worker_->quit();
     worker_.reset();
@@ -126,43 +126,43 @@ RuntimeResult Gate::row_of(GateCase& gate_case, const WorkerSpec& spec) {
   return row;
 }
 
-void Gate::serve(GateCase& gate_case, const WorkerSpec& spec, RuntimeResult& row) {
+void Preflight::serve(PreflightCase& preflight_case, const WorkerSpec& spec, RuntimeResult& row) {
   if (!worker_) {
-    worker_.emplace(spec, options_.patience_s);
+    worker_.emplace(spec, options_.worker_timeout_s);
     worker_->await_greeting();
   }
   row.cold_s["start"] = worker_->start_s();
-  if (!worker_->offers(gate_case.item.name, gate_case.item.own())) {
+  if (!worker_->offers(preflight_case.item.name, preflight_case.item.own())) {
     throw WorkerFailure(
         fmt::format("this worker offers only {}", fmt::join(worker_->cases(), ", ")),
         Status::skipped, true);
   }
-  load(gate_case, row);
+  load(preflight_case, row);
   const auto first = worker_->first(kColdSteps);
   row.cold_s["first_step"] = first.first_step_s;
   if (!std::isnan(first.steps_s)) row.cold_s["tenth_step"] = first.steps_s;
   // Before the comparison of outputs, which takes memory of its own.
   row.peak_bytes = worker_->peaks();
   row.environment = worker_->environment();
-  if (spec.runtime == gate_case.result.reference) {
-    write_values(gate_case, first.first_step_s);
-    check_reference(gate_case, row, first.first_step_s);
-  } else if (gate_case.written) {
-    check_values(gate_case, row, first.first_step_s);
+  if (spec.runtime == preflight_case.result.reference) {
+    write_values(preflight_case, first.first_step_s);
+    check_reference(preflight_case, row, first.first_step_s);
+  } else if (preflight_case.written) {
+    check_values(preflight_case, row, first.first_step_s);
   }
-  if (gate_case.curve_steps > 0 && row.status == Status::ok) {
-    gate_case.result.curves[spec.runtime] =
-        worker_->losses(gate_case.curve_steps, first.first_step_s);
+  if (preflight_case.curve_steps > 0 && row.status == Status::ok) {
+    preflight_case.result.curves[spec.runtime] =
+        worker_->losses(preflight_case.curve_steps, first.first_step_s);
   }
 }
 
-void Gate::load(GateCase& gate_case, RuntimeResult& row) {
-  const auto settings = gate_case.files.settings_of(row.runtime);
-  const auto answer = worker_->load(settings.line(), options_.compile_limit_s);
+void Preflight::load(PreflightCase& preflight_case, RuntimeResult& row) {
+  const auto settings = preflight_case.files.settings_of(row.runtime);
+  const auto answer = worker_->load(settings.line(), options_.compile_timeout_s);
   row.cold_s["load"] = answer.load_s;
   row.cold_s["compile"] = answer.compile_s;
-  if (!answer.note.empty()) warn(gate_case, "note", "info", row.runtime, answer.note);
-  auto& result = gate_case.result;
+  if (!answer.note.empty()) warn(preflight_case, "note", "info", row.runtime, answer.note);
+  auto& result = preflight_case.result;
   if (row.runtime != result.reference) return;
   result.flops = answer.flops;
   result.items = answer.items;
@@ -171,31 +171,31 @@ void Gate::load(GateCase& gate_case, RuntimeResult& row) {
   result.minimum_bytes = answer.minimum_bytes;
 }
 
-void Gate::write_values(GateCase& gate_case, double step_s) {
+void Preflight::write_values(PreflightCase& preflight_case, double step_s) {
   try {
-    worker_->write(gate_case.values, step_s);
-    gate_case.written = true;
+    worker_->write(preflight_case.values, step_s);
+    preflight_case.written = true;
   } catch (const WorkerFailure& failure) {
     // A worker of the user's own may have no values to compare.
-    if (!failure.alive || !gate_case.item.own()) throw;
-    warn(gate_case, "unchecked", "warning", gate_case.result.reference,
+    if (!failure.alive || !preflight_case.item.own()) throw;
+    warn(preflight_case, "unchecked", "warning", preflight_case.result.reference,
          fmt::format("outputs are not checked: {}", failure.what()));
   }
 }
 
 /// Against the float64 run, in which nothing but rounding differs: what the reference gives is not
 /// right because it is the reference.
-void Gate::check_reference(GateCase& gate_case, RuntimeResult& row, double step_s) {
-  if (!gate_case.written || gate_case.item.own()) return;
-  const auto golden = gate_case.files.settings.get("truth", "");
+void Preflight::check_reference(PreflightCase& preflight_case, RuntimeResult& row, double step_s) {
+  if (!preflight_case.written || preflight_case.item.own()) return;
+  const auto golden = preflight_case.files.settings.get("golden", "");
   if (golden.empty()) {
-    const auto& why = gate_case.files.no_golden;
-    warn(gate_case, "no-golden", "warning", "",
+    const auto& why = preflight_case.files.no_golden;
+    warn(preflight_case, "no-golden", "warning", "",
          fmt::format("checked against the reference to sqrt(eps): no float64 run{}",
                      why.empty() ? "" : fmt::format(" ({})", why)));
     return;
   }
-  row.parity = worker_->check(gate_case.values, golden, step_s);
+  row.parity = worker_->check(preflight_case.values, golden, step_s);
   if (row.parity->passed) return;
   row.status = Status::invalid;
   row.reason = fmt::format(
@@ -205,9 +205,9 @@ void Gate::check_reference(GateCase& gate_case, RuntimeResult& row, double step_
       kReferenceIs, difference(*row.parity));
 }
 
-void Gate::check_values(GateCase& gate_case, RuntimeResult& row, double step_s) {
-  const auto golden = gate_case.files.settings.get("truth", "");
-  row.parity = worker_->check(gate_case.values, golden, step_s);
+void Preflight::check_values(PreflightCase& preflight_case, RuntimeResult& row, double step_s) {
+  const auto golden = preflight_case.files.settings.get("golden", "");
+  row.parity = worker_->check(preflight_case.values, golden, step_s);
   if (row.parity->passed) return;
   row.status = Status::invalid;
   row.reason = fmt::format("outputs differ from {}: {}",
@@ -215,9 +215,9 @@ void Gate::check_values(GateCase& gate_case, RuntimeResult& row, double step_s) 
                            difference(*row.parity));
 }
 
-void Gate::warn(const GateCase& gate_case, const std::string& code, const std::string& severity,
+void Preflight::warn(const PreflightCase& preflight_case, const std::string& code, const std::string& severity,
                 const std::string& runtime, const std::string& text) {
-  options_.warn({code, severity, text, gate_case.item.name, runtime});
+  options_.warn({code, severity, text, preflight_case.item.name, runtime});
 }
 
 }  // namespace torchpace::cli

@@ -1,4 +1,4 @@
-// The gate: a fresh process gives the cold numbers of each case and runtime, proves its outputs and
+// The preflight: a fresh process gives the cold numbers of each case and runtime, proves its outputs and
 // tells its peak memory. What fails here is not timed.
 #pragma once
 
@@ -13,8 +13,8 @@
 
 namespace torchpace::cli {
 
-/// One case before the gate.
-struct GateCase {
+/// One case before the preflight.
+struct PreflightCase {
   const Case& item;
   CaseResult& result;
   const Exported& files;
@@ -23,34 +23,34 @@ struct GateCase {
   bool written = false;          // the reference's values are there
 };
 
-class Gate {
+class Preflight {
  public:
   struct Options {
     std::vector<WorkerSpec> runtimes;  // the reference among them
-    double patience_s = 30;
-    double compile_limit_s = 0;
-    std::function<void(const GateCase&, const std::string&)> before;  // a runtime loads a case
+    double worker_timeout_s = 30;
+    double compile_timeout_s = 0;
+    std::function<void(const PreflightCase&, const std::string&)> before;  // a runtime loads a case
     std::function<void()> after;                                      // and its row is there
     std::function<void(Warning)> warn;
   };
-  explicit Gate(Options options) : options_(std::move(options)) {}
+  explicit Preflight(Options options) : options_(std::move(options)) {}
 
   /// Adds a row for each case and runtime that has none, and the A/A copies'. Runtime by runtime,
   /// the reference first: a worker of ours, which obeys each load in a fork of itself, serves all
   /// cases and so starts once; a worker of the user's own is started for each. Throws Interrupted;
   /// rows that were done by then are kept.
-  void pass(std::vector<GateCase>& cases);
+  void pass(std::vector<PreflightCase>& cases);
 
  private:
-  void pass_one(GateCase& gate_case, const WorkerSpec& spec);
-  RuntimeResult row_of(GateCase& gate_case, const WorkerSpec& spec);
-  void serve(GateCase& gate_case, const WorkerSpec& spec, RuntimeResult& row);
-  void load(GateCase& gate_case, RuntimeResult& row);
-  void write_values(GateCase& gate_case, double step_s);
-  void check_reference(GateCase& gate_case, RuntimeResult& row, double step_s);
-  void check_values(GateCase& gate_case, RuntimeResult& row, double step_s);
-  bool is_needed(const GateCase& gate_case, const WorkerSpec& spec) const;
-  void warn(const GateCase& gate_case, const std::string& code, const std::string& severity,
+  void pass_one(PreflightCase& preflight_case, const WorkerSpec& spec);
+  RuntimeResult row_of(PreflightCase& preflight_case, const WorkerSpec& spec);
+  void serve(PreflightCase& preflight_case, const WorkerSpec& spec, RuntimeResult& row);
+  void load(PreflightCase& preflight_case, RuntimeResult& row);
+  void write_values(PreflightCase& preflight_case, double step_s);
+  void check_reference(PreflightCase& preflight_case, RuntimeResult& row, double step_s);
+  void check_values(PreflightCase& preflight_case, RuntimeResult& row, double step_s);
+  bool is_needed(const PreflightCase& preflight_case, const WorkerSpec& spec) const;
+  void warn(const PreflightCase& preflight_case, const std::string& code, const std::string& severity,
             const std::string& runtime, const std::string& text);
 
   Options options_;

@@ -8,7 +8,7 @@ namespace torchpace::cli {
 namespace {
 
 constexpr int kProtocol = 1;
-constexpr double kStartFactor = 4;   // starting and loading, in units of the patience
+constexpr double kStartFactor = 4;   // starting and loading, in units of the worker timeout
 constexpr double kLateFactor = 20;   // an answer may take so many times what was expected
 constexpr double kParitySteps = 10;  // of Adam, behind `write` and `check`
 
@@ -78,8 +78,8 @@ class Answer {
 
 }  // namespace
 
-WorkerClient::WorkerClient(const WorkerSpec& spec, double patience_s)
-    : runtime_(spec.runtime), patience_s_(patience_s) {
+WorkerClient::WorkerClient(const WorkerSpec& spec, double worker_timeout_s)
+    : runtime_(spec.runtime), worker_timeout_s_(worker_timeout_s) {
   try {
     process_ = std::make_unique<Process>(spec.command);
   } catch (const ProcessError& error) {
@@ -133,11 +133,11 @@ Json WorkerClient::ask(const std::string& command, double limit_s) {
 }
 
 double WorkerClient::limit_for(double steps, double step_s) const {
-  return patience_s_ + kLateFactor * steps * step_s;
+  return worker_timeout_s_ + kLateFactor * steps * step_s;
 }
 
 void WorkerClient::await_greeting() {
-  const auto json = read_answer("start", kStartFactor * patience_s_);
+  const auto json = read_answer("start", kStartFactor * worker_timeout_s_);
   start_s_ = seconds_since(started_);
   const Answer answer(json, "start");
   if (const auto protocol = answer.number("protocol"); protocol != kProtocol) {
@@ -157,18 +157,18 @@ bool WorkerClient::offers(const std::string& case_name, bool own_case) const {
   });
 }
 
-LoadAnswer WorkerClient::load(const std::string& settings_line, double compile_limit_s) {
+LoadAnswer WorkerClient::load(const std::string& settings_line, double compile_timeout_s) {
   begin_load(settings_line);
-  return finish_load(compile_limit_s);
+  return finish_load(compile_timeout_s);
 }
 
 void WorkerClient::begin_load(const std::string& settings_line) {
   process_->forget_errors();
-  send("load " + settings_line, kStartFactor * patience_s_);
+  send("load " + settings_line, kStartFactor * worker_timeout_s_);
 }
 
-LoadAnswer WorkerClient::finish_load(double compile_limit_s) {
-  const auto json = read_answer("load", kStartFactor * patience_s_ + compile_limit_s);
+LoadAnswer WorkerClient::finish_load(double compile_timeout_s) {
+  const auto json = read_answer("load", kStartFactor * worker_timeout_s_ + compile_timeout_s);
   const Answer answer(json, "load");
   return {.load_s = answer.number("load_s"),
           .compile_s = answer.number_or("compile_s", 0),
@@ -181,7 +181,7 @@ LoadAnswer WorkerClient::finish_load(double compile_limit_s) {
 }
 
 FirstAnswer WorkerClient::first(int steps) {
-  const auto json = ask(fmt::format("first {}", steps), (kStartFactor + steps) * patience_s_);
+  const auto json = ask(fmt::format("first {}", steps), (kStartFactor + steps) * worker_timeout_s_);
   const Answer answer(json, "first");
   return {.first_step_s = answer.number("first_step_s"),
           .steps_s = answer.number_or("steps_s", kUnknown)};
@@ -212,9 +212,9 @@ void WorkerClient::write(const std::string& path, double step_s) {
   ask("write " + Settings::encode(path), limit_for(kParitySteps, step_s) * kStartFactor);
 }
 
-Parity WorkerClient::check(const std::string& reference, const std::string& truth, double step_s) {
+Parity WorkerClient::check(const std::string& reference, const std::string& golden, double step_s) {
   auto command = fmt::format("check {}", Settings::encode(reference));
-  if (!truth.empty()) command += fmt::format(" {}", Settings::encode(truth));
+  if (!golden.empty()) command += fmt::format(" {}", Settings::encode(golden));
   const auto json = ask(command, limit_for(kParitySteps, step_s) * kStartFactor);
   const Answer answer(json, "check");
   Parity parity;
@@ -235,7 +235,7 @@ std::vector<double> WorkerClient::losses(int steps, double step_s) {
 }
 
 std::map<std::string, double> WorkerClient::peaks() {
-  const auto json = ask("memory", patience_s_);
+  const auto json = ask("memory", worker_timeout_s_);
   const Answer answer(json, "memory");
   return {{"resident", answer.number("resident_peak_bytes")},
           {"device_allocated", answer.number_or("device_allocated_peak_bytes", 0)},
@@ -243,7 +243,7 @@ std::map<std::string, double> WorkerClient::peaks() {
           {"device_driver", answer.number_or("device_driver_bytes", 0)}};
 }
 
-Json WorkerClient::environment() { return ask("environment", patience_s_); }
+Json WorkerClient::environment() { return ask("environment", worker_timeout_s_); }
 
 std::map<std::string, std::vector<double>> WorkerClient::parts(int steps, double step_s) {
   const auto json = ask(fmt::format("parts {}", steps), limit_for(steps, step_s));
@@ -282,7 +282,7 @@ Profile WorkerClient::operators(int steps, double step_s) {
 }
 
 DispatchCost WorkerClient::dispatch(int samples) {
-  const auto json = ask(fmt::format("dispatch {}", samples), kStartFactor * patience_s_);
+  const auto json = ask(fmt::format("dispatch {}", samples), kStartFactor * worker_timeout_s_);
   const Answer answer(json, "dispatch");
   return {.operator_ns = answer.times("operator_ns"),
           .profiled_ns = answer.times("profiled_ns"),
@@ -290,7 +290,7 @@ DispatchCost WorkerClient::dispatch(int samples) {
 }
 
 Matmul WorkerClient::matmul(int size, int samples) {
-  const auto json = ask(fmt::format("matmul {} {}", size, samples), kStartFactor * patience_s_);
+  const auto json = ask(fmt::format("matmul {} {}", size, samples), kStartFactor * worker_timeout_s_);
   return {.size = size, .ns = Answer(json, "matmul").times("matmul_ns")};
 }
 

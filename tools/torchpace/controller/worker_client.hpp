@@ -20,7 +20,7 @@ struct WorkerSpec {
   bool own = false;         // given with --worker
   std::string artifact;     // kind of the compiled file that it loads; empty: none
   size_t exporter = 0;      // which of the experiment's makes that
-  std::string variant_of;   // the runtime that this one is under another condition; empty: none
+  std::string condition_of;   // the runtime that this one is under another condition; empty: none
   Settings settings;        // that it loads in place of the case's
 };
 
@@ -45,23 +45,23 @@ struct FirstAnswer {
 
 class WorkerClient {
  public:
-  /// Starts the process and returns at once. `patience_s`: the shortest deadline of an answer;
+  /// Starts the process and returns at once. `worker_timeout_s`: the shortest deadline of an answer;
   /// starting and loading have four times as long. Throws WorkerFailure.
-  WorkerClient(const WorkerSpec& spec, double patience_s);
+  WorkerClient(const WorkerSpec& spec, double worker_timeout_s);
 
   /// Each throws WorkerFailure when the worker answers with an error, dies or is late, and
   /// Interrupted on Ctrl-C. `step_s`: what a step is expected to take, for the deadline.
   void await_greeting();
-  /// `compile_limit_s`: what compiling may take besides.
-  LoadAnswer load(const std::string& settings_line, double compile_limit_s = 0);
+  /// `compile_timeout_s`: what compiling may take besides.
+  LoadAnswer load(const std::string& settings_line, double compile_timeout_s = 0);
   /// The halves of load(): several workers can load at once.
   void begin_load(const std::string& settings_line);
-  LoadAnswer finish_load(double compile_limit_s = 0);
+  LoadAnswer finish_load(double compile_timeout_s = 0);
   FirstAnswer first(int steps);
   /// Steps in W unrecorded and K recorded samples of B steps.
   Round run(int samples, int warmup, int steps_per_sample, double step_s);
   void write(const std::string& path, double step_s);
-  Parity check(const std::string& reference, const std::string& truth, double step_s);
+  Parity check(const std::string& reference, const std::string& golden, double step_s);
   std::vector<double> losses(int steps, double step_s);
   std::map<std::string, double> peaks();
   Json environment();
@@ -97,7 +97,7 @@ class WorkerClient {
   double limit_for(double steps, double step_s) const;
 
   std::string runtime_;
-  double patience_s_;
+  double worker_timeout_s_;
   Clock::time_point started_ = Clock::now();
   double start_s_ = 0;
   std::unique_ptr<Process> process_;

@@ -109,7 +109,7 @@ Team::Team(const std::vector<WorkerSpec>& workers, const TeamLimits& limits) : l
     auto& member = members_.emplace_back();
     member.runtime = spec.runtime;
     try {
-      member.client = std::make_unique<WorkerClient>(spec, limits.patience_s);
+      member.client = std::make_unique<WorkerClient>(spec, limits.worker_timeout_s);
     } catch (const WorkerFailure& failure) {
       died(member, failure);
     }

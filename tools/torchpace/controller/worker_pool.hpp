@@ -43,7 +43,7 @@ struct LoadTime {
 };
 
 struct TeamLimits {
-  double patience_s = 30;
+  double worker_timeout_s = 30;
   double compile_s = 0;                // that a load may take besides
   size_t loads = 1;                    // at the same time
   std::function<double()> message_ns;  // where the cores are, asked before each block; may be empty

@@ -17,7 +17,7 @@ constexpr double kLoadNoted = 0.05;  // of the cores
 constexpr double kLoadWarned = 0.3;
 constexpr double kStealNoted = 0.001;  // of processor time
 constexpr double kStealWarned = 0.01;
-constexpr double kDiskWarned = 2e9;  // bytes; the large cases' weights and truths take that much
+constexpr double kDiskWarned = 2e9;  // bytes; the large cases' weights and golden values take that much
 constexpr double kMemoryWarned = 2e9;
 constexpr double kClockCostNoted_ns = 200;
 constexpr double kClockResolutionNoted_ns = 1000;
@@ -306,7 +306,7 @@ Finding disk(const Probe& probe) {
   const auto found = fmt::format("{} free for the cache {}", show_bytes(probe.cache_free_bytes),
                                  probe.cache.string());
   if (probe.cache_free_bytes < kDiskWarned) {
-    return {"disk", "warn", found + ": weights and truths of large cases may not fit",
+    return {"disk", "warn", found + ": weights and golden values of large cases may not fit",
             "free some space, or name another folder with --cache"};
   }
   return {"disk", "ok", found, ""};

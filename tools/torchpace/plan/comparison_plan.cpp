@@ -21,7 +21,7 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr double kExportLimit_s = 3600, kExportLimitOfModel_s = 600;
+constexpr double kExportTimeout_s = 3600, kExportTimeoutOfModel_s = 600;
 
 void require(bool holds, const std::string& option, const std::string& expected,
              const std::string& found) {
@@ -204,11 +204,11 @@ std::string chosen_reference(const std::string& option, const std::vector<Worker
 }
 
 /// What the user's own workers say that they can load.
-std::vector<std::string> offered_cases(const std::vector<WorkerSpec>& runtimes, double patience_s) {
+std::vector<std::string> offered_cases(const std::vector<WorkerSpec>& runtimes, double worker_timeout_s) {
   std::vector<std::string> offered;
   for (const auto& spec : runtimes) {
     try {
-      WorkerClient worker(spec, patience_s);
+      WorkerClient worker(spec, worker_timeout_s);
       worker.await_greeting();
       for (const auto& name : worker.cases()) {
         if (std::find(offered.begin(), offered.end(), name) == offered.end())
@@ -227,7 +227,7 @@ std::vector<Case> chosen_cases(const CompareOptions& options, const Catalog& cat
                                const Preset& preset, const std::vector<WorkerSpec>& runtimes,
                                const std::vector<Axis>& axes, const Settings& common) {
   if (only_own(runtimes)) {
-    const auto offered = offered_cases(runtimes, options.patience_s);
+    const auto offered = offered_cases(runtimes, options.worker_timeout_s);
     if (std::find(offered.begin(), offered.end(), "*") == offered.end()) {
       require(options.set.empty(), "--set", "cases of torchpace", "only workers of your own");
       return own_cases(offered, options.cases, common);
@@ -270,7 +270,7 @@ PlanRecord plan_record(const CompareOptions& options, const Preset& preset,
   const auto further = static_cast<double>(std::max<size_t>(2, runtimes.size()) - 2);
   plan.max_seconds =
       options.max_seconds.value_or(preset.max_seconds + further * preset.seconds_per_runtime);
-  plan.compile_limit = options.compile_limit.value_or(preset.compile_limit);
+  plan.compile_timeout = options.compile_timeout.value_or(preset.compile_timeout);
   plan.threads = options.threads.value_or(threads_of_environment().value_or(usable_cores(host)));
   plan.dtype = options.dtype;
   plan.allocator = options.allocator;
@@ -296,13 +296,13 @@ void check_values(const CompareOptions& o) {
     require(*o.max_seconds > 0 && std::isfinite(*o.max_seconds), "--max-seconds",
             "a number above 0", fmt::format("{}", *o.max_seconds));
   }
-  if (o.compile_limit) {
-    require(*o.compile_limit > 0 && std::isfinite(*o.compile_limit), "--compile-limit",
-            "a number above 0", fmt::format("{}", *o.compile_limit));
+  if (o.compile_timeout) {
+    require(*o.compile_timeout > 0 && std::isfinite(*o.compile_timeout), "--compile-timeout",
+            "a number above 0", fmt::format("{}", *o.compile_timeout));
   }
-  if (o.export_limit) {
-    require(*o.export_limit > 0 && std::isfinite(*o.export_limit), "--export-limit",
-            "a number above 0", fmt::format("{}", *o.export_limit));
+  if (o.export_timeout) {
+    require(*o.export_timeout > 0 && std::isfinite(*o.export_timeout), "--export-timeout",
+            "a number above 0", fmt::format("{}", *o.export_timeout));
   }
   require(o.inputs.empty() || !o.models.empty(), "--input", "a --model beside it", "none");
   if (!o.below.empty()) {
@@ -318,8 +318,8 @@ void check_values(const CompareOptions& o) {
   require(o.delta > 0 && o.delta < 1, "--delta", "a number between 0 and 1",
           fmt::format("{}", o.delta));
   require(o.seed >= 0, "--seed", "at least 0", std::to_string(o.seed));
-  require(o.patience_s > 0 && std::isfinite(o.patience_s), "--patience", "a number above 0",
-          fmt::format("{}", o.patience_s));
+  require(o.worker_timeout_s > 0 && std::isfinite(o.worker_timeout_s), "--worker-timeout", "a number above 0",
+          fmt::format("{}", o.worker_timeout_s));
   if (!o.text.empty()) {
     require(std::ifstream(o.text).good(), "--text", "a file that can be read", o.text);
   }
@@ -373,10 +373,10 @@ ExperimentOptions planned(const CompareOptions& options, const Installation& cur
   for (auto& item : experiment.cases) item.settings.set("device", plan.device);
   experiment.curves = preset.curves;
   experiment.message_ns = message_source(plan);
-  experiment.patience_s = options.patience_s;
+  experiment.worker_timeout_s = options.worker_timeout_s;
   // A family of ours may have a golden run of an hour; a model of the user's may hang.
-  experiment.export_limit_s = options.export_limit.value_or(
-      options.models.empty() ? kExportLimit_s : kExportLimitOfModel_s);
+  experiment.export_timeout_s = options.export_timeout.value_or(
+      options.models.empty() ? kExportTimeout_s : kExportTimeoutOfModel_s);
   std::vector<std::string> words{"--cache", cache_folder(options.cache)};
   if (!plan.text.empty()) words.insert(words.end(), {"--text", plan.text});
   for (const auto& version : versions) {

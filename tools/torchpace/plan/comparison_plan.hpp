@@ -19,12 +19,12 @@ struct CompareOptions {
   std::string reference;
   std::string device = "auto", dtype = "float32", allocator = "tuned";
   std::optional<int> threads, rounds, invocations;
-  std::optional<double> max_seconds, compile_limit, export_limit;
+  std::optional<double> max_seconds, compile_timeout, export_timeout;
   double delta = 0.02;
   long long seed = 0;
   std::string below;  // of the integer inputs of files
   std::string output = "torchpace-report", cache, text, python, fail_on;
-  double patience_s = 30;
+  double worker_timeout_s = 30;
   bool resume = false;
   bool no_html = false;
 };

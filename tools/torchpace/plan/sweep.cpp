@@ -249,7 +249,7 @@ Preset Catalog::preset(const std::string& name) const {
           .invocations = json.at("invocations").get<int>(),
           .max_seconds = json.at("max_seconds").get<double>(),
           .seconds_per_runtime = json.at("seconds_per_runtime").get<double>(),
-          .compile_limit = json.at("compile_limit").get<double>(),
+          .compile_timeout = json.at("compile_timeout").get<double>(),
           .runtimes = json.value("runtimes", Json::array()).get<std::vector<std::string>>(),
           .curves = json.value("curves", Json::object()).get<std::map<std::string, int>>()};
 }

@@ -314,7 +314,7 @@ std::string tally(const Results& results) {
   return parts.empty() ? "no verdict" : fmt::format("{}", fmt::join(parts, ", "));
 }
 
-/// Names of all runtimes but the reference, copies and variants, in the order in which they come.
+/// Names of all runtimes but the reference, copies and conditions, in the order in which they come.
 std::vector<std::string> compared(const Results& results) {
   std::vector<std::string> names;
   for (const auto& result : results.cases) {

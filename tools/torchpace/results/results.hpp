@@ -126,7 +126,7 @@ const char* to_string(Status status);
 struct RuntimeResult {
   std::string runtime;
   std::string copy_of;     // set on the A/A copy, whose name is the reference's with #2
-  std::string variant_of;  // set on the same runtime under another condition: NAME@threads:1
+  std::string condition_of;  // set on the same runtime under another condition: NAME@threads:1
   Status status = Status::ok;
   std::string reason;  // one line; why the status is not ok
   std::optional<Parity> parity;
@@ -136,7 +136,7 @@ struct RuntimeResult {
   bool compile_cached = false;           // an earlier run made it
   // resident, device_allocated, device_reserved, device_driver of a fresh process
   std::map<std::string, double> peak_bytes;
-  Json environment = Json::object();  // the worker's own, from the gate
+  Json environment = Json::object();  // the worker's own, from the preflight
   std::vector<Invocation> invocations;
 
   // Derived by derive().
@@ -154,7 +154,7 @@ struct RuntimeResult {
   std::vector<std::string> differs;    // keys of the environment; the speedup has a mark
 
   bool is_copy() const { return !copy_of.empty(); }
-  bool is_variant() const { return !variant_of.empty(); }
+  bool is_variant() const { return !condition_of.empty(); }
 };
 
 /// A part of the difference between two runtimes: positive where `from` spends more.
@@ -251,7 +251,7 @@ struct PlanRecord {
   int invocations_asked = 0;  // of those
   int rounds = 0;             // 0: as many as the time allows
   double max_seconds = 0;
-  double compile_limit = 0;  // seconds that making one artifact may take
+  double compile_timeout = 0;  // seconds that making one artifact may take
   int threads = 0;
   std::string device;
   std::string dtype;

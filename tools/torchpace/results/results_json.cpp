@@ -107,7 +107,7 @@ void describe(auto& io, Is<Speedup> auto& speedup) {
 void describe(auto& io, Is<RuntimeResult> auto& row) {
   io.required("runtime", row.runtime);
   io.unless_empty("copy_of", row.copy_of);
-  io.unless_empty("variant_of", row.variant_of);
+  io.unless_empty("condition_of", row.condition_of);
   io.required("status", row.status);
   io.required("reason", row.reason);
   io.derived("step_ns", row.step_ns);
@@ -226,7 +226,7 @@ void describe(auto& io, Is<PlanRecord> auto& plan) {
   io.optional("invocations_asked", plan.invocations_asked);
   io.optional("rounds", plan.rounds);
   io.required("max_seconds", plan.max_seconds);
-  io.optional("compile_limit", plan.compile_limit);
+  io.optional("compile_timeout", plan.compile_timeout);
   io.required("threads", plan.threads);
   io.required("device", plan.device);
   io.required("dtype", plan.dtype);

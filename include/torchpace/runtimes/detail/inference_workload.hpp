@@ -44,7 +44,7 @@ inline Batches load_batches(const Settings& settings, const torch::Device& devic
 
 /// Runs `step` in groups of 5, at least 10 and at most 50 times, until two neighboring medians
 /// agree to 2 %: profiling executors specialize in their first runs, libraries choose kernels.
-inline void settle_steps(const std::function<void()>& step, const torch::Device& device) {
+inline void warm_up_steps(const std::function<void()>& step, const torch::Device& device) {
   double previous = 0;
   for (int run = 5; run <= 50; run += 5) {
     const double own = median(run_block(step, device, Phase::kLatency, 5).step_ns);
@@ -106,7 +106,7 @@ inline Workload inference_workload(const CompiledForward& forward, Batches batch
       .step = step,
       .restore = [next] { *next = 0; },
       .values = [forward, shared, settings] { return output_values(forward, *shared, settings); },
-      .settle = [step, device] { settle_steps(step, device); },
+      .warm_up = [step, device] { warm_up_steps(step, device); },
       .parts = {{"forward", step}},
       .compiled_kernels = compiled_kernels,
       .device = device,

@@ -42,7 +42,7 @@ def draw_case(pen, axes, case, y):
     others = [
         row["speedup"]["median"]
         for row in compared(case)
-        if row is not leader and not row["variant_of"]
+        if row is not leader and not row["condition_of"]
     ]
     axes.plot(
         others, [y] * len(others), linestyle="none", marker="o", markersize=5, color=pen.muted

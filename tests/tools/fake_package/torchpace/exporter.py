@@ -44,8 +44,8 @@ def export(settings):
     if settings["model"] == "imported" and settings["phase"] == "train":
         return {"skipped": "the factory gives no loss"}
     if factory == "quantized":
-        return {"state": "/state.pt", "truth": "", **NOTHING, "no_golden": "quantized weights"}
-    return {"state": "/state.pt", "truth": "/truth.pt", "tokens": "", **NOTHING}
+        return {"state": "/state.pt", "golden": "", **NOTHING, "no_golden": "quantized weights"}
+    return {"state": "/state.pt", "golden": "/golden.pt", "tokens": "", **NOTHING}
 
 
 def stop(number, frame):
