@@ -1,4 +1,7 @@
 #include "commands/compare.hpp"
+#include <memory>
+#include "commands/command.hpp"
+#include "commands/measuring_options.hpp"
 
 #include <fmt/chrono.h>
 #include <fmt/format.h>
@@ -193,6 +196,30 @@ int compare(const CompareOptions& options, const std::function<void(ExperimentOp
 
 int compare(const CompareOptions& options) {
   return compare(options, [](ExperimentOptions&) {});
+}
+
+void register_compare(CLI::App& app, CommandLine& line) {
+  auto& command = *app.add_subcommand("compare", "Measure runtimes side by side and judge them");
+  const auto o = std::make_shared<CompareOptions>();
+  o->arguments = line.arguments;
+  add_measuring_options(command, *o,
+                        {.invocations = "of the preset",
+                         .max_seconds = "of the preset, and more for each further runtime"});
+  add_list(command, "--cases", o->cases, "NAMES",
+           "Cases, names or patterns: gptlite_train,dnn_*/size:smoke (default: all)");
+  add_repeated(command, "--set", o->set, "KEY=VALUES",
+               "Values of a setting: layers=64, batch=1:64*2; lists and ranges multiply out");
+  add_list(command, "--runtimes", o->runtimes, "NAMES",
+           "Runtimes, names or patterns: all, cpp-eager, py-* (default: *-eager; of the preset "
+           "paper: all)");
+  command.add_option("--reference", o->reference,
+                     "Baseline for speedups (default: py-eager, else the last worker)")
+      ->type_name("NAME");
+  command
+      .add_option("--fail-on", o->fail_on,
+                  "Exit with code 5 where a whole interval is below X: speedup<X")
+      ->type_name("RULE");
+  command.callback([o, &line] { line.action = [o] { return compare(*o); }; });
 }
 
 }  // namespace torchpace::cli

@@ -1,4 +1,8 @@
 #include "commands/doctor.hpp"
+#include <memory>
+#include "commands/command.hpp"
+#include "plan/comparison_plan.hpp"
+#include "plan/runtime_discovery.hpp"
 
 #include <fmt/format.h>
 
@@ -138,6 +142,33 @@ int run_doctor(const DoctorOptions& options, std::ostream& out) {
                     warned, findings.size()))
       << "\n";
   return 0;
+}
+
+void register_doctor(CLI::App& app, CommandLine& line) {
+  struct Options {
+    std::string python, cache;
+    bool json = false;
+  };
+  auto& command = *app.add_subcommand("doctor", "Say what this machine will do to the numbers");
+  const auto o = std::make_shared<Options>();
+  command.add_flag("--json", o->json, "Print JSON");
+  command
+      .add_option("--python", o->python,
+                  "Python interpreter to look into (default: TORCHPACE_PYTHON, .venv, python3)")
+      ->type_name("PATH");
+  command
+      .add_option("--cache", o->cache,
+                  "Folder whose disk is looked at (default: TORCHPACE_CACHE, ~/.cache/torchpace)")
+      ->type_name("DIR");
+  command.callback([o, &line] {
+    line.action = [o] {
+      return run_doctor({.json = o->json,
+                         .color = isatty(STDOUT_FILENO) == 1,
+                         .python = find_installation(o->python).python,
+                         .cache = cache_folder(o->cache)},
+                        std::cout);
+    };
+  });
 }
 
 }  // namespace torchpace::cli

@@ -1,4 +1,7 @@
 #include "commands/explain.hpp"
+#include <memory>
+#include "commands/command.hpp"
+#include "commands/measuring_options.hpp"
 
 #include <fmt/format.h>
 
@@ -156,6 +159,20 @@ int explain(const ExplainOptions& options) {
   } catch (const Error& error) {
     throw Error(in_words_of_explain(error.what()), error.exit_code());
   }
+}
+
+void register_explain(CLI::App& app, CommandLine& line) {
+  auto& command =
+      *app.add_subcommand("explain", "Say where the time goes between two runtimes on one case");
+  const auto o = std::make_shared<ExplainOptions>();
+  o->how.arguments = line.arguments;
+  add_measuring_options(
+      command, o->how,
+      {.invocations = "of the preset, at most 6", .max_seconds = "half of the preset's"});
+  command.add_option("CASE", o->case_name, "Case, such as gptlite_train/size:quick")->required();
+  command.add_option("A", o->from, "Runtime that the waterfall begins with")->required();
+  command.add_option("B", o->to, "Runtime that it ends with")->required();
+  command.callback([o, &line] { line.action = [o] { return explain(*o); }; });
 }
 
 }  // namespace torchpace::cli

@@ -1,4 +1,6 @@
 #include "commands/export_training.hpp"
+#include <memory>
+#include "commands/command.hpp"
 
 #include <fmt/format.h>
 
@@ -56,6 +58,27 @@ void stop(Process& python) {
   python.wait(in_seconds(kPutAwayLimit_s));
 }
 
+/// Refuses what is no T for which `holds`. What it says of itself is for its error: in the help the
+/// words of the option say it.
+template <class T>
+CLI::Validator expecting(const std::string& what, bool (*holds)(T)) {
+  const auto refuse = [what, holds](const std::string& text) -> std::string {
+    T value{};
+    if (CLI::detail::lexical_cast(text, value) && holds(value)) return "";
+    return fmt::format("expected {}, found '{}'", what, text);
+  };
+  return CLI::Validator(refuse, "");
+}
+
+template <class T>
+bool is_positive(T value) {
+  return value > 0;
+}
+
+CLI::Validator one_of(const std::vector<std::string>& words) {
+  return CLI::IsMember(words).description("");
+}
+
 }  // namespace
 
 int export_training(const ExportTrainingOptions& options) {
@@ -79,6 +102,57 @@ int export_training(const ExportTrainingOptions& options) {
                 kCaseFailed);
   }
   return python.exit_code();
+}
+
+/// What is not given is not passed on: the defaults are those of Python's export_training.
+void register_export_training(CLI::App& app, CommandLine& line) {
+  auto& command = *app.add_subcommand(
+      "export-training", "Compile a whole training step into a package that C++ drives");
+  const auto options = std::make_shared<ExportTrainingOptions>();
+  auto& o = *options;
+  command
+      .add_option("TARGET", o.target, "Family of cases (torchpace list), or MODULE:FACTORY")
+      ->required();
+  const auto pass_on = [&](const std::string& name, const std::string& type,
+                           const std::string& help) {
+    const auto add = [&o, name](const std::string& value) {
+      o.words.push_back(name + '=' + value);
+    };
+    return command.add_option_function<std::string>(name, add, help)->type_name(type);
+  };
+  pass_on("--out", "FILE", "Package to write, FILE.pt2")->required();
+  pass_on("--size", "NAME", "Size of a family (default: quick)");
+  const auto add_settings = [&o](const std::vector<std::string>& settings) {
+    for (const auto& setting : settings) o.words.push_back("--set=" + setting);
+  };
+  command.add_option_function<std::vector<std::string>>(
+         "--set", add_settings, "Setting of the family: layers=6, batch=16; repeat for several")
+      ->type_name("KEY=VALUE")
+      ->take_all()
+      ->allow_extra_args(false);
+  pass_on("--input", "SPEC", "Inputs of a factory: 8x3x32x32:float32, several joined by ';'");
+  pass_on("--path", "DIR", "Folder to import the factory from (default: this one)");
+  pass_on("--device", "NAME", "Device: cpu, cuda or cuda:N (default: cpu)");
+  const auto count = expecting<int>("an integer above 0", is_positive<int>);
+  const auto number = expecting<double>("a number above 0", is_positive<double>);
+  pass_on("--threads", "N", "Threads, which are compiled in (default: torch's own choice)")->check(count);
+  pass_on("--seed", "N", "Seed of the initial weights (default: 0)")
+      ->check(expecting<int64_t>("an integer", [](int64_t) { return true; }));
+  pass_on("--optimizer", "NAME", "Optimizer: adam, adamw or sgd (default: adam)")->check(one_of({"adam", "adamw", "sgd"}));
+  pass_on("--weight-decay", "X", "Weight decay (default: 0.01 for adamw, else 0)")
+      ->check(expecting<double>("a number", [](double) { return true; }));
+  pass_on("--clip-norm", "X", "Norm that gradients are scaled down to (default: no clipping)")->check(number);
+  pass_on("--accumulate", "N", "Batches per update (default: 1)")->check(count);
+  pass_on("--autocast", "NAME", "Autocast: none or bfloat16 (default: none)")->check(one_of({"none", "bfloat16"}));
+  command.add_flag_callback(
+      "--deterministic", [&o] { o.words.emplace_back("--deterministic"); },
+      "Make runs repeat bit for bit");
+  pass_on("--compile-timeout", "S", "Time limit of compiling (default: 600)")->check(number);
+  command
+      .add_option("--python", o.python,
+                  "Python interpreter (default: TORCHPACE_PYTHON, .venv, python3)")
+      ->type_name("PATH");
+  command.callback([options, &line] { line.action = [options] { return export_training(*options); }; });
 }
 
 }  // namespace torchpace::cli

@@ -1,4 +1,6 @@
 #include "commands/list.hpp"
+#include <memory>
+#include "commands/command.hpp"
 
 #include <fmt/format.h>
 
@@ -65,6 +67,21 @@ int list(const std::string& python, bool as_json) {
   json["problems"] = problems;
   fmt::print("{}\n", json.dump(1));
   return kOk;
+}
+
+void register_list(CLI::App& app, CommandLine& line) {
+  struct Options {
+    std::string python;
+    bool json = false;
+  };
+  auto& command = *app.add_subcommand("list", "List families, sizes, phases, presets and runtimes");
+  const auto o = std::make_shared<Options>();
+  command.add_flag("--json", o->json, "Print JSON");
+  command
+      .add_option("--python", o->python,
+                  "Python interpreter (default: TORCHPACE_PYTHON, .venv, python3)")
+      ->type_name("PATH");
+  command.callback([o, &line] { line.action = [o] { return list(o->python, o->json); }; });
 }
 
 }  // namespace torchpace::cli

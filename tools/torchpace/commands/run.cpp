@@ -1,4 +1,6 @@
 #include "commands/run.hpp"
+#include <memory>
+#include "commands/command.hpp"
 
 #include <fmt/format.h>
 #include <sys/prctl.h>
@@ -114,6 +116,41 @@ int run_file(const RunOptions& options) {
                 kCaseFailed);
   }
   return WEXITSTATUS(status);
+}
+
+void register_run(CLI::App& app, CommandLine& line) {
+  auto& command =
+      *app.add_subcommand("run", "Time a TorchScript or AOTInductor file; runs the code in it");
+  command.option_defaults()->take_last();
+  command.footer("Loading a file runs the code in it: run only what you would run as a program.");
+  const auto o = std::make_shared<RunOptions>();
+  const auto add = [&command](const char* name, std::string& value, const char* type,
+                              const char* help) {
+    command.add_option(name, value, help)->type_name(type);
+  };
+  command.add_option("FILE", o->file, "TorchScript file (.pt) or AOTInductor package (.pt2)")
+      ->required();
+  add_repeated(command, "--input", o->inputs, "SPEC",
+               "Sizes and dtype of an input, 1x3x224x224:float32, with :channels_last behind it for "
+               "that memory format; repeat for several (default: what a package of torchpace says)");
+  add("--below", o->below, "N", "Exclusive upper bound of random integer inputs (default: 2)");
+  add("--dynamic", o->dynamic, "SIZES", "First dimensions to try: 1:32*2 or 1,8,64");
+  add("--device", o->device, "NAME", "Device: auto, cpu, cuda or cuda:N (default: cpu)");
+  add("--threads", o->threads, "N",
+      "Threads of one call (default: what the package says, else torch's)");
+  add("--streams", o->streams, "N", "Concurrent callers, for the throughput (default: 1)");
+  add("--seconds", o->seconds, "S", "Time limit of each measurement (default: 5)");
+  add("--torchscript", o->torchscript, "MODE",
+      "How TorchScript is prepared: freeze, plain or optimize (default: freeze)");
+  add("--compare", o->compare, "FILE", "Another file on the same inputs; outputs are checked");
+  add("--model-name", o->model_name, "NAME",
+      "Model of a package that holds several (default: model, or the only one)");
+  add_repeated(command, "--load-library", o->libraries, "FILE",
+               "Shared library of custom operators, loaded before the file; repeat for several");
+  command.add_flag("--json", o->json, "Print one line of JSON with every sample");
+  add("--python", o->python, "PATH",
+      "Python interpreter whose torch is loaded (default: that of the build)");
+  command.callback([o, &line] { line.action = [o] { return run_file(*o); }; });
 }
 
 }  // namespace torchpace::cli
