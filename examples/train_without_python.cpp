@@ -14,10 +14,10 @@
 #include <numbers>
 #include <set>
 #include <string>
-#include <torchpace/data/text.hpp>
-#include <torchpace/models/gptlite.hpp>
 #include <torchpace/aot/compiled_training.hpp>
+#include <torchpace/data/text.hpp>
 #include <torchpace/detail/standard_output.hpp>
+#include <torchpace/models/gptlite.hpp>
 #include <vector>
 
 namespace {

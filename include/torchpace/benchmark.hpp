@@ -21,10 +21,10 @@
 #include <vector>
 
 #include "torchpace/comparison.hpp"
-#include "torchpace/timing.hpp"
 #include "torchpace/optim/factory.hpp"
 #include "torchpace/outputs.hpp"
 #include "torchpace/parity.hpp"
+#include "torchpace/timing.hpp"
 
 namespace torchpace {
 

@@ -18,8 +18,8 @@
 #include <utility>
 #include <vector>
 
-#include "torchpace/device.hpp"
 #include "torchpace/detail/json.hpp"
+#include "torchpace/device.hpp"
 
 namespace torchpace {
 

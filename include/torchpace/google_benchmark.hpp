@@ -25,10 +25,10 @@
 #include <utility>
 #include <vector>
 
-#include "torchpace/environment.hpp"
-#include "torchpace/timing.hpp"
-#include "torchpace/optim/factory.hpp"
 #include "torchpace/detail/standard_output.hpp"
+#include "torchpace/environment.hpp"
+#include "torchpace/optim/factory.hpp"
+#include "torchpace/timing.hpp"
 #include "torchpace/workload.hpp"
 
 namespace torchpace {
@@ -150,7 +150,8 @@ class CountingReporter : public benchmark::BenchmarkReporter {
   }
   void ReportRuns(const std::vector<Run>& runs) override {
     for (const auto& run : runs)
-      benchmark_program().measured += counts_ && run.iterations > 0 && run.real_accumulated_time > 0;
+      benchmark_program().measured +=
+          counts_ && run.iterations > 0 && run.real_accumulated_time > 0;
     to_->ReportRuns(runs);
   }
   void Finalize() override {
@@ -248,8 +249,7 @@ inline int benchmark_main(int argc, char** argv) {
     return 2;
   }
   const auto out = detail::flag_of(argc, argv, "benchmark_out");
-  const auto file =
-      detail::file_reporter(out, detail::flag_of(argc, argv, "benchmark_out_format"));
+  const auto file = detail::file_reporter(out, detail::flag_of(argc, argv, "benchmark_out_format"));
   benchmark::Initialize(&argc, argv);
   if (benchmark::ReportUnrecognizedArguments(argc, argv)) return 2;
   for (const auto& [key, value] : environment(benchmark_device())) {

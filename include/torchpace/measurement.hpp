@@ -37,7 +37,7 @@ struct Measurement {
   int64_t steps_per_sample = 1;
   int64_t warmup_steps = 0;
   bool warmup_stable = true;  // false: its cap came before the running median was stable
-  std::string stopped;         // why sampling ended, with the criterion that was not met
+  std::string stopped;        // why sampling ended, with the criterion that was not met
 
   double page_faults_per_step = 0;
   double involuntary_switches_per_step = 0;

@@ -99,9 +99,9 @@ inline Difference exact_difference(const torch::Tensor& own, const torch::Tensor
 
 /// The largest number of a floating dtype.
 inline double largest(torch::ScalarType dtype) {
-  return AT_DISPATCH_FLOATING_TYPES_AND2(
-      torch::kHalf, torch::kBFloat16, dtype, "largest",
-      [] { return static_cast<double>(std::numeric_limits<scalar_t>::max()); });
+  return AT_DISPATCH_FLOATING_TYPES_AND2(torch::kHalf, torch::kBFloat16, dtype, "largest", [] {
+    return static_cast<double>(std::numeric_limits<scalar_t>::max());
+  });
 }
 
 /// Says where NaN or infinities are not in the same places; empty where they are. The largest
@@ -227,8 +227,8 @@ inline Parity check_parity(const TensorDict& values, const TensorDict& reference
     for (std::size_t i = 0; i < tolerances.size(); ++i) {
       const double moved =
           spread == yardstick.end() ? 0 : spread->second[static_cast<int64_t>(i)].item<double>();
-      tolerances[i] = golden == nullptr ? std::sqrt(eps) * found.sizes[i]
-                                        : moved + 8 * eps * found.sizes[i];
+      tolerances[i] =
+          golden == nullptr ? std::sqrt(eps) * found.sizes[i] : moved + 8 * eps * found.sizes[i];
     }
     const double ratio = std::max(detail::ratio(found.errors[0], tolerances[0]),
                                   detail::ratio(found.errors[1], tolerances[1]));

@@ -174,8 +174,8 @@ inline void append(Measurement& measurement, const Block& block) {
   extend(measurement.enqueue_ns, block.enqueue_ns);
 }
 
-/// Warms up until the running median is stable, then samples until `options.stop` is met or its time
-/// is up. Throws what `step` throws.
+/// Warms up until the running median is stable, then samples until `options.stop` is met or its
+/// time is up. Throws what `step` throws.
 template <class Step>
 Measurement measure(Step&& step, const torch::Device& device, const MeasureOptions& options = {}) {
   TORCH_CHECK(options.stop.min_samples > 0 && options.stop.max_seconds > 0,

@@ -8,12 +8,12 @@
 #include <string>
 #include <vector>
 
-#include "torchpace/execution_options.hpp"
 #include "torchpace/device.hpp"
+#include "torchpace/execution_options.hpp"
 #include "torchpace/io/tensor_dict.hpp"
-#include "torchpace/timing.hpp"
 #include "torchpace/model.hpp"
 #include "torchpace/settings.hpp"
+#include "torchpace/timing.hpp"
 
 namespace torchpace {
 

@@ -6,8 +6,8 @@
 #include <torchpace/parity.hpp>
 #include <torchpace/runtimes/eager.hpp>
 
-#include "testing.hpp"
 #include "registry/registry.hpp"
+#include "testing.hpp"
 
 namespace torchpace {
 namespace {

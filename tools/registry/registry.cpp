@@ -1,6 +1,8 @@
 // A new model or runtime is one include and one line here.
 #include "registry/registry.hpp"
 
+#include <array>
+#include <iterator>
 #include <torchpace/models/dnn.hpp>
 #include <torchpace/models/file.hpp>
 #include <torchpace/models/gptlite.hpp>
@@ -10,9 +12,6 @@
 #include <torchpace/runtimes/cuda_graph.hpp>
 #include <torchpace/runtimes/eager.hpp>
 #include <torchpace/runtimes/torchscript.hpp>
-
-#include <array>
-#include <iterator>
 #include <utility>
 
 namespace torchpace {

@@ -1,10 +1,9 @@
 // The models and runtimes that the worker and the benchmark programs know, by name.
 #pragma once
 
+#include <string>
 #include <torchpace/settings.hpp>
 #include <torchpace/workload.hpp>
-
-#include <string>
 #include <vector>
 
 namespace torchpace {

@@ -1,7 +1,8 @@
 // `torchpace run` in a process of its own: times a TorchScript file (.pt) or an AOTInductor package
 // (.pt2), alone or against another. Loading a package runs the code in it, so that this program,
 // and not the one that the user called, is what a bad file may bring down.
-// Called with key=value words, as tools/torchpace/commands/run.cpp writes them. Exit codes: docs/design.md.
+// Called with key=value words, as tools/torchpace/commands/run.cpp writes them. Exit codes:
+// docs/design.md.
 #include <torch/torch.h>
 #include <torch/version.h>
 
@@ -17,12 +18,12 @@
 #include <string>
 #include <thread>
 #include <torchpace/benchmark.hpp>
-#include <torchpace/environment.hpp>
 #include <torchpace/detail/operator_libraries.hpp>
+#include <torchpace/detail/standard_output.hpp>
+#include <torchpace/environment.hpp>
 #include <torchpace/outputs.hpp>
 #include <torchpace/runtimes/aot.hpp>
 #include <torchpace/runtimes/torchscript.hpp>
-#include <torchpace/detail/standard_output.hpp>
 #include <utility>
 #include <vector>
 

@@ -1,6 +1,7 @@
 // Forward, loss, backward and optimizer as one package that AOTInductor compiled, driven from C++
 // with no Python in the process. Rules and formats: docs/training.md.
-// Twin: python/torchpace/aot/compiled_training.py; python/torchpace/aot/export_training.py makes the packages.
+// Twin: python/torchpace/aot/compiled_training.py; python/torchpace/aot/export_training.py makes
+// the packages.
 //
 //   torchpace::CompiledTraining training("gptlite_train.pt2");
 //   torch::Tensor loss = training.step(x, y, 2e-4);
@@ -22,10 +23,10 @@
 #include <utility>
 #include <vector>
 
-#include "torchpace/device.hpp"
-#include "torchpace/io/tensor_file.hpp"
 #include "torchpace/aot/package.hpp"
 #include "torchpace/aot/training_package.hpp"
+#include "torchpace/device.hpp"
+#include "torchpace/io/tensor_file.hpp"
 #include "torchpace/settings.hpp"
 
 namespace torchpace {

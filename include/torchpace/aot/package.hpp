@@ -35,9 +35,9 @@
 #endif
 
 #include "torchpace/detail/error.hpp"
-#include "torchpace/io/zip_archive.hpp"
-#include "torchpace/io/tensor_spec.hpp"
 #include "torchpace/detail/operator_libraries.hpp"
+#include "torchpace/io/tensor_spec.hpp"
+#include "torchpace/io/zip_archive.hpp"
 
 namespace torchpace {
 

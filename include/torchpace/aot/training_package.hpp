@@ -17,8 +17,8 @@
 #include <utility>
 #include <vector>
 
-#include "torchpace/io/tensor_spec.hpp"
 #include "torchpace/aot/package.hpp"
+#include "torchpace/io/tensor_spec.hpp"
 #include "torchpace/settings.hpp"
 
 namespace torchpace {

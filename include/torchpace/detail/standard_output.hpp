@@ -1,4 +1,5 @@
-// Whether what a program printed has arrived: on a full disk the stream alone knows that it has not.
+// Whether what a program printed has arrived: on a full disk the stream alone knows that it has
+// not.
 #pragma once
 
 #include <poll.h>

@@ -16,11 +16,11 @@
 #include <malloc.h>
 #endif
 
-#include "torchpace/environment.hpp"
 #include "torchpace/detail/error.hpp"
-#include "torchpace/io/tensor_file.hpp"
 #include "torchpace/detail/json.hpp"
 #include "torchpace/detail/operator_libraries.hpp"
+#include "torchpace/environment.hpp"
+#include "torchpace/io/tensor_file.hpp"
 #include "torchpace/parity.hpp"
 #include "torchpace/profiling.hpp"
 #include "torchpace/workload.hpp"

@@ -9,8 +9,8 @@
 #include <utility>
 #include <vector>
 
-#include "torchpace/execution_options.hpp"
 #include "torchpace/device.hpp"
+#include "torchpace/execution_options.hpp"
 #include "torchpace/io/tensor_file.hpp"
 #include "torchpace/model.hpp"
 #include "torchpace/settings.hpp"

@@ -1,6 +1,6 @@
 // A dictionary of tensors as a file that both languages read: Python torch.save(dict), loadable
-// with weights_only=True. Twin: python/torchpace/io/tensor_file.py. The key `torchpace.format` holds the
-// version of the format, 1.
+// with weights_only=True. Twin: python/torchpace/io/tensor_file.py. The key `torchpace.format`
+// holds the version of the format, 1.
 #pragma once
 
 #include <caffe2/serialize/inline_container.h>
@@ -15,8 +15,8 @@
 #include <string>
 #include <vector>
 
-#include "torchpace/io/zip_archive.hpp"
 #include "torchpace/io/tensor_dict.hpp"
+#include "torchpace/io/zip_archive.hpp"
 
 namespace torchpace {
 

@@ -17,7 +17,8 @@ namespace torchpace {
 
 namespace detail {
 
-/// Size and time of the last change, as tools/torchpace/plan/model_files.cpp writes them; empty without a file.
+/// Size and time of the last change, as tools/torchpace/plan/model_files.cpp writes them; empty
+/// without a file.
 inline std::string file_stamp(const std::string& path) {
   struct stat status {};
   if (stat(path.c_str(), &status) != 0) return "";

@@ -11,9 +11,9 @@
 #include <utility>
 #include <vector>
 
+#include "torchpace/aot/compiled_training.hpp"
 #include "torchpace/io/tensor_file.hpp"
 #include "torchpace/runtimes/detail/inference_workload.hpp"
-#include "torchpace/aot/compiled_training.hpp"
 #include "torchpace/runtimes/eager.hpp"
 #include "torchpace/workload.hpp"
 

@@ -13,8 +13,8 @@
 #include <vector>
 
 #include "torchpace/detail/error.hpp"
-#include "torchpace/io/zip_archive.hpp"
 #include "torchpace/detail/operator_libraries.hpp"
+#include "torchpace/io/zip_archive.hpp"
 #include "torchpace/runtimes/detail/inference_workload.hpp"
 
 namespace torchpace {

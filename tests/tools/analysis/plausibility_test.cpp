@@ -2,9 +2,9 @@
 
 #include <gtest/gtest.h>
 
-#include "support/error.hpp"
-#include "results/results.hpp"
 #include "analysis/regression_check.hpp"
+#include "results/results.hpp"
+#include "support/error.hpp"
 
 namespace torchpace::cli {
 namespace {

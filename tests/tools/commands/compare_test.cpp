@@ -10,9 +10,9 @@
 #include <set>
 #include <sstream>
 
+#include "results/results.hpp"
 #include "support/error.hpp"
 #include "support/process.hpp"
-#include "results/results.hpp"
 
 namespace torchpace::cli {
 namespace {

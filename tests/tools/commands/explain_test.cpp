@@ -10,8 +10,8 @@
 #include <numeric>
 #include <sstream>
 
-#include "support/error.hpp"
 #include "report/console_report.hpp"
+#include "support/error.hpp"
 
 namespace torchpace::cli {
 namespace {

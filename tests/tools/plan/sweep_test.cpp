@@ -10,10 +10,10 @@
 #endif
 
 #include "cases_json.hpp"
-#include "support/error.hpp"
 #include "controller/experiment.hpp"
 #include "plan/file_rows.hpp"
 #include "plan/model_files.hpp"
+#include "support/error.hpp"
 #include "torchpace/detail/crc32.hpp"
 
 namespace torchpace::cli {

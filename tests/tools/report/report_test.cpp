@@ -1,5 +1,3 @@
-#include "report/console_report.hpp"
-
 #include <gtest/gtest.h>
 #include <unistd.h>
 
@@ -10,8 +8,9 @@
 #include <regex>
 #include <sstream>
 
-#include "support/error.hpp"
+#include "report/console_report.hpp"
 #include "report/number_format.hpp"
+#include "support/error.hpp"
 
 namespace torchpace::cli {
 namespace {

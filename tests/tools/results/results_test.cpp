@@ -9,9 +9,9 @@
 #include <filesystem>
 #include <fstream>
 
+#include "analysis/regression_check.hpp"
 #include "support/error.hpp"
 #include "torchpace/comparison.hpp"
-#include "analysis/regression_check.hpp"
 
 namespace torchpace::cli {
 namespace {

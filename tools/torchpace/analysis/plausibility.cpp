@@ -98,7 +98,8 @@ void measure_for(Results& results, const std::function<bool(const CaseResult&)>&
   std::set<double> sizes;
   for (const auto& result : results.cases) {
     if (!is_on_cpu(results, result) || !wanted(result)) continue;
-    if (result.flops > 0 && is_measurable(results, result)) dtypes.insert(dtype_of(results, result));
+    if (result.flops > 0 && is_measurable(results, result))
+      dtypes.insert(dtype_of(results, result));
     if (result.minimum_bytes > 0) sizes.insert(measured_size(working_set(result)));
   }
   if (dtypes.empty() && sizes.empty()) return;

@@ -1,7 +1,4 @@
 #include "commands/compare.hpp"
-#include <memory>
-#include "commands/command.hpp"
-#include "commands/measuring_options.hpp"
 
 #include <fmt/chrono.h>
 #include <fmt/format.h>
@@ -10,16 +7,19 @@
 #include <algorithm>
 #include <ctime>
 #include <iostream>
+#include <memory>
 #include <set>
 
+#include "analysis/regression_check.hpp"
+#include "commands/command.hpp"
 #include "commands/doctor.hpp"
-#include "support/error.hpp"
+#include "commands/measuring_options.hpp"
 #include "doctor/host_info.hpp"
-#include "support/signals.hpp"
 #include "doctor/usable_resources.hpp"
 #include "report/console_report.hpp"
 #include "support/console.hpp"
-#include "analysis/regression_check.hpp"
+#include "support/error.hpp"
+#include "support/signals.hpp"
 
 namespace torchpace::cli {
 namespace {
@@ -212,8 +212,9 @@ void register_compare(CLI::App& app, CommandLine& line) {
   add_list(command, "--runtimes", o->runtimes, "NAMES",
            "Runtimes, names or patterns: all, cpp-eager, py-* (default: *-eager; of the preset "
            "paper: all)");
-  command.add_option("--reference", o->reference,
-                     "Baseline for speedups (default: py-eager, else the last worker)")
+  command
+      .add_option("--reference", o->reference,
+                  "Baseline for speedups (default: py-eager, else the last worker)")
       ->type_name("NAME");
   command
       .add_option("--fail-on", o->fail_on,

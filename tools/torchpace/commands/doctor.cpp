@@ -1,8 +1,4 @@
 #include "commands/doctor.hpp"
-#include <memory>
-#include "commands/command.hpp"
-#include "plan/comparison_plan.hpp"
-#include "plan/runtime_discovery.hpp"
 
 #include <fmt/format.h>
 
@@ -10,8 +6,12 @@
 #include <chrono>
 #include <cmath>
 #include <limits>
+#include <memory>
 #include <thread>
 
+#include "commands/command.hpp"
+#include "plan/comparison_plan.hpp"
+#include "plan/runtime_discovery.hpp"
 #include "report/number_format.hpp"
 #include "support/process.hpp"
 #include "support/strings.hpp"

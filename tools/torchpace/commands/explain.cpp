@@ -1,13 +1,13 @@
 #include "commands/explain.hpp"
-#include <memory>
-#include "commands/command.hpp"
-#include "commands/measuring_options.hpp"
 
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <memory>
 
+#include "commands/command.hpp"
 #include "commands/compare.hpp"
+#include "commands/measuring_options.hpp"
 #include "support/error.hpp"
 #include "support/strings.hpp"
 
@@ -133,7 +133,8 @@ void plan_explanation(const ExplainOptions& options, ExperimentOptions& experime
   experiment.explanation = Explanation(two[0].runtime, two[1].runtime);
   experiment.probed = {two[0].runtime, two[1].runtime};
   if (is_cuda(plan.device)) {
-    say_left_out(experiment, "no conditions: on a GPU the host's allocator and threads wait for it");
+    say_left_out(experiment,
+                 "no conditions: on a GPU the host's allocator and threads wait for it");
   } else {
     add_allocators(experiment, two);
     add_one_thread(experiment, two);

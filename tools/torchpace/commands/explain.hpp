@@ -16,8 +16,8 @@ struct ExplainOptions {
 /// Returns the exit code. Throws Error.
 int explain(const ExplainOptions& options);
 
-/// Leaves the two runtimes of an experiment, adds their conditions and says which are probed. Throws
-/// Error unless there is one case and the two are two.
+/// Leaves the two runtimes of an experiment, adds their conditions and says which are probed.
+/// Throws Error unless there is one case and the two are two.
 void plan_explanation(const ExplainOptions& options, ExperimentOptions& experiment);
 
 }  // namespace torchpace::cli

@@ -1,13 +1,14 @@
 #include "commands/export_training.hpp"
-#include <memory>
-#include "commands/command.hpp"
 
 #include <fmt/format.h>
 
+#include <memory>
+
+#include "commands/command.hpp"
 #include "plan/runtime_discovery.hpp"
 #include "support/error.hpp"
-#include "support/signals.hpp"
 #include "support/process.hpp"
+#include "support/signals.hpp"
 
 namespace torchpace::cli {
 namespace {
@@ -110,8 +111,7 @@ void register_export_training(CLI::App& app, CommandLine& line) {
       "export-training", "Compile a whole training step into a package that C++ drives");
   const auto options = std::make_shared<ExportTrainingOptions>();
   auto& o = *options;
-  command
-      .add_option("TARGET", o.target, "Family of cases (torchpace list), or MODULE:FACTORY")
+  command.add_option("TARGET", o.target, "Family of cases (torchpace list), or MODULE:FACTORY")
       ->required();
   const auto pass_on = [&](const std::string& name, const std::string& type,
                            const std::string& help) {
@@ -125,8 +125,9 @@ void register_export_training(CLI::App& app, CommandLine& line) {
   const auto add_settings = [&o](const std::vector<std::string>& settings) {
     for (const auto& setting : settings) o.words.push_back("--set=" + setting);
   };
-  command.add_option_function<std::vector<std::string>>(
-         "--set", add_settings, "Setting of the family: layers=6, batch=16; repeat for several")
+  command
+      .add_option_function<std::vector<std::string>>(
+          "--set", add_settings, "Setting of the family: layers=6, batch=16; repeat for several")
       ->type_name("KEY=VALUE")
       ->take_all()
       ->allow_extra_args(false);
@@ -135,15 +136,19 @@ void register_export_training(CLI::App& app, CommandLine& line) {
   pass_on("--device", "NAME", "Device: cpu, cuda or cuda:N (default: cpu)");
   const auto count = expecting<int>("an integer above 0", is_positive<int>);
   const auto number = expecting<double>("a number above 0", is_positive<double>);
-  pass_on("--threads", "N", "Threads, which are compiled in (default: torch's own choice)")->check(count);
+  pass_on("--threads", "N", "Threads, which are compiled in (default: torch's own choice)")
+      ->check(count);
   pass_on("--seed", "N", "Seed of the initial weights (default: 0)")
       ->check(expecting<int64_t>("an integer", [](int64_t) { return true; }));
-  pass_on("--optimizer", "NAME", "Optimizer: adam, adamw or sgd (default: adam)")->check(one_of({"adam", "adamw", "sgd"}));
+  pass_on("--optimizer", "NAME", "Optimizer: adam, adamw or sgd (default: adam)")
+      ->check(one_of({"adam", "adamw", "sgd"}));
   pass_on("--weight-decay", "X", "Weight decay (default: 0.01 for adamw, else 0)")
       ->check(expecting<double>("a number", [](double) { return true; }));
-  pass_on("--clip-norm", "X", "Norm that gradients are scaled down to (default: no clipping)")->check(number);
+  pass_on("--clip-norm", "X", "Norm that gradients are scaled down to (default: no clipping)")
+      ->check(number);
   pass_on("--accumulate", "N", "Batches per update (default: 1)")->check(count);
-  pass_on("--autocast", "NAME", "Autocast: none or bfloat16 (default: none)")->check(one_of({"none", "bfloat16"}));
+  pass_on("--autocast", "NAME", "Autocast: none or bfloat16 (default: none)")
+      ->check(one_of({"none", "bfloat16"}));
   command.add_flag_callback(
       "--deterministic", [&o] { o.words.emplace_back("--deterministic"); },
       "Make runs repeat bit for bit");
@@ -152,7 +157,8 @@ void register_export_training(CLI::App& app, CommandLine& line) {
       .add_option("--python", o.python,
                   "Python interpreter (default: TORCHPACE_PYTHON, .venv, python3)")
       ->type_name("PATH");
-  command.callback([options, &line] { line.action = [options] { return export_training(*options); }; });
+  command.callback(
+      [options, &line] { line.action = [options] { return export_training(*options); }; });
 }
 
 }  // namespace torchpace::cli

@@ -1,15 +1,15 @@
 #include "commands/list.hpp"
-#include <memory>
-#include "commands/command.hpp"
 
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <memory>
 
 #include "cases_json.hpp"
+#include "commands/command.hpp"
 #include "plan/runtime_discovery.hpp"
-#include "support/error.hpp"
 #include "plan/sweep.hpp"
+#include "support/error.hpp"
 
 namespace torchpace::cli {
 namespace {

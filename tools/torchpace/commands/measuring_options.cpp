@@ -25,7 +25,8 @@ void add_measuring_options(CLI::App& app, CompareOptions& o, const MeasuringDefa
   add_list(app, "--torch", o.torch, "VERSIONS",
            "torch versions to compare side by side, each in its own environment and build: "
            "2.11.0,2.15.0");
-  add_repeated(app, "--worker", o.workers, "NAME=COMMAND", "Worker of your own; repeat for several");
+  add_repeated(app, "--worker", o.workers, "NAME=COMMAND",
+               "Worker of your own; repeat for several");
   add("--device", o.device, "NAME", "Device: auto, cpu, cuda or cuda:N (default: auto)");
   add("--dtype", o.dtype, "NAME",
       "Dtype of parameters: float32 or bfloat16; float16 and float64 for files (default: float32)");

@@ -1,6 +1,4 @@
 #include "commands/run.hpp"
-#include <memory>
-#include "commands/command.hpp"
 
 #include <fmt/format.h>
 #include <sys/prctl.h>
@@ -12,13 +10,15 @@
 #include <cstdlib>
 #include <cstring>
 #include <filesystem>
+#include <memory>
 #include <torchpace/settings.hpp>
 
+#include "commands/command.hpp"
 #include "plan/runtime_discovery.hpp"
+#include "plan/sweep.hpp"
 #include "support/error.hpp"
 #include "support/files.hpp"
 #include "support/signals.hpp"
-#include "plan/sweep.hpp"
 
 namespace torchpace::cli {
 namespace {
@@ -130,9 +130,10 @@ void register_run(CLI::App& app, CommandLine& line) {
   };
   command.add_option("FILE", o->file, "TorchScript file (.pt) or AOTInductor package (.pt2)")
       ->required();
-  add_repeated(command, "--input", o->inputs, "SPEC",
-               "Sizes and dtype of an input, 1x3x224x224:float32, with :channels_last behind it for "
-               "that memory format; repeat for several (default: what a package of torchpace says)");
+  add_repeated(
+      command, "--input", o->inputs, "SPEC",
+      "Sizes and dtype of an input, 1x3x224x224:float32, with :channels_last behind it for "
+      "that memory format; repeat for several (default: what a package of torchpace says)");
   add("--below", o->below, "N", "Exclusive upper bound of random integer inputs (default: 2)");
   add("--dynamic", o->dynamic, "SIZES", "First dimensions to try: 1:32*2 or 1,8,64");
   add("--device", o->device, "NAME", "Device: auto, cpu, cuda or cuda:N (default: cpu)");

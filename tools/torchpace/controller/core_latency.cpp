@@ -11,8 +11,8 @@
 #include <utility>
 
 #include "controller/affinity.hpp"
-#include "support/process.hpp"
 #include "results/results.hpp"
+#include "support/process.hpp"
 #include "torchpace/statistics.hpp"
 
 namespace torchpace::cli {

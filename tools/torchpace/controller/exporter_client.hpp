@@ -1,5 +1,5 @@
-// The Python program that makes what workers load: initial weights, inputs, the golden (float64) values, and
-// compiled artifacts.
+// The Python program that makes what workers load: initial weights, inputs, the golden (float64)
+// values, and compiled artifacts.
 #pragma once
 
 #include <map>

@@ -215,8 +215,9 @@ void Preflight::check_values(PreflightCase& preflight_case, RuntimeResult& row, 
                            difference(*row.parity));
 }
 
-void Preflight::warn(const PreflightCase& preflight_case, const std::string& code, const std::string& severity,
-                const std::string& runtime, const std::string& text) {
+void Preflight::warn(const PreflightCase& preflight_case, const std::string& code,
+                     const std::string& severity, const std::string& runtime,
+                     const std::string& text) {
   options_.warn({code, severity, text, preflight_case.item.name, runtime});
 }
 

@@ -1,5 +1,5 @@
-// The preflight: a fresh process gives the cold numbers of each case and runtime, proves its outputs and
-// tells its peak memory. What fails here is not timed.
+// The preflight: a fresh process gives the cold numbers of each case and runtime, proves its
+// outputs and tells its peak memory. What fails here is not timed.
 #pragma once
 
 #include <filesystem>
@@ -30,7 +30,7 @@ class Preflight {
     double worker_timeout_s = 30;
     double compile_timeout_s = 0;
     std::function<void(const PreflightCase&, const std::string&)> before;  // a runtime loads a case
-    std::function<void()> after;                                      // and its row is there
+    std::function<void()> after;                                           // and its row is there
     std::function<void(Warning)> warn;
   };
   explicit Preflight(Options options) : options_(std::move(options)) {}
@@ -50,8 +50,8 @@ class Preflight {
   void check_reference(PreflightCase& preflight_case, RuntimeResult& row, double step_s);
   void check_values(PreflightCase& preflight_case, RuntimeResult& row, double step_s);
   bool is_needed(const PreflightCase& preflight_case, const WorkerSpec& spec) const;
-  void warn(const PreflightCase& preflight_case, const std::string& code, const std::string& severity,
-            const std::string& runtime, const std::string& text);
+  void warn(const PreflightCase& preflight_case, const std::string& code,
+            const std::string& severity, const std::string& runtime, const std::string& text);
 
   Options options_;
   std::optional<WorkerClient> worker_;  // of the runtime that is being served

@@ -290,7 +290,8 @@ DispatchCost WorkerClient::dispatch(int samples) {
 }
 
 Matmul WorkerClient::matmul(int size, int samples) {
-  const auto json = ask(fmt::format("matmul {} {}", size, samples), kStartFactor * worker_timeout_s_);
+  const auto json =
+      ask(fmt::format("matmul {} {}", size, samples), kStartFactor * worker_timeout_s_);
   return {.size = size, .ns = Answer(json, "matmul").times("matmul_ns")};
 }
 

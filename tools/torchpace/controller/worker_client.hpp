@@ -6,8 +6,8 @@
 #include <string>
 #include <vector>
 
-#include "support/process.hpp"
 #include "results/results.hpp"
+#include "support/process.hpp"
 #include "torchpace/settings.hpp"
 
 namespace torchpace::cli {
@@ -16,12 +16,12 @@ namespace torchpace::cli {
 struct WorkerSpec {
   std::string runtime;
   Command command;
-  std::string description;  // one line
-  bool own = false;         // given with --worker
-  std::string artifact;     // kind of the compiled file that it loads; empty: none
-  size_t exporter = 0;      // which of the experiment's makes that
-  std::string condition_of;   // the runtime that this one is under another condition; empty: none
-  Settings settings;        // that it loads in place of the case's
+  std::string description;   // one line
+  bool own = false;          // given with --worker
+  std::string artifact;      // kind of the compiled file that it loads; empty: none
+  size_t exporter = 0;       // which of the experiment's makes that
+  std::string condition_of;  // the runtime that this one is under another condition; empty: none
+  Settings settings;         // that it loads in place of the case's
 };
 
 /// A worker could not do what it was asked. The text is one line and becomes the row's reason.
@@ -45,8 +45,8 @@ struct FirstAnswer {
 
 class WorkerClient {
  public:
-  /// Starts the process and returns at once. `worker_timeout_s`: the shortest deadline of an answer;
-  /// starting and loading have four times as long. Throws WorkerFailure.
+  /// Starts the process and returns at once. `worker_timeout_s`: the shortest deadline of an
+  /// answer; starting and loading have four times as long. Throws WorkerFailure.
   WorkerClient(const WorkerSpec& spec, double worker_timeout_s);
 
   /// Each throws WorkerFailure when the worker answers with an error, dies or is late, and
@@ -102,6 +102,18 @@ class WorkerClient {
   double start_s_ = 0;
   std::unique_ptr<Process> process_;
   std::vector<std::string> cases_;
+};
+
+/// Lets a stopped worker run for a scope.
+class ScopedResume {
+ public:
+  explicit ScopedResume(WorkerClient& client) : client_(client) { client_.resume(); }
+  ~ScopedResume() { client_.stop(); }
+  ScopedResume(const ScopedResume&) = delete;
+  ScopedResume& operator=(const ScopedResume&) = delete;
+
+ private:
+  WorkerClient& client_;
 };
 
 }  // namespace torchpace::cli

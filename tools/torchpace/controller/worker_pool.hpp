@@ -1,10 +1,8 @@
-// The workers of one invocation: a fresh process per runtime, of which one runs at a time.
+// The workers of one invocation: a fresh process per runtime, all stopped but the one that runs.
 #pragma once
 
 #include <functional>
 #include <memory>
-#include <random>
-#include <set>
 #include <string>
 #include <vector>
 
@@ -13,86 +11,54 @@
 
 namespace torchpace::cli {
 
-/// The size of a block: W unrecorded steps, then K samples of B steps.
-struct BlockSize {
-  int samples = 1;
-  int warmup = 1;
-  int steps_per_sample = 1;
-};
-
-/// One size for all workers, so that all do the same steps from the same state: about 25 ms of the
-/// runtimes' middle step time.
-BlockSize choose_block(const std::vector<double>& step_s);
-
-/// When the rounds of a case end.
-struct RoundRule {
-  // Exactly so many; 0: until they have taken as long as what went before them, loading above all,
-  // or all has taken `budget_s`; at least kFewestRounds.
-  int rounds = 0;
-  double budget_s = 0;
-  int first_round = 0;  // number of the first
-  // After the last:
-  std::set<std::string> probed;  // runtimes that are asked for probes
-  bool multiplies = true;        // the reference shows the rate of its matrix products
-};
-
-/// What one load of a case took; nothing where the reference cannot play.
-struct LoadTime {
-  double rounds_s = 0;
-  double fixed_s = 0;  // loading and, after the rounds, probes
-};
-
-struct TeamLimits {
+struct WorkerLimits {
   double worker_timeout_s = 30;
-  double compile_s = 0;                // that a load may take besides
-  size_t loads = 1;                    // at the same time
-  std::function<double()> message_ns;  // where the cores are, asked before each block; may be empty
+  double compile_s = 0;  // that a load may take besides
+  size_t loads = 1;      // at the same time
 };
 
-class Team {
+struct Worker {
+  std::string runtime;
+  std::unique_ptr<WorkerClient> client;  // null once it has died
+  std::string death;                     // why
+  bool death_reported = false;
+};
+
+/// A worker that has loaded the case of a session, and the row that its rounds are for.
+struct Participant {
+  Worker* worker = nullptr;
+  RuntimeResult* row = nullptr;
+  Invocation invocation;  // what this session adds
+  double step_s = 0;
+};
+
+class WorkerPool {
  public:
   /// Starts all workers at once, waits for their greetings and stops them. One that does not start
   /// is missing from what follows; its first case says why.
-  Team(const std::vector<WorkerSpec>& workers, const TeamLimits& limits);
+  WorkerPool(const std::vector<WorkerSpec>& workers, const WorkerLimits& limits);
 
   /// Lets them quit.
-  ~Team();
-  Team(const Team&) = delete;
-  Team& operator=(const Team&) = delete;
+  ~WorkerPool();
+  WorkerPool(const WorkerPool&) = delete;
+  WorkerPool& operator=(const WorkerPool&) = delete;
 
-  /// Loads the case in all workers whose row is ok and takes turns. Adds an invocation, or rounds to
-  /// one that is there, to each row that measured; a worker that fails makes its row failed. Calls
-  /// `after_round` with the number of rounds done. On Ctrl-C keeps the rounds that are whole and
-  /// throws Interrupted.
-  LoadTime measure(CaseResult& result, const Exported& files, int invocation, const RoundRule& rule,
-                   std::mt19937_64& random, const std::function<void(int)>& after_round);
+  /// Loads the case in all workers whose row is ok, a few at a time, and times their first steps. A
+  /// worker that fails makes its row failed.
+  std::vector<Participant> load(CaseResult& result, const Exported& files, int invocation);
 
  private:
-  struct Member {
-    std::string runtime;
-    std::unique_ptr<WorkerClient> client;  // null once it has died
-    std::string death;                     // why
-    bool death_told = false;
-  };
-  struct Player {
-    Member* member;
-    RuntimeResult* row;
-    Invocation invocation;
-    double step_s = 0;
-  };
+  void load_all(std::vector<Participant>& participants, const Exported& files) const;
 
-  void fail(Member& member, RuntimeResult& row, const WorkerFailure& failure, int invocation);
-  std::vector<Player> prepare(CaseResult& result, const Exported& files, int invocation);
-  void load(std::vector<Player>& players, const Exported& files);
-  bool attempt(Player& player, const std::function<void(WorkerClient&)>& action);
-  void play_round(std::vector<Player>& players, const std::vector<size_t>& order,
-                  const BlockSize& block, int number);
-  void probe(Player& player);
-  void multiply(Player& player, bool on_device);
-  bool plays(const std::vector<Player>& players, const std::string& runtime) const;
-
-  TeamLimits limits_;
-  std::vector<Member> members_;
+  WorkerLimits limits_;
+  std::vector<Worker> workers_;
 };
+
+/// Asks a participant's worker. False where its row is no longer ok, or where it failed, which its
+/// row then says.
+bool attempt(Participant& participant, const std::function<void(WorkerClient&)>& action);
+
+/// Makes the row failed for what its worker did.
+void fail(Participant& participant, const WorkerFailure& failure);
 
 }  // namespace torchpace::cli

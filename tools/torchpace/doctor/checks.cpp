@@ -17,7 +17,8 @@ constexpr double kLoadNoted = 0.05;  // of the cores
 constexpr double kLoadWarned = 0.3;
 constexpr double kStealNoted = 0.001;  // of processor time
 constexpr double kStealWarned = 0.01;
-constexpr double kDiskWarned = 2e9;  // bytes; the large cases' weights and golden values take that much
+constexpr double kDiskWarned =
+    2e9;  // bytes; the large cases' weights and golden values take that much
 constexpr double kMemoryWarned = 2e9;
 constexpr double kClockCostNoted_ns = 200;
 constexpr double kClockResolutionNoted_ns = 1000;

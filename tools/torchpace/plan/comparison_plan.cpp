@@ -8,12 +8,12 @@
 
 #include "cases_json.hpp"
 #include "controller/core_latency.hpp"
-#include "support/error.hpp"
-#include "plan/file_rows.hpp"
 #include "doctor/host_info.hpp"
 #include "doctor/usable_resources.hpp"
-#include "support/console.hpp"
+#include "plan/file_rows.hpp"
 #include "plan/torch_versions.hpp"
+#include "support/console.hpp"
+#include "support/error.hpp"
 #include "support/strings.hpp"
 
 namespace torchpace::cli {
@@ -204,7 +204,8 @@ std::string chosen_reference(const std::string& option, const std::vector<Worker
 }
 
 /// What the user's own workers say that they can load.
-std::vector<std::string> offered_cases(const std::vector<WorkerSpec>& runtimes, double worker_timeout_s) {
+std::vector<std::string> offered_cases(const std::vector<WorkerSpec>& runtimes,
+                                       double worker_timeout_s) {
   std::vector<std::string> offered;
   for (const auto& spec : runtimes) {
     try {
@@ -318,8 +319,8 @@ void check_values(const CompareOptions& o) {
   require(o.delta > 0 && o.delta < 1, "--delta", "a number between 0 and 1",
           fmt::format("{}", o.delta));
   require(o.seed >= 0, "--seed", "at least 0", std::to_string(o.seed));
-  require(o.worker_timeout_s > 0 && std::isfinite(o.worker_timeout_s), "--worker-timeout", "a number above 0",
-          fmt::format("{}", o.worker_timeout_s));
+  require(o.worker_timeout_s > 0 && std::isfinite(o.worker_timeout_s), "--worker-timeout",
+          "a number above 0", fmt::format("{}", o.worker_timeout_s));
   if (!o.text.empty()) {
     require(std::ifstream(o.text).good(), "--text", "a file that can be read", o.text);
   }
@@ -380,7 +381,8 @@ ExperimentOptions planned(const CompareOptions& options, const Installation& cur
   std::vector<std::string> words{"--cache", cache_folder(options.cache)};
   if (!plan.text.empty()) words.insert(words.end(), {"--text", plan.text});
   for (const auto& version : versions) {
-    experiment.exporters.push_back(python_command(version.installation, "torchpace.exporter", words));
+    experiment.exporters.push_back(
+        python_command(version.installation, "torchpace.exporter", words));
   }
   return experiment;
 }

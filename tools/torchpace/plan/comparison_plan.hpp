@@ -6,8 +6,8 @@
 #include <string>
 #include <vector>
 
-#include "plan/runtime_discovery.hpp"
 #include "controller/experiment.hpp"
+#include "plan/runtime_discovery.hpp"
 
 namespace torchpace::cli {
 

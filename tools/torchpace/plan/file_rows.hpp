@@ -5,8 +5,8 @@
 #include <string>
 #include <vector>
 
-#include "plan/model_files.hpp"
 #include "controller/worker_client.hpp"
+#include "plan/model_files.hpp"
 
 namespace torchpace::cli {
 

@@ -11,9 +11,9 @@
 #include <fstream>
 #include <set>
 
+#include "results/results.hpp"
 #include "support/error.hpp"
 #include "support/files.hpp"
-#include "results/results.hpp"
 #include "torchpace/detail/crc32.hpp"
 
 namespace torchpace::cli {

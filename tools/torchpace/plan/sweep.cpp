@@ -255,7 +255,7 @@ Preset Catalog::preset(const std::string& name) const {
 }
 
 void Catalog::import_models(const std::vector<std::string>& texts, const std::string& path,
-                              const std::vector<std::string>& inputs) {
+                            const std::vector<std::string>& inputs) {
   check_inputs(inputs);
   auto families = Json::object();
   for (const auto& text : texts) {
@@ -276,8 +276,8 @@ void Catalog::import_models(const std::vector<std::string>& texts, const std::st
 }
 
 void Catalog::import_files(const std::vector<ModelFile>& files,
-                             const std::vector<std::string>& inputs, const std::string& below,
-                             const std::vector<Axis>& axes) {
+                           const std::vector<std::string>& inputs, const std::string& below,
+                           const std::vector<Axis>& axes) {
   check_inputs(inputs);
   const auto& file = main_file(files);
   std::string others, specs = fmt::format("{}", fmt::join(inputs, ";"));
@@ -354,8 +354,8 @@ void Catalog::check(const std::string& family, const Axis& axis) const {
 }
 
 void Catalog::add(std::vector<Case>& cases, const std::string& family, const std::string& phase,
-                    const std::string& size, const std::vector<Axis>& axes,
-                    const Settings& common) const {
+                  const std::string& size, const std::vector<Axis>& axes,
+                  const Settings& common) const {
   const auto& json = json_.at("families").at(family);
   Case basic{.name = fmt::format("{}_{}", family, phase),
              .family = family,
@@ -393,7 +393,7 @@ void Catalog::add(std::vector<Case>& cases, const std::string& family, const std
 
 /// The sizes of a family that a name or a pattern chooses. Throws Error for an unknown name.
 std::vector<std::string> Catalog::chosen_sizes(const std::string& family,
-                                                 const std::string& pattern) const {
+                                               const std::string& pattern) const {
   const auto known = sizes(family);
   if (known.empty()) return {""};  // a model of the user's own
   std::vector<std::string> chosen;
@@ -406,9 +406,8 @@ std::vector<std::string> Catalog::chosen_sizes(const std::string& family,
   return chosen;
 }
 
-std::vector<Case> Catalog::expand(const std::vector<std::string>& patterns,
-                                    const std::string& size, const std::vector<Axis>& axes,
-                                    const Settings& common) const {
+std::vector<Case> Catalog::expand(const std::vector<std::string>& patterns, const std::string& size,
+                                  const std::vector<Axis>& axes, const Settings& common) const {
   std::vector<std::string> bases;
   for (const auto& family : families()) {
     for (const auto& phase : phases(family)) bases.push_back(family + "_" + phase);

@@ -40,7 +40,7 @@ struct Preset {
   int invocations = 0;
   double max_seconds = 0;             // with two runtimes
   double seconds_per_runtime = 0;     // with each further one
-  double compile_timeout = 0;           // seconds that making one artifact may take
+  double compile_timeout = 0;         // seconds that making one artifact may take
   std::vector<std::string> runtimes;  // patterns; none: all
   std::map<std::string, int> curves;  // family -> training steps
 };

@@ -8,11 +8,11 @@
 #include <iterator>
 #include <string_view>
 
-#include "support/error.hpp"
 #include "report/breakdown_tables.hpp"
 #include "report/number_format.hpp"
-#include "support/process.hpp"
 #include "report/text_table.hpp"
+#include "support/error.hpp"
+#include "support/process.hpp"
 #include "support/strings.hpp"
 
 namespace torchpace::cli {

@@ -8,11 +8,11 @@
 #include <cstring>
 #include <fstream>
 
-#include "support/error.hpp"
 #include "report/breakdown_tables.hpp"
-#include "report/number_format.hpp"
 #include "report/console_report.hpp"
+#include "report/number_format.hpp"
 #include "report/text_table.hpp"
+#include "support/error.hpp"
 #include "support/strings.hpp"
 
 namespace torchpace::cli {

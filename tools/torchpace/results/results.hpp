@@ -1,5 +1,6 @@
 // results.json in memory: what `compare` measured and everything that is derived from it.
-// The file's form is tools/torchpace/results/results.schema.json. NaN in memory is null in the file: not known.
+// The file's form is tools/torchpace/results/results.schema.json. NaN in memory is null in the
+// file: not known.
 #pragma once
 
 #include <filesystem>
@@ -125,7 +126,7 @@ const char* to_string(Status status);
 /// One runtime on one case: a row of every table.
 struct RuntimeResult {
   std::string runtime;
-  std::string copy_of;     // set on the A/A copy, whose name is the reference's with #2
+  std::string copy_of;       // set on the A/A copy, whose name is the reference's with #2
   std::string condition_of;  // set on the same runtime under another condition: NAME@threads:1
   Status status = Status::ok;
   std::string reason;  // one line; why the status is not ok

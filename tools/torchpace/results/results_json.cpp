@@ -6,8 +6,8 @@
 #include <concepts>
 #include <initializer_list>
 
-#include "support/error.hpp"
 #include "results/results.hpp"
+#include "support/error.hpp"
 
 namespace torchpace::cli {
 namespace {

@@ -22,8 +22,9 @@ TemporaryFolder::TemporaryFolder() {
   const fs::path parent = named == nullptr || *named == '\0' ? "/tmp" : named;
   auto name = (parent / "torchpace-XXXXXX").string();
   if (mkdtemp(name.data()) == nullptr) {
-    throw Error(fmt::format("TMPDIR: expected a folder to write to, found {}: {}; set TMPDIR to one",
-                            parent.string(), std::strerror(errno)));
+    throw Error(
+        fmt::format("TMPDIR: expected a folder to write to, found {}: {}; set TMPDIR to one",
+                    parent.string(), std::strerror(errno)));
   }
   path_ = name;
 }

@@ -15,11 +15,11 @@
 #include <utility>
 #include <vector>
 
-#include "torchpace/device.hpp"
+#include "torchpace/aot/package.hpp"
 #include "torchpace/detail/error.hpp"
 #include "torchpace/detail/operator_libraries.hpp"
+#include "torchpace/device.hpp"
 #include "torchpace/outputs.hpp"
-#include "torchpace/aot/package.hpp"
 #include "torchpace/runtimes/detail/inference_workload.hpp"
 
 namespace torchpace {
