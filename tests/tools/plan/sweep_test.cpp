@@ -10,7 +10,6 @@
 #endif
 
 #include "cases_json.hpp"
-#include "controller/experiment.hpp"
 #include "plan/file_rows.hpp"
 #include "plan/model_files.hpp"
 #include "support/error.hpp"
@@ -416,30 +415,6 @@ TEST_F(ModelFiles, RowsAreFilesInRuntimesAndModes) {
   EXPECT_EQ(file_reference("cpp-torchscript:a", files, both), "cpp-torchscript:a");
   EXPECT_EQ(file_reference("a", read_model_files({a}), alone), "py-torchscript");
   expect_error([&] { file_reference("c", files, both); }, kBadInput, "neither a file nor a row");
-}
-
-TEST(Plan, FewerInvocationsWhereStartingTakesTheTime) {
-  EXPECT_EQ(affordable_invocations(9, 300, 10), 9);
-  EXPECT_EQ(affordable_invocations(9, 80, 10), 6);  // 7 and 8 have no narrower interval than 6
-  EXPECT_EQ(affordable_invocations(9, 1, 10), 6);   // never fewer
-  EXPECT_EQ(affordable_invocations(20, 130, 10), 12);
-  EXPECT_EQ(affordable_invocations(4, 1, 10), 4);  // asked for
-}
-
-TEST(Plan, TheNextLoadIsOfTheWidestInterval) {
-  EXPECT_EQ(next_load({0.01, 0.05, 0.02}, {1, 1, 1}), 1u);
-  EXPECT_EQ(next_load({0.01, 0.05, 0.03}, {1, 3, 1}), 2u);  // 0.05 / sqrt(3) < 0.03
-  EXPECT_EQ(next_load({NAN, 0.05, 0.02}, {2, 2, 1}), 2u);   // alike until all are known
-  EXPECT_EQ(next_load({NAN, NAN}, {1, 1}), 0u);
-  EXPECT_EQ(next_load({-1, NAN}, {1, 9}), 1u);
-  EXPECT_EQ(next_load({-1, -1}, {1, 1}), std::nullopt);
-  EXPECT_EQ(next_load({0.01, INFINITY, 0.9}, {1, 5, 1}), 1u);  // before all others
-  EXPECT_EQ(next_load({NAN, NAN, INFINITY}, {1, 1, 1}), 2u);
-  EXPECT_EQ(next_load({INFINITY, INFINITY, INFINITY}, {2, 1, 2}), 1u);  // in turn
-  std::vector<int> loads(3, 1);
-  for (int i = 0; i < 97; ++i) ++loads[next_load({0.01, 0.02, 0.03}, loads).value()];
-  EXPECT_NEAR(loads[1] / loads[0], 4, 1);  // as the squares of the widths
-  EXPECT_NEAR(loads[2] / loads[0], 9, 2);
 }
 
 TEST(Plan, LatencyIsOfOne) {
