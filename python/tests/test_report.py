@@ -228,17 +228,17 @@ def test_rounds_that_are_set_aside_have_a_line_and_no_dots(tmp_path, results):
     changed = copy.deepcopy(results)
     case = changed["cases"][0]
     rows = [r for r in case["runtimes"] if r["status"] == "ok"]
-    case["set_aside_share"] = 0.27
+    case["excluded_share"] = 0.27
     for row in rows:
-        row["elsewhere"] = None if row["runtime"] == case["reference"] else 1.284
+        row["excluded_speedup"] = None if row["runtime"] == case["reference"] else 1.284
         for turn in row["invocations"][1]["rounds"]:
-            turn["set_aside"] = True
-        row["invocations"][0]["rounds"][0]["set_aside"] = True
+            turn["excluded"] = True
+        row["invocations"][0]["rounds"][0]["excluded"] = True
         all_times = [x for g in row["invocations"] for t in g["rounds"] for x in t["step_ns"]]
         left = step_times.times(row)
         assert len(left) == len(row["invocations"]) - 1
         assert 0 < sum(map(len, left)) < len(all_times)
-    other = next(r["runtime"] for r in rows if r["elsewhere"])
+    other = next(r["runtime"] for r in rows if r["excluded_speedup"])
     html = written(tmp_path, changed)
     assert "cores elsewhere in 27 % of the rounds, left out: there " in html
     assert f"{other} 1.28×" in html

@@ -101,9 +101,9 @@ class Worker:
     def dispatch(self, rest):
         return {"operator_ns": [1000] * int(rest[0]), "profiled_ns": [1500] * int(rest[0]), "profiled_self_ns": [600] * int(rest[0])}
 
-    def matmul(self, rest):
+    def gemm_peak(self, rest):
         """2 TFLOP/s, of which a load says 1 GFLOP a step."""
-        return {"matmul_ns": [2 * int(rest[0]) ** 3 / 2e12 * 1e9] * int(rest[1])}
+        return {"gemm_peak_ns": [2 * int(rest[0]) ** 3 / 2e12 * 1e9] * int(rest[1])}
 
     def write(self, rest):
         with open(decode(rest[0]), "w") as file:

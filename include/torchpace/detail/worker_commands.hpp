@@ -102,10 +102,10 @@ class Worker {
     if (command == "parts") return parts(words(rest));
     if (command == "operators") return operators(words(rest));
     if (command == "dispatch") return dispatch(words(rest));
-    if (command == "matmul") return matmul(words(rest));
+    if (command == "gemm_peak") return gemm_peak(words(rest));
     throw SettingsError(
         "expected load, run, first, write, check, losses, memory, environment, parts, operators, "
-        "dispatch, matmul or quit, got '" +
+        "dispatch, gemm_peak or quit, got '" +
         command + "'");
   }
 
@@ -276,10 +276,10 @@ class Worker {
     return json_of(time_dispatch(loaded(), counts("dispatch K", arguments)[0]));
   }
 
-  std::string matmul(const std::vector<std::string>& arguments) {
-    const auto found = counts("matmul N K", arguments);
+  std::string gemm_peak(const std::vector<std::string>& arguments) {
+    const auto found = counts("gemm_peak N K", arguments);
     const auto times = time_matmul(loaded(), static_cast<int64_t>(found[0]), found[1]);
-    return JsonObject().add("matmul_ns", std::span<const double>(times)).str();
+    return JsonObject().add("gemm_peak_ns", std::span<const double>(times)).str();
   }
 
   /// The numbers of a command with such a usage, each at least 1.

@@ -91,15 +91,15 @@ def is_told_below(warning, results):
     )
 
 
-def elsewhere(case):
-    """What the rounds that are set aside show; empty where there are hardly any."""
-    share = case["set_aside_share"] or 0
+def excluded(case):
+    """What the rounds that are excluded show; empty where there are hardly any."""
+    share = case["excluded_share"] or 0
     if share < 0.01:
         return ""
-    rows = [r for r in case["runtimes"] if not r["copy_of"] and r["elsewhere"] is not None]
-    there = ", ".join(f"{r['runtime']} {strings.plain(r['elsewhere'], 3)}×" for r in rows)
+    rows = [r for r in case["runtimes"] if not r["copy_of"] and r["excluded_speedup"] is not None]
+    there = ", ".join(f"{r['runtime']} {strings.plain(r['excluded_speedup'], 3)}×" for r in rows)
     there = f": there {there}" if there else ""
-    return f"cores elsewhere in {strings.share(share)} of the rounds, left out{there}"
+    return f"{strings.share(share)} of rounds excluded: vCPUs had migrated{there}"
 
 
 def listed(rows):

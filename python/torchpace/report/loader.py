@@ -31,7 +31,7 @@ WARNING = {"code": str, "severity": str, "text": str}
 CASE = {"case": str, "family": str, "phase": str, "settings": dict, "reference": str}
 CASE |= {"runtimes": list}
 CASE_OPTIONAL = {"flops": NUMBER, "items": NUMBER, "item": str, "noise_floor": dict, "curves": dict}
-CASE_OPTIONAL |= {"memory_bytes": dict, "explanation": dict, "set_aside_share": NUMBER}
+CASE_OPTIONAL |= {"memory_bytes": dict, "explanation": dict, "excluded_share": NUMBER}
 CASE_OPTIONAL |= {"fastest": dict, "notes": list}
 FASTEST = {"runtime": str, "equals": list}
 EXPLANATION = {"from": str, "to": str}
@@ -53,7 +53,7 @@ RUNTIME_OPTIONAL = {
     "compile_s": NUMBER,
     "peak_bytes": dict,
     "page_faults_per_step": NUMBER,
-    "elsewhere": NUMBER,
+    "excluded_speedup": NUMBER,
     "environment": dict,
     "invocations": list,
 }

@@ -156,11 +156,11 @@ def tables(results):
             "case": case["case"],
             "noise": strings.ratio(case["noise_floor"]),
             "flops": flop(case["flops"]) if case["flops"] else "",
-            "matmul": flop(case["matmul_flops_per_s"]) if case.get("matmul_flops_per_s") else "",
+            "gemm_peak": flop(case["gemm_peak_flops_per_s"]) if case.get("gemm_peak_flops_per_s") else "",
             "rows": [table_row(case, row) for row in case["runtimes"]],
             "item": case["item"] or "items",
-            "below": [*headline.notes(case), *filter(None, [headline.elsewhere(case)])],
-            "has_elsewhere": bool(headline.elsewhere(case)),
+            "below": [*headline.notes(case), *filter(None, [headline.excluded(case)])],
+            "has_excluded": bool(headline.excluded(case)),
         }
         for case in results["cases"]
     ]
@@ -190,7 +190,7 @@ def table_row(case, row):
         "speedup": "1" if is_reference and row["status"] == "ok" else headline.speedup(row),
         "items": strings.rate(case["items"], row["step_ns"], ""),
         "flops": strings.rate(case["flops"], row["step_ns"], "FLOP/s"),
-        "share": strings.share(row.get("matmul_share")),
+        "share": strings.share(row.get("gemm_peak_share")),
         "parity": parity_text(parity),
         "parity_note": parity.get("note") or "",
         "faults": strings.plain(row["page_faults_per_step"]),

@@ -50,7 +50,7 @@ class Worker:
             "parts": self.parts,
             "operators": self.operators,
             "dispatch": self.dispatch,
-            "matmul": self.matmul,
+            "gemm_peak": self.gemm_peak,
         }
 
     def answer(self, line: str) -> dict:
@@ -189,10 +189,10 @@ class Worker:
         (samples,) = _counts("dispatch K", rest)
         return _profiling().time_dispatch(workload, samples)
 
-    def matmul(self, rest: str) -> dict:
-        workload = self._loaded("matmul")
-        size, samples = _counts("matmul N K", rest)
-        return {"matmul_ns": _profiling().time_matmul(workload, size, samples)}
+    def gemm_peak(self, rest: str) -> dict:
+        workload = self._loaded("gemm_peak")
+        size, samples = _counts("gemm_peak N K", rest)
+        return {"gemm_peak_ns": _profiling().time_matmul(workload, size, samples)}
 
     def _warm_up(self, workload: Workload) -> None:
         self.stepped = True

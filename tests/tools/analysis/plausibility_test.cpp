@@ -118,7 +118,7 @@ TEST(Plausible, MeasuringExplainsTenPercent) {
 
 TEST(Plausible, AProductThatWasFasterThanTheLoopIsTheLimit) {
   auto results = example();
-  results.cases[0].find("old")->invocations[0].matmul = Matmul{.size = 1000, .ns = {2e9 / 120e3}};
+  results.cases[0].find("old")->invocations[0].gemm_peak = GemmPeak{.size = 1000, .ns = {2e9 / 120e3}};
   derive(results);
   EXPECT_TRUE(found(results, "empty").implausible.empty());  // 100 of 120 TFLOP/s
 }
@@ -130,11 +130,11 @@ TEST(Plausible, OtherArithmeticIsJudgedByProductsOfTheRun) {
     results.cases[0].settings[key] = value;
     derive(results);
     EXPECT_TRUE(found(results, "empty").implausible.empty()) << "no product was measured";
-    auto& matmul = results.cases[0].find("old")->invocations[0].matmul;
-    matmul = Matmul{.size = 1000, .ns = {2e9 / 60e3}};  // 60 TFLOP/s
+    auto& gemm_peak = results.cases[0].find("old")->invocations[0].gemm_peak;
+    gemm_peak = GemmPeak{.size = 1000, .ns = {2e9 / 60e3}};  // 60 TFLOP/s
     derive(results);
     EXPECT_TRUE(found(results, "empty").implausible.empty()) << "below twice the rate: " << key;
-    matmul->ns = {2e9 / 40e3};
+    gemm_peak->ns = {2e9 / 40e3};
     derive(results);
     EXPECT_EQ(found(results, "empty").implausible.substr(0, 39),
               "2.5 times the rate of matrix products (");

@@ -115,7 +115,7 @@ TEST_F(Compare, FindsTheFasterOne) {
   EXPECT_EQ(c.runtimes[2].copy_of, "old");
   EXPECT_EQ(c.find("new")->speedup.verdict, "FASTER");
   EXPECT_NEAR(c.find("new")->speedup.ratio.median, 1.25, 0.02);
-  EXPECT_NEAR(c.find("new")->matmul_share, 1e9 / 1.6e-3 / 2e12, 0.01);
+  EXPECT_NEAR(c.find("new")->gemm_peak_share, 1e9 / 1.6e-3 / 2e12, 0.01);
   EXPECT_TRUE(c.find("new")->parity->passed);
   EXPECT_GT(c.find("new")->cold_s.at("start"), 0);
   EXPECT_EQ(c.find("new")->peak_bytes.at("resident"), 10 << 20);
@@ -797,7 +797,7 @@ TEST_F(Compare, WaitsForTheCoresToComeBack) {
   EXPECT_TRUE(found.complete);
   EXPECT_GT(found.waited_s, 0.3);
   EXPECT_EQ(found.cores.usual_ns, 60);
-  EXPECT_EQ(found.cores.elsewhere_share, 0);
+  EXPECT_EQ(found.cores.migrated_share, 0);
 }
 
 TEST_F(Compare, MeasuresWhereTheCoresAreWhenTheyDoNotComeBack) {
@@ -810,7 +810,7 @@ TEST_F(Compare, MeasuresWhereTheCoresAreWhenTheyDoNotComeBack) {
   EXPECT_GT(found.waited_s, 0.5);
   EXPECT_LT(found.waited_s, 2);  // a quarter of the time
   EXPECT_EQ(found.cores.usual_ns, 270);
-  EXPECT_EQ(found.cases[0].set_aside_share, 0);
+  EXPECT_EQ(found.cases[0].excluded_share, 0);
   EXPECT_EQ(found.cases[0].find("new")->invocations.size(), 2u);
 }
 

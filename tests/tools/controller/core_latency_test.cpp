@@ -13,7 +13,7 @@ namespace {
 TEST(Cores, AMessageTakesNanoseconds) {
   cpu_set_t before, after;
   sched_getaffinity(0, sizeof before, &before);
-  const double ns = message_ns(64);
+  const double ns = core_latency_ns(64);
   sched_getaffinity(0, sizeof after, &after);
   EXPECT_TRUE(CPU_EQUAL(&before, &after));
   if (CPU_COUNT(&before) < 2) GTEST_SKIP() << "one CPU: there is no other to send a message to";
@@ -22,8 +22,8 @@ TEST(Cores, AMessageTakesNanoseconds) {
 }
 
 TEST(Cores, OneThreadHasNoOther) {
-  EXPECT_TRUE(std::isnan(message_ns(1)));
-  EXPECT_TRUE(std::isnan(message_ns(0)));
+  EXPECT_TRUE(std::isnan(core_latency_ns(1)));
+  EXPECT_TRUE(std::isnan(core_latency_ns(0)));
 }
 
 TEST(Cores, OneCpuHasNoOther) {
@@ -34,7 +34,7 @@ TEST(Cores, OneCpuHasNoOther) {
     if (CPU_ISSET(cpu, &before)) CPU_SET(cpu, &one);
   }
   sched_setaffinity(0, sizeof one, &one);
-  EXPECT_TRUE(std::isnan(message_ns(2)));
+  EXPECT_TRUE(std::isnan(core_latency_ns(2)));
   sched_setaffinity(0, sizeof before, &before);
 }
 

@@ -187,7 +187,7 @@ TEST(Report, EveryNumberOfARowIsOneOfItsResults) {
         values.insert(values.end(), {bounds.median, bounds.low, bounds.high});
       }
       values.push_back(result.items * 1e9 / row.step_ns.median);
-      values.push_back(100 * row.matmul_share);
+      values.push_back(100 * row.gemm_peak_share);
       for (std::sregex_iterator token(text.begin(), text.end(), numbers), end; token != end;
            ++token) {
         const auto digits = token->str();

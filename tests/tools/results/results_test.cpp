@@ -143,17 +143,17 @@ TEST(Derive, PairsCancelDrift) {
 
 TEST(Derive, ShareOfTheMatmulRate) {
   auto results = example();
-  EXPECT_TRUE(std::isnan(results.cases[0].find("new")->matmul_share));
+  EXPECT_TRUE(std::isnan(results.cases[0].find("new")->gemm_peak_share));
   auto& reference = *results.cases[0].find("old");
-  reference.invocations[0].matmul = Matmul{.size = 100, .ns = {1e4, 2e4}};
-  reference.invocations[1].matmul = Matmul{.size = 100, .ns = {4e4}};
+  reference.invocations[0].gemm_peak = GemmPeak{.size = 100, .ns = {1e4, 2e4}};
+  reference.invocations[1].gemm_peak = GemmPeak{.size = 100, .ns = {4e4}};
   results.cases[0].flops = 5e4;
   derive(results);
   const auto again = reread(results);
-  EXPECT_EQ(again.cases[0].find("old")->invocations[1].matmul->ns, std::vector<double>{4e4});
-  EXPECT_DOUBLE_EQ(results.cases[0].matmul_flops_per_s, 2 * 1e6 / 2e4 * 1e9);
+  EXPECT_EQ(again.cases[0].find("old")->invocations[1].gemm_peak->ns, std::vector<double>{4e4});
+  EXPECT_DOUBLE_EQ(results.cases[0].gemm_peak_flops_per_s, 2 * 1e6 / 2e4 * 1e9);
   const double step_ns = results.cases[0].find("new")->step_ns.median;
-  EXPECT_DOUBLE_EQ(results.cases[0].find("new")->matmul_share, 5e4 / step_ns / 100);
+  EXPECT_DOUBLE_EQ(results.cases[0].find("new")->gemm_peak_share, 5e4 / step_ns / 100);
 }
 
 TEST(Derive, OnlyRoundsThatBothMeasuredArePaired) {
@@ -166,15 +166,15 @@ TEST(Derive, OnlyRoundsThatBothMeasuredArePaired) {
   EXPECT_NEAR(results.cases[0].find("new")->speedup.ratio.high, 1.25, 1e-12);
 }
 
-/// The cores are elsewhere in some rounds of an invocation, where the reference needs twice the
+/// A vCPU has migrated in some rounds of an invocation, where the reference needs twice the
 /// time.
 void move_cores(Results& results, int invocation, int first_round) {
   for (auto& row : results.cases[0].runtimes) {
     for (auto& g : row.invocations) {
       for (auto& round : g.rounds) {
         const bool moved = g.invocation == invocation && round.round >= first_round;
-        if (std::isnan(round.message_ns) || moved)
-          round.message_ns = moved ? 270 : 60 + g.invocation;
+        if (std::isnan(round.core_latency_ns) || moved)
+          round.core_latency_ns = moved ? 270 : 60 + g.invocation;
         if (!moved || row.runtime == "new") continue;
         for (double& ns : round.step_ns) ns *= 2;
       }
@@ -195,14 +195,14 @@ TEST(Derive, RoundsWithTheCoresElsewhereAreSetAside) {
   const auto& faster = *results.cases[0].find("new");
   EXPECT_NEAR(faster.speedup.ratio.low, 1.25, 1e-12);
   EXPECT_NEAR(faster.speedup.ratio.high, 1.25, 1e-12);
-  EXPECT_NEAR(faster.elsewhere, 2.5, 1e-12);
+  EXPECT_NEAR(faster.excluded_speedup, 2.5, 1e-12);
   EXPECT_EQ(faster.samples, 72 - 3);
   EXPECT_EQ(results.cases[0].find("old")->samples, 72 - 3);
-  EXPECT_DOUBLE_EQ(results.cases[0].set_aside_share, 1 / 24.0);
+  EXPECT_DOUBLE_EQ(results.cases[0].excluded_share, 1 / 24.0);
   EXPECT_FALSE(results.cases[0].mixed);
   EXPECT_NEAR(results.cores.usual_ns, 63, 3);
-  EXPECT_EQ(results.cores.elsewhere_ns, 270);
-  EXPECT_DOUBLE_EQ(results.cores.elsewhere_share, 1 / 24.0);
+  EXPECT_EQ(results.cores.migrated_ns, 270);
+  EXPECT_DOUBLE_EQ(results.cores.migrated_share, 1 / 24.0);
   EXPECT_TRUE(warns(results, "cores-moved"));
 
   auto again = reread(results);
@@ -210,22 +210,22 @@ TEST(Derive, RoundsWithTheCoresElsewhereAreSetAside) {
   EXPECT_EQ(to_json(again).dump(), to_json(results).dump());
   for (auto& row : again.cases[0].runtimes) {
     for (auto& g : row.invocations) {
-      for (auto& round : g.rounds) round.message_ns = 270;  // always there: that is usual
+      for (auto& round : g.rounds) round.core_latency_ns = 270;  // always there: that is usual
     }
   }
   derive(again);
-  EXPECT_EQ(again.cases[0].set_aside_share, 0);
-  EXPECT_EQ(again.cores.elsewhere_share, 0);
+  EXPECT_EQ(again.cases[0].excluded_share, 0);
+  EXPECT_EQ(again.cores.migrated_share, 0);
   EXPECT_FALSE(warns(again, "cores-moved"));
 }
 
 TEST(Derive, ABlockThatMetTheCoresElsewhereTakesItsWholeRoundAlong) {
   auto results = example();
   move_cores(results, 0, 0);                                               // nowhere
-  results.cases[0].find("new")->invocations[3].rounds[1].message_ns = 20;  // nearer
+  results.cases[0].find("new")->invocations[3].rounds[1].core_latency_ns = 20;  // nearer
   derive(results);
   for (const auto& row : results.cases[0].runtimes) {
-    EXPECT_TRUE(row.invocations[3].rounds[1].set_aside) << row.runtime;
+    EXPECT_TRUE(row.invocations[3].rounds[1].excluded) << row.runtime;
     EXPECT_EQ(row.samples, 72 - 3) << row.runtime;
   }
 }
@@ -238,7 +238,7 @@ TEST(Derive, AInvocationIsLeftOutOnlyWhereEnoughRemain) {
     move_cores(results, 2, first_round);
     derive(results);
     EXPECT_NEAR(results.cases[0].find("new")->speedup.ratio.high, 2.5, 1e-12);
-    EXPECT_EQ(results.cases[0].set_aside_share, 0);
+    EXPECT_EQ(results.cases[0].excluded_share, 0);
     EXPECT_TRUE(results.cases[0].mixed);
     EXPECT_TRUE(warns(results, "cores-mixed"));
 
@@ -249,7 +249,7 @@ TEST(Derive, AInvocationIsLeftOutOnlyWhereEnoughRemain) {
     const auto& faster = *results.cases[0].find("new");
     EXPECT_NEAR(faster.speedup.ratio.high, 1.25, 1e-12);
     EXPECT_NEAR(faster.speedup.ratio.confidence, 1 - 2.0 / 64, 1e-12);
-    EXPECT_NEAR(faster.elsewhere, 2.5, 1e-12);
+    EXPECT_NEAR(faster.excluded_speedup, 2.5, 1e-12);
     EXPECT_FALSE(results.cases[0].mixed);
     EXPECT_FALSE(warns(results, "cores-mixed"));
   }
@@ -263,7 +263,7 @@ TEST(Derive, EachPairHasItsOwnUsualInvocations) {
     for (auto& g : runtimes[i].invocations) {
       for (auto& round : g.rounds) {
         round.round += 4 * static_cast<int>(i);
-        round.message_ns = i == 1 && g.invocation <= 2 ? 270 : 65;
+        round.core_latency_ns = i == 1 && g.invocation <= 2 ? 270 : 65;
       }
     }
   }

@@ -15,7 +15,7 @@ namespace {
 constexpr const char* kImplausible = "IMPLAUSIBLE";      // verdict
 constexpr const char* kImplausibleCode = "implausible";  // of a warning
 constexpr double kFaultRatio = 10;        // page faults per step that differ more than this
-constexpr double kRareBlocks = 0.01;      // that met the cores elsewhere, of all: not worth a word
+constexpr double kRareBlocks = 0.01;      // that met a migrated vCPU, of all: not worth a word
 constexpr double kShortWait_s = 0.5;      // nor is this
 constexpr double kFewFaultsPerStep = 10;  // and are more than this are pointed at
 
@@ -26,11 +26,11 @@ const std::set<std::string> kMayDiffer = {"language", "compiler", "build_type", 
 const std::set<std::string> kMustAgree = {"dtype",         "autocast", "tf32",
                                           "memory_format", "threads",  "optimizer"};
 
-/// Median step time of each round by its number, of those that count or of those set aside.
-std::map<int, double> block_medians(const Invocation& invocation, bool set_aside) {
+/// Median step time of each round by its number, of those that count or of those excluded.
+std::map<int, double> block_medians(const Invocation& invocation, bool excluded) {
   std::map<int, double> medians;
   for (const auto& round : invocation.rounds) {
-    if (round.set_aside == set_aside && !round.step_ns.empty()) {
+    if (round.excluded == excluded && !round.step_ns.empty()) {
       medians[round.round] = median(round.step_ns);
     }
   }
@@ -46,10 +46,10 @@ const Invocation* same_invocation(const RuntimeResult& row, int number) {
 
 /// The invocation's log ratio: the median over the rounds that both measured. Empty if none.
 std::vector<double> paired_ratios(const Invocation& reference, const Invocation& runtime,
-                                  bool set_aside) {
-  const auto ours = block_medians(runtime, set_aside);
+                                  bool excluded) {
+  const auto ours = block_medians(runtime, excluded);
   std::vector<double> reference_ns, runtime_ns;
-  for (const auto& [round, time_ns] : block_medians(reference, set_aside)) {
+  for (const auto& [round, time_ns] : block_medians(reference, excluded)) {
     const auto found = ours.find(round);
     if (found == ours.end()) continue;
     reference_ns.push_back(time_ns);
@@ -58,14 +58,14 @@ std::vector<double> paired_ratios(const Invocation& reference, const Invocation&
   return round_log_ratios(reference_ns, runtime_ns);
 }
 
-/// Log ratios of the invocations, from the rounds that count or from those set aside.
+/// Log ratios of the invocations, from the rounds that count or from those excluded.
 std::vector<double> invocation_ratios(const RuntimeResult& reference, const RuntimeResult& row,
-                                      bool set_aside = false) {
+                                      bool excluded = false) {
   std::vector<double> logs;
   for (const auto& invocation : row.invocations) {
     const auto* other = same_invocation(reference, invocation.invocation);
     if (other == nullptr) continue;
-    const auto ratios = paired_ratios(*other, invocation, set_aside);
+    const auto ratios = paired_ratios(*other, invocation, excluded);
     if (!ratios.empty()) logs.push_back(median(ratios));
   }
   return logs;
@@ -127,13 +127,13 @@ void derive_counts(RuntimeResult& row) {
 }
 
 /// FLOP/s of the matrix products that the reference's workers were asked for.
-double matmul_rate(const CaseResult& result) {
+double gemm_peak_rate(const CaseResult& result) {
   std::vector<double> rates;
   if (const auto* reference = result.find(result.reference)) {
     for (const auto& invocation : reference->invocations) {
-      if (!invocation.matmul || rounds_that_count(invocation).empty()) continue;
-      for (const double ns : invocation.matmul->ns) {
-        rates.push_back(invocation.matmul->flops() / ns * 1e9);
+      if (!invocation.gemm_peak || rounds_that_count(invocation).empty()) continue;
+      for (const double ns : invocation.gemm_peak->ns) {
+        rates.push_back(invocation.gemm_peak->flops() / ns * 1e9);
       }
     }
   }
@@ -294,19 +294,19 @@ void derive_notes(CaseResult& result, const std::vector<Warning>& warnings) {
 void derive_case(Results& results, CaseResult& result) {
   const auto* reference = result.find(result.reference);
   result.noise_floor = {};
-  result.matmul_flops_per_s = matmul_rate(result);
+  result.gemm_peak_flops_per_s = gemm_peak_rate(result);
   for (auto& row : result.runtimes) {
     row.step_ns = step_time(row);
     derive_percentiles(row);
     derive_counts(row);
-    row.matmul_share = result.flops > 0
-                           ? result.flops / row.step_ns.median * 1e9 / result.matmul_flops_per_s
+    row.gemm_peak_share = result.flops > 0
+                           ? result.flops / row.step_ns.median * 1e9 / result.gemm_peak_flops_per_s
                            : kUnknown;
     row.cold_total_s = seconds(row, "start", kUnknown) + seconds(row, "load", kUnknown) +
                        seconds(row, "compile", 0) + seconds(row, "first_step", kUnknown);
     const bool usable = row.status == Status::ok && reference != nullptr && &row != reference;
     row.speedup = usable ? speedup_over(*reference, row) : Speedup{};
-    row.elsewhere = usable ? std::exp(median(invocation_ratios(*reference, row, true))) : kUnknown;
+    row.excluded_speedup = usable ? std::exp(median(invocation_ratios(*reference, row, true))) : kUnknown;
     if (row.is_copy()) result.noise_floor = row.speedup.ratio;
   }
   for (auto& row : result.runtimes) {
@@ -369,34 +369,33 @@ void warn_of_implausible(std::vector<Warning>& warnings, const CaseResult& resul
   }
 }
 
-/// The host moved the cores: what that did to the numbers.
+/// The host migrated vCPUs: what that did to the numbers.
 void warn_of_cores(std::vector<Warning>& warnings, const Results& results) {
   const auto& cores = results.cores;
   const bool waited = results.waited_s > kShortWait_s;
-  if (std::isnan(cores.usual_ns) || (cores.elsewhere_share < kRareBlocks && !waited)) return;
-  auto text = fmt::format("the host moves the cores: a message between two takes {:.0f} ns",
+  if (std::isnan(cores.usual_ns) || (cores.migrated_share < kRareBlocks && !waited)) return;
+  auto text = fmt::format("the host migrates vCPUs: a message between two cores takes {:.0f} ns",
                           cores.usual_ns);
-  if (cores.elsewhere_share >= kRareBlocks) {
+  if (cores.migrated_share >= kRareBlocks) {
     text += fmt::format(
         ", and took {:.0f} ns in {:.2g} % of the blocks; rounds with such blocks are in "
-        "results.json and left out of the tables",
-        cores.elsewhere_ns, 100 * cores.elsewhere_share);
+        "results.json and excluded from the tables",
+        cores.migrated_ns, 100 * cores.migrated_share);
   }
-  if (waited) text += fmt::format("; the run waited {:.0f} s for them", results.waited_s);
-  warnings.push_back({"cores-moved", "info", text, "", ""});
+  if (waited) text += fmt::format("; the run waited {:.0f} s for them to return", results.waited_s);
+  warnings.push_back({"vcpus-migrated", "info", text, "", ""});
   for (const auto& result : results.cases) {
     if (!result.mixed) continue;
-    warnings.push_back({"cores-mixed", "warning",
-                        "too few invocations met the cores where they mostly were, so rounds that "
-                        "met them elsewhere count too: take more --invocations or a longer "
-                        "--max-seconds",
+    warnings.push_back({"vcpus-mixed", "warning",
+                        "too few invocations ran without a migrated vCPU, so rounds that met one "
+                        "count too: take more --invocations or a longer --max-seconds",
                         result.name, ""});
   }
 }
 
 bool is_derived(const Warning& warning) {
   return warning.code == kImplausibleCode || warning.code.starts_with("unequal-") ||
-         warning.code == "page-faults-differ" || warning.code.starts_with("cores-");
+         warning.code == "page-faults-differ" || warning.code.starts_with("vcpus-");
 }
 
 /// One warning where many cases say the same.

@@ -23,12 +23,12 @@ void each_round(auto& result, const auto& visit) {
   }
 }
 
-/// Rounds in which a block met the cores elsewhere. They are set aside as a whole, since they are
+/// Rounds in which a block met the cores elsewhere. They are excluded as a whole, since they are
 /// pairs, and by where the cores were alone, never by how long steps took.
-std::set<RoundName> rounds_elsewhere(const CaseResult& result, double usual_ns) {
+std::set<RoundName> migrated_rounds(const CaseResult& result, double usual_ns) {
   std::set<RoundName> elsewhere;
   each_round(result, [&](const auto&, const auto& invocation, const auto& round) {
-    if (std::isnan(round.message_ns) || same_place(round.message_ns, usual_ns)) return;
+    if (std::isnan(round.core_latency_ns) || same_place(round.core_latency_ns, usual_ns)) return;
     elsewhere.insert({invocation.invocation, round.round});
   });
   return elsewhere;
@@ -64,8 +64,8 @@ std::set<RoundName> left_out(const RuntimeResult& row, const std::set<RoundName>
   return left;
 }
 
-void set_aside(CaseResult& result, double usual_ns) {
-  const auto elsewhere = rounds_elsewhere(result, usual_ns);
+void excluded(CaseResult& result, double usual_ns) {
+  const auto elsewhere = migrated_rounds(result, usual_ns);
   std::set<RoundName> counted, left_anywhere;  // in the rows beside the reference
   result.mixed = false;
   for (auto& row : result.runtimes) {
@@ -75,8 +75,8 @@ void set_aside(CaseResult& result, double usual_ns) {
     for (auto& invocation : row.invocations) {
       for (auto& round : invocation.rounds) {
         const RoundName name{invocation.invocation, round.round};
-        round.set_aside = left.contains(name);
-        if (round.set_aside) continue;
+        round.excluded = left.contains(name);
+        if (round.excluded) continue;
         counted.insert(name);
         result.mixed |= elsewhere.contains(name);
       }
@@ -86,39 +86,39 @@ void set_aside(CaseResult& result, double usual_ns) {
   each_round(result, [&](const auto& row, const auto& invocation, auto& round) {
     if (row.runtime == result.reference) {
       const RoundName name{invocation.invocation, round.round};
-      round.set_aside = left_anywhere.contains(name) && !counted.contains(name);
+      round.excluded = left_anywhere.contains(name) && !counted.contains(name);
     }
     ++all;
-    aside += round.set_aside;
+    aside += round.excluded;
   });
-  result.set_aside_share = all > 0 ? aside / all : 0;
+  result.excluded_share = all > 0 ? aside / all : 0;
 }
 
 }  // namespace
 
-std::vector<double> all_message_ns(const Results& results) {
+std::vector<double> all_core_latency_ns(const Results& results) {
   std::vector<double> times_ns;
   for (const auto& result : results.cases) {
     each_round(result, [&](const auto&, const auto&, const auto& round) {
-      if (!std::isnan(round.message_ns)) times_ns.push_back(round.message_ns);
+      if (!std::isnan(round.core_latency_ns)) times_ns.push_back(round.core_latency_ns);
     });
   }
   return times_ns;
 }
 
 void derive_cores(Results& results) {
-  const auto times_ns = all_message_ns(results);
+  const auto times_ns = all_core_latency_ns(results);
   results.cores = {};
   if (!times_ns.empty()) {
     results.cores.usual_ns = median(times_ns);
-    std::vector<double> elsewhere_ns;
-    std::copy_if(times_ns.begin(), times_ns.end(), std::back_inserter(elsewhere_ns),
+    std::vector<double> migrated_ns;
+    std::copy_if(times_ns.begin(), times_ns.end(), std::back_inserter(migrated_ns),
                  [&](double ns) { return !same_place(ns, results.cores.usual_ns); });
-    results.cores.elsewhere_ns = median(elsewhere_ns);  // NaN of none
-    results.cores.elsewhere_share =
-        static_cast<double>(elsewhere_ns.size()) / static_cast<double>(times_ns.size());
+    results.cores.migrated_ns = median(migrated_ns);  // NaN of none
+    results.cores.migrated_share =
+        static_cast<double>(migrated_ns.size()) / static_cast<double>(times_ns.size());
   }
-  for (auto& result : results.cases) set_aside(result, results.cores.usual_ns);
+  for (auto& result : results.cases) excluded(result, results.cores.usual_ns);
 }
 
 }  // namespace torchpace::cli

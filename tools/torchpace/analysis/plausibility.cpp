@@ -66,7 +66,7 @@ struct Peak {
 };
 
 Peak peak_of(const Results& results, const CaseResult& result) {
-  const double gemm = result.matmul_flops_per_s;
+  const double gemm = result.gemm_peak_flops_per_s;
   if (!is_measurable(results, result)) return {gemm, kGemmMargin, "rate of matrix products"};
   if (!results.limits) return {};
   const double fma = results.limits->flops_per_s(dtype_of(results, result));

@@ -60,7 +60,7 @@ std::vector<double> read(Flag& there, const Flag& back) {
 
 }  // namespace
 
-double message_ns(int threads) {
+double core_latency_ns(int threads) {
   cpu_set_t allowed;
   CPU_ZERO(&allowed);
   sched_getaffinity(0, sizeof allowed, &allowed);

@@ -12,7 +12,7 @@ namespace torchpace::cli {
 /// (others are not asked): half a round trip between two threads that spin, the median of several.
 /// Takes 0.2 ms on idle cores, 10 ms at most. NaN where there are no two cores to ask, threads
 /// cannot be bound, or messages take longer than that.
-double message_ns(int threads);
+double core_latency_ns(int threads);
 
 /// Whether two times of a message are of the same place of the cores: within a factor of 2.
 /// Repeated readings differ by 1.3 at most; cores of one die and of two dies by 3 to 6.

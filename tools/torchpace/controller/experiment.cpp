@@ -79,7 +79,7 @@ ExperimentState::ExperimentState(ExperimentOptions given, Results& into, Progres
       results(into),
       progress(shown),
       budget(into.plan, into.elapsed_s),
-      cores(options.message_ns, all_message_ns(into)) {}
+      cores(options.core_latency_ns, all_core_latency_ns(into)) {}
 
 void ExperimentState::save() {
   results.elapsed_s = budget.elapsed_s();

@@ -248,7 +248,7 @@ bool InvocationRunner::met_cores_near(const Group& group, size_t index) const {
         find_invocation(run_.results.cases[index].find(group.rows[i]), group.invocation);
     if (found == nullptr) continue;
     return std::count_if(found->rounds.begin(), found->rounds.end(), [&](const Round& round) {
-             return !is_far(round.message_ns, usual_ns);
+             return !is_far(round.core_latency_ns, usual_ns);
            }) >= kFewestRounds;
   }
   return true;

@@ -26,7 +26,7 @@ constexpr int kGemmSize = 1024, kGemmSizeOnDevice = 8192;  // large enough for t
 /// A further session of the case, or a further pair of the reference, in the same invocation.
 void add_session(Invocation& all, const Invocation& session) {
   all.rounds.insert(all.rounds.end(), session.rounds.begin(), session.rounds.end());
-  if (session.matmul) all.matmul = session.matmul;
+  if (session.gemm_peak) all.gemm_peak = session.gemm_peak;
   if (session.probes) all.probes = session.probes;
 }
 
@@ -42,11 +42,11 @@ void run_round(std::vector<Participant>& participants, const std::vector<size_t>
   for (size_t place = 0; place < order.size(); ++place) {
     auto& participant = participants[order[place]];
     attempt(participant, [&](WorkerClient& client) {
-      const double message_ns = core_latency_ns ? core_latency_ns() : kUnknown;
+      const double core_latency_ns = core_latency_ns ? core_latency_ns() : kUnknown;
       const ScopedResume running(client);
       auto round =
           client.run(block.samples, block.warmup, block.steps_per_sample, participant.step_s);
-      round.message_ns = message_ns;
+      round.core_latency_ns = core_latency_ns;
       round.round = number;
       round.position = static_cast<int>(place) + 1;
       measured.emplace_back(&participant, std::move(round));
@@ -89,8 +89,8 @@ void ask_gemm_peak(Participant& participant, bool on_device) {
   try {
     auto& client = *participant.worker->client;
     const ScopedResume running(client);
-    participant.invocation.matmul =
-        client.matmul(on_device ? kGemmSizeOnDevice : kGemmSize, kGemmSamples);
+    participant.invocation.gemm_peak =
+        client.gemm_peak(on_device ? kGemmSizeOnDevice : kGemmSize, kGemmSamples);
   } catch (const WorkerFailure& failure) {
     if (!failure.alive) fail(participant, failure);
   }

@@ -289,10 +289,10 @@ DispatchCost WorkerClient::dispatch(int samples) {
           .profiled_self_ns = answer.times("profiled_self_ns")};
 }
 
-Matmul WorkerClient::matmul(int size, int samples) {
+GemmPeak WorkerClient::gemm_peak(int size, int samples) {
   const auto json =
-      ask(fmt::format("matmul {} {}", size, samples), kStartFactor * worker_timeout_s_);
-  return {.size = size, .ns = Answer(json, "matmul").times("matmul_ns")};
+      ask(fmt::format("gemm_peak {} {}", size, samples), kStartFactor * worker_timeout_s_);
+  return {.size = size, .ns = Answer(json, "gemm_peak").times("gemm_peak_ns")};
 }
 
 void WorkerClient::ask_to_quit() {

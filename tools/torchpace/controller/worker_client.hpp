@@ -72,7 +72,7 @@ class WorkerClient {
   DispatchCost dispatch(int samples);
 
   /// Products of two matrices with `size` rows and columns, each timed alone.
-  Matmul matmul(int size, int samples);
+  GemmPeak gemm_peak(int size, int samples);
 
   /// Ends the worker: quit, and the kill of its group when it does not obey in 5 s.
   void quit();

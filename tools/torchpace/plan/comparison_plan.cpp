@@ -253,7 +253,7 @@ std::function<double()> message_source(const PlanRecord& plan) {
   }
   // Where the device does the work, the place of the host's cores decides little.
   if (is_cuda(plan.device)) return {};
-  return [threads = plan.threads] { return message_ns(threads); };
+  return [threads = plan.threads] { return core_latency_ns(threads); };
 }
 
 PlanRecord plan_record(const CompareOptions& options, const Preset& preset,
@@ -373,7 +373,7 @@ ExperimentOptions planned(const CompareOptions& options, const Installation& cur
   prepare_output(experiment.output);
   for (auto& item : experiment.cases) item.settings.set("device", plan.device);
   experiment.curves = preset.curves;
-  experiment.message_ns = message_source(plan);
+  experiment.core_latency_ns = message_source(plan);
   experiment.worker_timeout_s = options.worker_timeout_s;
   // A family of ours may have a golden run of an hour; a model of the user's may hang.
   experiment.export_timeout_s = options.export_timeout.value_or(

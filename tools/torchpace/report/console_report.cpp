@@ -75,19 +75,19 @@ std::string wrapped(const std::string& first, const std::string& text, size_t in
 
 /// What stands in the columns of a row that was measured.
 struct Cells {
-  std::string step, speedup, verdict, items, matmul, parity, faults;
+  std::string step, speedup, verdict, items, gemm_peak, parity, faults;
 };
 
 constexpr std::array<std::string Cells::*, 7> kColumns = {
     &Cells::step,   &Cells::speedup, &Cells::verdict, &Cells::items,
-    &Cells::matmul, &Cells::parity,  &Cells::faults};
+    &Cells::gemm_peak, &Cells::parity,  &Cells::faults};
 
 Cells heading(const CaseResult& result) {
   return {"step",
           "speedup",
           "verdict",
           (result.item.empty() ? "items" : result.item) + "/s",
-          std::isnan(result.matmul_flops_per_s) ? "" : "matmul",
+          std::isnan(result.gemm_peak_flops_per_s) ? "" : "gemm_peak",
           "error",
           "faults"};
 }
@@ -101,7 +101,7 @@ Cells cells(const CaseResult& result, const RuntimeResult& row) {
                      : row.speedup.verdict == "REFERENCE" ? "reference"
                                                           : verdict_text(row),
           .items = show_rate(result.items, row.step_ns).median,
-          .matmul = show_share(row.matmul_share),
+          .gemm_peak = show_share(row.gemm_peak_share),
           .parity = row.parity ? show_error(row.parity->max_abs_error) : "n/a",
           .faults = show_number(row.page_faults_per_step)};
 }
@@ -137,8 +137,8 @@ class CaseTable {
     out_ << style_.bold(result_.name) << "\n";
     std::string about = "noise (A/A) " + show_ratio(result_.noise_floor).both();
     if (result_.flops > 0) about += "; " + show_amount(result_.flops, "FLOP") + " a step";
-    if (result_.matmul_flops_per_s > 0) {
-      about += "; matmul " + show_amount(result_.matmul_flops_per_s, "FLOP/s");
+    if (result_.gemm_peak_flops_per_s > 0) {
+      about += "; GEMM peak " + show_amount(result_.gemm_peak_flops_per_s, "FLOP/s");
     }
     if (result_.items > 0) {
       about += fmt::format("; {:g} {} a step", result_.items, result_.item);
@@ -151,7 +151,7 @@ class CaseTable {
     }
     print_skipped();
     for (const auto& note : result_.notes) out_ << wrapped("  ", note, 4);
-    if (const auto text = elsewhere_text(result_); !text.empty()) out_ << wrapped("  ", text, 4);
+    if (const auto text = excluded_text(result_); !text.empty()) out_ << wrapped("  ", text, 4);
   }
 
  private:

@@ -59,15 +59,15 @@ std::string case_table(const CaseResult& result, const std::vector<Folded>& fold
   auto text = fmt::format("## {}\n\nnoise (A/A) {}", cell(result.name),
                           show_ratio(result.noise_floor).both());
   if (result.flops > 0) text += fmt::format("; {} a step", show_amount(result.flops, "FLOP"));
-  if (result.matmul_flops_per_s > 0) {
-    text += fmt::format("; matmul {}", show_amount(result.matmul_flops_per_s, "FLOP/s"));
+  if (result.gemm_peak_flops_per_s > 0) {
+    text += fmt::format("; GEMM peak {}", show_amount(result.gemm_peak_flops_per_s, "FLOP/s"));
   }
   if (result.items > 0) {
     text += fmt::format("; {:g} {} a step", result.items, result.item);
   }
   text += "\n\n";
   text +=
-      line({"runtime", "verdict", "speedup", "step", "p90", "p99", "items/s", "FLOP/s", "of matmul",
+      line({"runtime", "verdict", "speedup", "step", "p90", "p99", "items/s", "FLOP/s", "% of GEMM peak",
             "error of allowed", "faults a step", "samples", "cold start", "peak memory"});
   text += line({"---", "---", "---", "---", "---", "---", "---", "---", "---", "---", "---", "---",
                 "---", "---"});
@@ -80,7 +80,7 @@ std::string case_table(const CaseResult& result, const std::vector<Folded>& fold
               measured && is_reference ? "1" : show_ratio(row.speedup.ratio).both(),
               show_duration(row.step_ns).both(), percentile_of(row, "p90"),
               percentile_of(row, "p99"), show_rate(result.items, row.step_ns).both(),
-              show_rate(result.flops, row.step_ns, "FLOP/s").both(), show_share(row.matmul_share),
+              show_rate(result.flops, row.step_ns, "FLOP/s").both(), show_share(row.gemm_peak_share),
               parity_of(row), show_number(row.page_faults_per_step),
               row.samples > 0 ? std::to_string(row.samples) : "n/a", show_seconds(row.cold_total_s),
               peak_of(row)});
@@ -95,7 +95,7 @@ std::string case_table(const CaseResult& result, const std::vector<Folded>& fold
     }
   }
   for (const auto& note : result.notes) text += "\n- " + cell(note);
-  if (const auto elsewhere = elsewhere_text(result); !elsewhere.empty()) {
+  if (const auto elsewhere = excluded_text(result); !elsewhere.empty()) {
     text += "\n- " + cell(elsewhere);
   }
   return text + "\n\n";

@@ -10,7 +10,7 @@
 namespace torchpace::cli {
 namespace {
 
-constexpr double kShownShare = 0.01;  // of rounds that are set aside
+constexpr double kShownShare = 0.01;  // of rounds that are excluded
 
 double value_of(const std::map<std::string, double>& values, const char* key) {
   const auto found = values.find(key);
@@ -134,15 +134,15 @@ bool is_folded(const std::vector<Folded>& folded, const std::string& runtime) {
                      [&](const Folded& each) { return each.runtime == runtime; });
 }
 
-std::string elsewhere_text(const CaseResult& result) {
-  if (result.set_aside_share < kShownShare) return "";
+std::string excluded_text(const CaseResult& result) {
+  if (result.excluded_share < kShownShare) return "";
   std::vector<std::string> ratios;
   for (const auto& row : result.runtimes) {
-    if (row.is_copy() || std::isnan(row.elsewhere)) continue;
-    ratios.push_back(fmt::format("{} {}x", row.runtime, show_number(row.elsewhere, 3)));
+    if (row.is_copy() || std::isnan(row.excluded_speedup)) continue;
+    ratios.push_back(fmt::format("{} {}x", row.runtime, show_number(row.excluded_speedup, 3)));
   }
-  return fmt::format("cores elsewhere in {} of the rounds, left out{}{}",
-                     show_share(result.set_aside_share), ratios.empty() ? "" : ": there ",
+  return fmt::format("{} of rounds excluded: vCPUs had migrated{}{}",
+                     show_share(result.excluded_share), ratios.empty() ? "" : "; there ",
                      fmt::join(ratios, ", "));
 }
 

@@ -37,9 +37,9 @@ struct Folded {
 std::vector<Folded> folded_rows(const Results& results);
 bool is_folded(const std::vector<Folded>& folded, const std::string& runtime);
 
-/// What the rounds that are set aside show of a case, in one line; empty where there are
+/// What the rounds that are excluded show of a case, in one line; empty where there are
 /// hardly any.
-std::string elsewhere_text(const CaseResult& result);
+std::string excluded_text(const CaseResult& result);
 
 /// The verdict's word, with * where the environment differs from the reference's.
 std::string verdict_text(const RuntimeResult& row);

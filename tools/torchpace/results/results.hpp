@@ -42,8 +42,8 @@ struct Round {
   std::vector<double> step_ns, device_ns, enqueue_ns;
   double page_faults = 0;           // of the whole block
   double involuntary_switches = 0;  // of the whole block
-  double message_ns = kUnknown;     // between two cores, just before the block (cores.hpp)
-  bool set_aside = false;           // derived: the cores were elsewhere; nothing else is made of it
+  double core_latency_ns = kUnknown;     // between two cores, just before the block (cores.hpp)
+  bool excluded = false;           // derived: the cores were elsewhere; nothing else is made of it
 
   double steps() const { return static_cast<double>(step_ns.size()) * steps_per_sample; }
 };
@@ -80,7 +80,7 @@ struct Probes {
 };
 
 /// Products of two matrices with `size` rows and columns, alone in a worker of the reference.
-struct Matmul {
+struct GemmPeak {
   int size = 0;
   std::vector<double> ns;
 
@@ -93,13 +93,13 @@ struct Invocation {
   Json environment = Json::object();  // what differs from the runtime's environment
   std::vector<Round> rounds;
   std::optional<Probes> probes;
-  std::optional<Matmul> matmul;  // of the reference, where the FLOPs of a step are known
+  std::optional<GemmPeak> gemm_peak;  // of the reference, where the FLOPs of a step are known
 };
 
-/// Those that are not set aside.
+/// Those that are not excluded.
 inline auto rounds_that_count(const Invocation& invocation) {
   return invocation.rounds |
-         std::views::filter([](const Round& round) { return !round.set_aside; });
+         std::views::filter([](const Round& round) { return !round.excluded; });
 }
 
 struct Speedup {
@@ -145,12 +145,12 @@ struct RuntimeResult {
   std::map<std::string, double> percentiles_ns;  // p50, p90, p99: those that the samples support
   int samples = 0;
   Speedup speedup;
-  double matmul_share = kUnknown;  // FLOP/s over those of a matrix product of this run
+  double gemm_peak_share = kUnknown;  // FLOP/s over those of a matrix product of this run
   double page_faults_per_step = kUnknown;
   double involuntary_switches_per_step = kUnknown;
   double cold_total_s = kUnknown;      // until the end of the first step
   double break_even_steps = kUnknown;  // infinite: never
-  double elsewhere = kUnknown;         // median speedup in the rounds that are set aside
+  double excluded_speedup = kUnknown;         // median speedup in the rounds that are excluded
   std::string implausible;             // why it cannot have done the work of its case
   std::vector<std::string> differs;    // keys of the environment; the speedup has a mark
 
@@ -220,8 +220,8 @@ struct CaseResult {
 
   // Derived by derive().
   Interval noise_floor;                  // speedup of the A/A copy over the reference
-  double matmul_flops_per_s = kUnknown;  // median of the products of this run
-  double set_aside_share = 0;            // of its rounds
+  double gemm_peak_flops_per_s = kUnknown;  // median of the products of this run
+  double excluded_share = 0;            // of its rounds
   bool mixed = false;  // rounds that met the cores elsewhere count, since too few others are there
   std::optional<Fastest> fastest;  // where two runtimes or more have an interval
   std::vector<std::string>
@@ -238,9 +238,9 @@ struct CaseResult {
 /// all rounds of a run.
 struct Cores {
   double usual_ns = kUnknown;  // the median
-  double elsewhere_ns =
+  double migrated_ns =
       kUnknown;                // median of the rounds of another place; NaN where there are none
-  double elsewhere_share = 0;  // of all
+  double migrated_share = 0;  // of all
 };
 
 struct PlanRecord {
@@ -283,14 +283,14 @@ struct Results {
 /// Computes every derived number, verdict and derived warning from the raw samples. Idempotent.
 void derive(Results& results);
 
-/// The derived part of `cores`, and which rounds are set aside.
+/// The derived part of `cores`, and which rounds are excluded.
 void derive_cores(Results& results);
 
 /// Whether a warning is a line below its case's table (CaseResult::notes), and nowhere else.
 bool is_note(const Warning& warning);
 
 /// What the rounds know of the time of a message, in ns.
-std::vector<double> all_message_ns(const Results& results);
+std::vector<double> all_core_latency_ns(const Results& results);
 
 /// The derived part of the case's explanation, if it has one; its rows are derived.
 void derive_explanation(CaseResult& result);

@@ -41,8 +41,8 @@ void describe(auto& io, Is<Round> auto& round) {
   io.optional("enqueue_ns", round.enqueue_ns);
   io.optional("page_faults", round.page_faults);
   io.optional("involuntary_switches", round.involuntary_switches);
-  io.unless_unknown("message_ns", round.message_ns);
-  io.derived_flag("set_aside", round.set_aside);
+  io.unless_unknown("core_latency_ns", round.core_latency_ns);
+  io.derived_flag("excluded", round.excluded);
 }
 
 void describe(auto& io, Is<OperatorTime> auto& time) {
@@ -74,9 +74,9 @@ void describe(auto& io, Is<Probes> auto& probes) {
   io.unless_empty("unanswered", probes.unanswered);
 }
 
-void describe(auto& io, Is<Matmul> auto& matmul) {
-  io.required("size", matmul.size);
-  io.required("ns", matmul.ns);
+void describe(auto& io, Is<GemmPeak> auto& gemm_peak) {
+  io.required("size", gemm_peak.size);
+  io.required("ns", gemm_peak.ns);
 }
 
 void describe(auto& io, Is<Invocation> auto& invocation) {
@@ -84,7 +84,7 @@ void describe(auto& io, Is<Invocation> auto& invocation) {
   io.optional("environment", invocation.environment);
   io.required("rounds", invocation.rounds);
   io.unless_empty("probes", invocation.probes);
-  io.unless_empty("matmul", invocation.matmul);
+  io.unless_empty("gemm_peak", invocation.gemm_peak);
 }
 
 void describe(auto& io, Is<Parity> auto& parity) {
@@ -122,10 +122,10 @@ void describe(auto& io, Is<RuntimeResult> auto& row) {
   io.optional("compile_s", row.compile_s);
   io.optional("compile_cached", row.compile_cached);
   io.derived("break_even_steps", Steps{row.break_even_steps});
-  io.derived("elsewhere", row.elsewhere);
+  io.derived("excluded_speedup", row.excluded_speedup);
   io.derived_unless_empty("implausible", row.implausible);
   io.optional("peak_bytes", row.peak_bytes);
-  io.derived("matmul_share", row.matmul_share);
+  io.derived("gemm_peak_share", row.gemm_peak_share);
   io.derived("page_faults_per_step", row.page_faults_per_step);
   io.derived("involuntary_switches_per_step", row.involuntary_switches_per_step);
   io.optional("environment", row.environment);
@@ -189,8 +189,8 @@ void describe(auto& io, Is<CaseResult> auto& result) {
   io.optional("minimum_bytes", result.minimum_bytes);
   io.optional("memory_bytes", result.memory_bytes);
   io.derived("noise_floor", result.noise_floor);
-  io.derived("matmul_flops_per_s", result.matmul_flops_per_s);
-  io.derived("set_aside_share", result.set_aside_share);
+  io.derived("gemm_peak_flops_per_s", result.gemm_peak_flops_per_s);
+  io.derived("excluded_share", result.excluded_share);
   io.derived_flag("mixed", result.mixed);
   io.derived_unless_empty("fastest", result.fastest);
   io.derived("notes", result.notes);
@@ -201,8 +201,8 @@ void describe(auto& io, Is<CaseResult> auto& result) {
 
 void describe(auto& io, Is<Cores> auto& cores) {
   io.derived("usual_ns", cores.usual_ns);
-  io.derived("elsewhere_ns", cores.elsewhere_ns);
-  io.derived("elsewhere_share", cores.elsewhere_share);
+  io.derived("migrated_ns", cores.migrated_ns);
+  io.derived("migrated_share", cores.migrated_share);
 }
 
 void describe(auto& io, Is<ReadTime> auto& read) {

@@ -169,7 +169,7 @@ void Process::start(const Command& command) {
   auto environment = pointers(variables);
   const pid_t parent = getpid();
   // fork and not posix_spawn, which cannot set PR_SET_PDEATHSIG. There is one thread here:
-  // message_ns has joined its other.
+  // core_latency_ns has joined its other.
   pid_ = fork();
   if (pid_ < 0) throw ProcessError(fmt::format("cannot fork: {}", std::strerror(errno)));
   if (pid_ == 0) {

@@ -1,5 +1,5 @@
 // float32 matrix products of a compiled training step: part of the code that AOTInductor generates,
-// inserted by matmul.py, which defines TORCHPACE_MATMUL_THREADS. No name is visible outside of the
+// inserted by gemm.py, which defines TORCHPACE_MATMUL_THREADS. No name is visible outside of the
 // package.
 //
 // Why not at::mm: it is MKL, which has only an AVX2 kernel for processors that are not Intel's, and

@@ -134,13 +134,13 @@ def window(lanes):
 
 def times(row):
     """Step times in ns, a list an invocation that has any, in the order measured: of the rounds
-    that are not set aside.
+    that are not excluded.
     """
     invocations = [
         [
             x
             for turn in g["rounds"]
-            if not turn.get("set_aside")
+            if not turn.get("excluded")
             for x in turn["step_ns"]
             if x is not None and x > 0
         ]
