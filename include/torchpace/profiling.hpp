@@ -1,4 +1,4 @@
-// Where the time of a step goes: what the worker's probes measure (docs/worker.md). They disturb
+// Where the time of a step goes: what the worker's probes measure (docs/worker-protocol.md). They disturb
 // the step, so none runs while steps are timed. Both languages take torch's own profiler (Kineto),
 // so that it adds the same to both. Twin: python/torchpace/profiling.py.
 #pragma once
@@ -326,7 +326,7 @@ inline std::vector<double> time_matmul(const Workload& workload, int64_t size,
   return workload.device.is_cpu() ? block.step_ns : block.device_ns;
 }
 
-/// As a worker answers (docs/worker.md).
+/// As a worker answers (docs/worker-protocol.md).
 inline std::string json_of(const PartTimes& times) {
   JsonObject parts;
   for (const auto& [name, ns] : times) parts.add(name, std::span<const double>(ns));

@@ -26,14 +26,14 @@ def test_defaults_and_bad_values():
 
 @pytest.mark.parametrize("on", [False, True])
 def test_both_tf32_switches_are_always_set(on):
-    kept = torch.backends.cuda.gemm_peak.allow_tf32, torch.backends.cudnn.allow_tf32
+    kept = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     try:
-        torch.backends.cuda.gemm_peak.allow_tf32 = torch.backends.cudnn.allow_tf32 = not on
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = not on
         Axes(tf32=on).apply()
         word = "on" if on else "off"
         assert environment.describe(None)["tf32"] == f"matmul {word}, cudnn {word}"
     finally:
-        torch.backends.cuda.gemm_peak.allow_tf32, torch.backends.cudnn.allow_tf32 = kept
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = kept
 
 
 @pytest.mark.parametrize("phase", ["train", "inference"])

@@ -29,7 +29,7 @@ extern "C" void multiply(const float* a, const int64_t* a_strides, const float* 
 def multiply(request, tmp_path_factory):
     if f" {request.param} " not in Path("/proc/cpuinfo").read_text():
         pytest.skip(f"the processor has no {request.param}")
-    library = tmp_path_factory.mktemp("gemm_peak") / "matmul.so"
+    library = tmp_path_factory.mktemp("gemm") / "gemm.so"
     flags = ["-O0", "-mfma", f"-m{request.param}", "-fopenmp", "-std=c++17", "-Wall", "-Werror"]
     command = [os.environ.get("CXX", "g++"), *flags, "-shared", "-fPIC", "-x", "c++", "-"]
     program = PROGRAM.format(source=gemm.SOURCE).encode()

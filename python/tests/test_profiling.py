@@ -72,7 +72,7 @@ def test_dispatch_and_matmul_answer_as_many_numbers_as_asked(probed):
     cost = probed.ask("dispatch 4")
     assert sorted(cost) == ["operator_ns", "profiled_ns", "profiled_self_ns"]
     assert all(len(ns) == 4 and min(ns) > 0 for ns in cost.values())
-    times = probed.ask("matmul 16 3")["gemm_peak_ns"]
+    times = probed.ask("gemm_peak 16 3")["gemm_peak_ns"]
     assert len(times) == 3 and min(times) > 0
 
 
@@ -81,7 +81,7 @@ def test_probes_leave_the_next_turn_as_it_was(probed, exported, tmp_path):
     probed.ask("load " + settings.line())
     before, after = tmp_path / "before.pt", tmp_path / "after.pt"
     probed.ask(f"write {before}")
-    for probe in ("parts 2", "operators 2", "dispatch 2", "matmul 8 2"):
+    for probe in ("parts 2", "operators 2", "dispatch 2", "gemm_peak 8 2"):
         assert "error" not in probed.ask(probe)
     probed.ask(f"write {after}")
     one, other = (tensor_file.load(path, "values") for path in (before, after))
@@ -94,8 +94,8 @@ def test_errors_are_one_line(probed):
         ("parts 0", "parts: K: expected an integer of at least 1"),
         ("operators x", "operators: K: expected an integer"),
         ("dispatch 1 2", "dispatch: expected K"),
-        ("matmul 8", "matmul: expected N K"),
-        ("matmul 0 3", "matmul: N: expected an integer of at least 1"),
+        ("gemm_peak 8", "gemm_peak: expected N K"),
+        ("gemm_peak 0 3", "gemm_peak: N: expected an integer of at least 1"),
     ):
         assert said in probed.ask(line)["error"], line
     assert len(probed.ask("run 2 0")["step_ns"]) == 2

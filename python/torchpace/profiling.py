@@ -1,4 +1,4 @@
-"""Where the time of a step goes: what the worker's probes measure (docs/worker.md).
+"""Where the time of a step goes: what the worker's probes measure (docs/worker-protocol.md).
 
 They disturb the step, so none runs while steps are timed. Both languages take torch's own profiler
 (Kineto), so that it adds the same to both. Twin: include/torchpace/profiling.hpp.

@@ -1,4 +1,4 @@
-"""A worker in another language, without torch: it obeys docs/worker.md and makes its times up.
+"""A worker in another language, without torch: it obeys docs/worker-protocol.md and makes its times up.
 
     python3 -I -S fake_worker.py [--step-ms 2] [--noise 0.002] [--fail HOW@COMMAND[:N]] [--wrong] ...
 

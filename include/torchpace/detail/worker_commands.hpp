@@ -1,4 +1,4 @@
-// What a worker answers to each command of docs/worker.md, in the process that has loaded a case.
+// What a worker answers to each command of docs/worker-protocol.md, in the process that has loaded a case.
 // Twin: python/torchpace/worker/commands.py.
 #pragma once
 

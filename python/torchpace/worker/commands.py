@@ -1,6 +1,6 @@
 """What a worker answers to each command.
 
-Protocol: docs/worker.md. Twin: include/torchpace/detail/worker_commands.hpp.
+Protocol: docs/worker-protocol.md. Twin: include/torchpace/detail/worker_commands.hpp.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A line of standard input a command, a line of JSON on standard output an answer. Nothing else in
 the process, a model's code above all, can read the commands or write among the answers.
 
-Protocol: docs/worker.md.
+Protocol: docs/worker-protocol.md.
 """
 
 from __future__ import annotations

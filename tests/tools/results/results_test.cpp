@@ -203,7 +203,7 @@ TEST(Derive, RoundsWithTheCoresElsewhereAreSetAside) {
   EXPECT_NEAR(results.cores.usual_ns, 63, 3);
   EXPECT_EQ(results.cores.migrated_ns, 270);
   EXPECT_DOUBLE_EQ(results.cores.migrated_share, 1 / 24.0);
-  EXPECT_TRUE(warns(results, "cores-moved"));
+  EXPECT_TRUE(warns(results, "vcpus-migrated"));
 
   auto again = reread(results);
   derive(again);
@@ -216,7 +216,7 @@ TEST(Derive, RoundsWithTheCoresElsewhereAreSetAside) {
   derive(again);
   EXPECT_EQ(again.cases[0].excluded_share, 0);
   EXPECT_EQ(again.cores.migrated_share, 0);
-  EXPECT_FALSE(warns(again, "cores-moved"));
+  EXPECT_FALSE(warns(again, "vcpus-migrated"));
 }
 
 TEST(Derive, ABlockThatMetTheCoresElsewhereTakesItsWholeRoundAlong) {
@@ -240,7 +240,7 @@ TEST(Derive, AInvocationIsLeftOutOnlyWhereEnoughRemain) {
     EXPECT_NEAR(results.cases[0].find("new")->speedup.ratio.high, 2.5, 1e-12);
     EXPECT_EQ(results.cases[0].excluded_share, 0);
     EXPECT_TRUE(results.cases[0].mixed);
-    EXPECT_TRUE(warns(results, "cores-mixed"));
+    EXPECT_TRUE(warns(results, "vcpus-mixed"));
 
     results.cases[0].runtimes = {row("old", 1000, 7), row("new", 800, 7), row("old#2", 1000, 7)};
     results.cases[0].runtimes[2].copy_of = "old";
@@ -251,7 +251,7 @@ TEST(Derive, AInvocationIsLeftOutOnlyWhereEnoughRemain) {
     EXPECT_NEAR(faster.speedup.ratio.confidence, 1 - 2.0 / 64, 1e-12);
     EXPECT_NEAR(faster.excluded_speedup, 2.5, 1e-12);
     EXPECT_FALSE(results.cases[0].mixed);
-    EXPECT_FALSE(warns(results, "cores-mixed"));
+    EXPECT_FALSE(warns(results, "vcpus-mixed"));
   }
 }
 

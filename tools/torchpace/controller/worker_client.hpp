@@ -1,4 +1,4 @@
-// The controller's side of the worker protocol (docs/worker.md).
+// The controller's side of the worker protocol (docs/worker-protocol.md).
 #pragma once
 
 #include <memory>
