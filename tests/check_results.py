@@ -14,7 +14,7 @@ from pathlib import Path
 
 import jsonschema
 
-SCHEMA = Path(__file__).resolve().parents[1] / "bench" / "results.schema.json"
+SCHEMA = Path(__file__).resolve().parents[1] / "tools/torchpace/results/results.schema.json"
 FAMILIES = "gptlite_train/*,gptlite_inference/*,dnn_deep_train/*,dnn_deep_inference/*,dnn_wide_train/*,dnn_wide_inference/*"
 
 

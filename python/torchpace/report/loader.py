@@ -2,7 +2,7 @@
 
 import json
 
-SCHEMA = 1
+SCHEMA = 2
 STATUSES = ("ok", "skipped", "failed", "invalid")
 NUMBER = (int, float, type(None))
 
