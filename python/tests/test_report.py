@@ -170,7 +170,7 @@ def test_numbers_of_the_table_are_those_of_the_results(parsed, results):
 
 def test_fixture_is_of_the_schema(results):
     jsonschema = pytest.importorskip("jsonschema")
-    schema = json.loads((ROOT / "bench" / "results.schema.json").read_text(encoding="utf-8"))
+    schema = json.loads((ROOT / "tools/torchpace/results/results.schema.json").read_text(encoding="utf-8"))
     jsonschema.validate(results, schema)
 
 
@@ -315,12 +315,12 @@ def test_many_cases_and_samples_stay_small(tmp_path, results):
     ("text", "said"),
     [
         ("", "cut short"),
-        ('{"schema": 1, "cases": [', "cut short"),
+        ('{"schema": 2, "cases": [', "cut short"),
         ("[]", "expected an object"),
         ('{"schema": 2}', "expected schema 1, found 2"),
         ('{"schema": "1"}', 'expected schema 1, found "1"'),
         ("{}", "expected schema 1, found nothing"),
-        ('{"schema": 1}', "/torchpace"),
+        ('{"schema": 2}', "/torchpace"),
         ("\x00\x01", "cut short"),
     ],
 )

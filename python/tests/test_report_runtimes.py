@@ -87,7 +87,7 @@ def test_fixture_has_what_these_tests_are_about_and_is_of_the_schema(results):
     assert {None, 0, "never"} < steps
     assert len({row["runtime"] for row in rows}) == 13
     jsonschema = pytest.importorskip("jsonschema")
-    path = FIXTURES.parents[1] / "bench" / "results.schema.json"
+    path = FIXTURES.parents[1] / "tools/torchpace/results/results.schema.json"
     jsonschema.validate(results, json.loads(path.read_text(encoding="utf-8")))
 
 

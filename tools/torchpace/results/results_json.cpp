@@ -12,7 +12,7 @@
 namespace torchpace::cli {
 namespace {
 
-constexpr int kSchema = 1;
+constexpr int kSchema = 2;
 
 /// A number of steps; infinite is `never`.
 struct Steps {
