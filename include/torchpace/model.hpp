@@ -1,5 +1,5 @@
 // A model as runtimes see it: what it computes, its loss, and what a step of it costs.
-// Twin: python/torchpace/workload.py.
+// Its Python half is in python/torchpace/workload.py.
 #pragma once
 
 #include <torch/torch.h>

@@ -112,7 +112,9 @@ def test_a_worker_loads_checks_and_runs_it(worker, case, tmp_path, factory, phas
     loaded = worker.ask("load " + settings.line())
     assert loaded["flops"] > 0 and loaded["item"] == "samples", loaded
     assert loaded["items"] == (1 if phase == "latency" else {"conv": 4}.get(factory, 2))
-    reference, golden = (encode(str(path)) for path in (tmp_path / "reference.pt", answer["golden"]))
+    reference, golden = (
+        encode(str(path)) for path in (tmp_path / "reference.pt", answer["golden"])
+    )
     worker.ask(f"write {reference}")
     found = worker.ask(f"check {reference} {golden}")
     assert found["passed"]
@@ -444,7 +446,9 @@ def test_dropout_that_is_a_number_of_another_module_is_off_too(exporter, worker,
         assert not workload.dropouts(module) and module.self_attn.dropout == 0
     assert module.self_attn.dropout == 0.2
     assert "checked at dropout 0" in worker.ask("load " + settings.line())["note"]
-    reference, golden = (encode(str(path)) for path in (tmp_path / "reference.pt", answer["golden"]))
+    reference, golden = (
+        encode(str(path)) for path in (tmp_path / "reference.pt", answer["golden"])
+    )
     worker.ask(f"write {reference}")
     assert worker.ask(f"check {reference} {golden}")["passed"]
 

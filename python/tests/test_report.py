@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from torchpace.report import strings
+from torchpace.report import number_format
 from torchpace.report.__main__ import BAD_INPUT, SKIPPED, main
 from torchpace.report.loader import ReportError, read_results
 
@@ -164,13 +164,15 @@ def test_numbers_of_the_table_are_those_of_the_results(parsed, results):
     for case in results["cases"]:
         for row in case["runtimes"]:
             if row["status"] == "ok":
-                assert strings.duration(row["step_ns"]) in text
-                assert strings.rate(case["items"], row["step_ns"], "") in text
+                assert number_format.duration(row["step_ns"]) in text
+                assert number_format.rate(case["items"], row["step_ns"], "") in text
 
 
 def test_fixture_is_of_the_schema(results):
     jsonschema = pytest.importorskip("jsonschema")
-    schema = json.loads((ROOT / "tools/torchpace/results/results.schema.json").read_text(encoding="utf-8"))
+    schema = json.loads(
+        (ROOT / "tools/torchpace/results/results.schema.json").read_text(encoding="utf-8")
+    )
     jsonschema.validate(results, schema)
 
 
@@ -249,7 +251,9 @@ def test_an_implausible_row_is_in_the_table_and_counts_nowhere(parsed, results):
     text = " ".join(" ".join(parsed.text).split())
     row = next(r for c in results["cases"] for r in c["runtimes"] if r.get("implausible"))
     assert f"{row['runtime']}: implausible: {row['implausible']}" in text
-    assert re.search(rf"{row['runtime']} ✕ implausible {strings.ratio(row['speedup'])[:4]}", text)
+    assert re.search(
+        rf"{row['runtime']} ✕ implausible {number_format.ratio(row['speedup'])[:4]}", text
+    )
     assert "✕ implausible 1" in text  # of the tally
     for case in results["cases"]:
         assert case["fastest"]["runtime"] != row["runtime"]
@@ -450,7 +454,7 @@ def test_report_imports_no_torch():
     ],
 )
 def test_durations_show_no_unsupported_digit(value, text):
-    assert strings.duration(value) == text
+    assert number_format.duration(value) == text
 
 
 @pytest.mark.parametrize(
@@ -465,17 +469,19 @@ def test_durations_show_no_unsupported_digit(value, text):
     ],
 )
 def test_ratios_keep_the_side_of_one(value, text):
-    assert strings.ratio(value) == text
+    assert number_format.ratio(value) == text
 
 
 def test_single_values():
-    assert strings.rate(512, interval(11.476e6, 11.345e6, 11.655e6), "") == "44.6k [43.9, 45.1]"
-    assert strings.rate(2.6e9, interval(8.652e6, 8.621e6, 8.802e6), "FLOP/s").startswith(
+    assert (
+        number_format.rate(512, interval(11.476e6, 11.345e6, 11.655e6), "") == "44.6k [43.9, 45.1]"
+    )
+    assert number_format.rate(2.6e9, interval(8.652e6, 8.621e6, 8.802e6), "FLOP/s").startswith(
         "301 GFLOP/s"
     )
-    assert strings.rate(0, interval(1e6), "") == "n/a"
-    assert [strings.plain(x) for x in (0, 0.0123, 312, None)] == ["0", "0.012", "312", "n/a"]
-    assert [strings.seconds(x) for x in (3.31, 0.0871, 0.435)] == ["3.3 s", "87 ms", "440 ms"]
-    assert strings.seconds(331.4) == "5 min 31 s"
-    assert strings.size(412 * 2**20) == "412 MiB"
-    assert strings.error_of(2.384e-7) == "2.4e-07"
+    assert number_format.rate(0, interval(1e6), "") == "n/a"
+    assert [number_format.plain(x) for x in (0, 0.0123, 312, None)] == ["0", "0.012", "312", "n/a"]
+    assert [number_format.seconds(x) for x in (3.31, 0.0871, 0.435)] == ["3.3 s", "87 ms", "440 ms"]
+    assert number_format.seconds(331.4) == "5 min 31 s"
+    assert number_format.size(412 * 2**20) == "412 MiB"
+    assert number_format.error_of(2.384e-7) == "2.4e-07"

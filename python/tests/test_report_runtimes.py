@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from torchpace.report import headline, strings
+from torchpace.report import headline, number_format
 from torchpace.report.__main__ import BAD_INPUT, main
 
 FIXTURES = Path(__file__).parents[2] / "tests" / "fixtures"
@@ -97,7 +97,7 @@ def test_numbers_of_the_speedup_picture_are_those_of_the_results(html, results):
         for _, row in rows_of(results):
             if row["status"] == "ok" and row["speedup"]["median"] is not None:
                 star = "*" if row["differs"] else ""
-                assert strings.ratio(row["speedup"], star) in text
+                assert number_format.ratio(row["speedup"], star) in text
         assert ("×* [" in text) == any(row.get("differs") for _, row in rows_of(results))
 
 
@@ -121,20 +121,20 @@ def test_numbers_of_start_and_memory_are_those_of_the_results(html, results):
             continue
         times = [row["cold_s"][key] for key in ("start", "load", "compile", "first_step")]
         times += [row["cold_total_s"], row["cold_s"]["tenth_step"], row["compile_s"]]
-        expected = [strings.seconds(x) for x in times]
-        expected.append(strings.break_even(row["break_even_steps"]))
-        expected.append(strings.size(row["peak_bytes"]["resident"]))
+        expected = [number_format.seconds(x) for x in times]
+        expected.append(number_format.break_even(row["break_even_steps"]))
+        expected.append(number_format.size(row["peak_bytes"]["resident"]))
         assert table[at] == expected
-        assert strings.seconds(row["cold_total_s"]) in wide
+        assert number_format.seconds(row["cold_total_s"]) in wide
         if row["break_even_steps"] is not None:
-            assert strings.break_even(row["break_even_steps"]) in wide
+            assert number_format.break_even(row["break_even_steps"]) in wide
 
 
 def test_break_even_in_words():
-    assert strings.break_even(1240) == "earned back after 1,240 steps"
-    assert strings.break_even(0) == "earned back at once"
-    assert strings.break_even("never") == "never earned back"
-    assert strings.break_even(None) == "n/a"
+    assert number_format.break_even(1240) == "earned back after 1,240 steps"
+    assert number_format.break_even(0) == "earned back at once"
+    assert number_format.break_even("never") == "never earned back"
+    assert number_format.break_even(None) == "n/a"
 
 
 def test_counted_memory_is_beside_the_peak(html, results):
@@ -142,7 +142,7 @@ def test_counted_memory_is_beside_the_peak(html, results):
         assert "optimizer state" in drawing
         text = " ".join(drawing)
         for case in results["cases"]:
-            assert strings.size(sum(case["memory_bytes"].values())) in text
+            assert number_format.size(sum(case["memory_bytes"].values())) in text
     assert "parameters 14.0 MiB, gradients 14.0 MiB, optimizer 28.0 MiB" in html
 
 
@@ -155,7 +155,7 @@ def test_device_memory_has_a_bar_and_columns(tmp_path):
     for case, row in rows_of(results):
         if row.get("peak_bytes"):
             names = ("resident", "device_allocated", "device_reserved", "device_driver")
-            expected = [strings.size(row["peak_bytes"][name]) for name in names]
+            expected = [number_format.size(row["peak_bytes"][name]) for name in names]
             assert table[case["case"], row["runtime"]][-4:] == expected
 
 
@@ -228,7 +228,7 @@ def test_older_results_have_a_page(tmp_path, results):
     assert "caches empty" not in " ".join(picture(html, "cold")[0])
     # Without the sum of the stages the picture adds them itself.
     row = results["cases"][0]["runtimes"][0]
-    assert strings.seconds(row["cold_total_s"]) in picture(html, "cold")[0]
+    assert number_format.seconds(row["cold_total_s"]) in picture(html, "cold")[0]
 
 
 def test_hostile_names_are_text_in_every_picture(tmp_path, results):
@@ -272,7 +272,7 @@ def test_the_answer_stands_before_everything_else(html, results):
         rows = [r for r in rows if r["speedup"]["median"] is not None]
         best, *others = sorted(rows, key=lambda r: -r["speedup"]["median"])
         star = "*" if best["differs"] else ""
-        assert f">{best['runtime']} {strings.ratio(best['speedup'], star)}<" in first
+        assert f">{best['runtime']} {number_format.ratio(best['speedup'], star)}<" in first
         near = [r for r in others if r["speedup"]["high"] >= best["speedup"]["low"]]
         assert (f">not told apart from {near[0]['runtime']}" in first) if near else True
     assert "all others are slower for sure" in first

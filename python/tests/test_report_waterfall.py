@@ -6,7 +6,7 @@ import json
 import pytest
 from test_report_runtimes import FIXTURES, page_of, picture
 
-from torchpace.report import strings
+from torchpace.report import number_format
 from torchpace.report.__main__ import BAD_INPUT, main
 
 
@@ -30,7 +30,7 @@ def test_every_bar_stands_in_order_with_its_change_of_the_step(html, results):
         places = [text.index(bar["name"][:8]) for bar in explanation["bars"]]
         assert places == sorted(places)
         for end in ("from", "to"):
-            assert strings.duration(explanation[f"{end}_ns"]) in text
+            assert number_format.duration(explanation[f"{end}_ns"]) in text
         assert "The measured parts explain 95 %" in text.replace("\n", " ")
         # Of bars with known values: A spends 0.5 ms more on allocation, and less on copies.
         assert "−500 µs [−510, −490]" in text

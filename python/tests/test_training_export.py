@@ -83,7 +83,7 @@ def left_in(*folders: Path) -> list[Path]:
     return [path for folder in folders for path in folder.iterdir()]
 
 
-def excluded(process: subprocess.Popen) -> Path:
+def elsewhere(process: subprocess.Popen) -> Path:
     """Its own folder: TMPDIR has a space, where no compiler can work."""
     return Path(f"/tmp/torchpace-temporary-{process.pid}")
 

@@ -432,7 +432,9 @@ def test_refuses_in_one_line(kind, tmp_path):
     module = make()
     x, y = batch(torch.float16 if kind == "float16" else torch.float32)
     with pytest.raises(InputError, match=message) as caught:
-        export_training(module, F.cross_entropy, x, y, path=tmp_path / "x.pt2", compile_timeout=None)
+        export_training(
+            module, F.cross_entropy, x, y, path=tmp_path / "x.pt2", compile_timeout=None
+        )
     assert "\n" not in str(caught.value)
     assert not list(tmp_path.iterdir())
 

@@ -77,7 +77,7 @@ class DriverMemory:
     The driver counts the device, not the process, and a process in a container does not know its
     own number there. So this is what was taken since a moment before the process's first use of
     CUDA: its context, kernels and whatever lies outside of torch's allocator are in it. It is right
-    while no other process takes or frees memory of the device, as in the controller's preflight. 0 on
+    while no other process takes or frees memory of the device, as in the preflight. 0 on
     the CPU, and where the driver's library (NVML) cannot be asked.
     """
 

@@ -2,7 +2,7 @@
 // fused (one kernel for the whole step).
 // Source: Kingma and Ba 2015, arXiv:1412.6980, algorithm 1; Loshchilov and Hutter 2019,
 // arXiv:1711.05101, algorithm 2; Sutskever et al. 2013, for momentum as PyTorch writes it.
-// Twin: python/torchpace/optim/factory.py.
+// By name: factory.hpp.
 //
 //   torchpace::FusedAdam optimizer(model->parameters(), torch::optim::AdamOptions(1e-3));
 //   optimizer.zero_grad(); loss(model(x), y).backward(); optimizer.step();

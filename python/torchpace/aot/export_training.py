@@ -233,7 +233,9 @@ class _Process:
 
     def end_compile(self, limit: float) -> None:
         """Raises InputError where it fails, or is not done in time."""
-        self._answer("compile", "compiles", limit, "; --compile-timeout (compile_timeout) raises it")
+        self._answer(
+            "compile", "compiles", limit, "; --compile-timeout (compile_timeout) raises it"
+        )
 
     def steps_of(self, package: Path, step: TrainingStep) -> training_check.Values:
         """What the package makes of its own batch. Raises InputError where it fails or dies."""

@@ -1,4 +1,4 @@
-"""Writes what the workers of a case load, once, into a cache: weights, batches, golden (float64) values.
+"""Writes what the workers of a case load, once, into a cache: weights, batches, golden values.
 
     python -m torchpace.exporter --cache DIR [--text FILE]
 

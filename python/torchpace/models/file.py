@@ -64,7 +64,7 @@ def _expect_same(settings: Settings) -> None:
 
 
 def _stamp(path: Path) -> str:
-    """Size and time of the last change, as tools/torchpace/plan/model_files.cpp writes it; '' without file."""
+    """Size and time of the last change, as plan/model_files.cpp writes it; empty without a file."""
     try:
         status = path.stat()
     except OSError:

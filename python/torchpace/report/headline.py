@@ -1,6 +1,6 @@
 """What a case shows, in sentences: who leads, by how much, and what was not measured."""
 
-from torchpace.report import strings
+from torchpace.report import number_format
 
 # Codes of warnings that are notes of a case.
 NOTE_CODES = ("note", "artifact", "export", "no-golden")
@@ -8,7 +8,7 @@ NOTE_CODES = ("note", "artifact", "export", "no-golden")
 
 def speedup(row):
     """A row's speedup, with `*` where a setting that decides about time differs."""
-    return strings.ratio(row["speedup"], "*" if row["differs"] else "")
+    return number_format.ratio(row["speedup"], "*" if row["differs"] else "")
 
 
 def fastest(case):
@@ -97,9 +97,11 @@ def excluded(case):
     if share < 0.01:
         return ""
     rows = [r for r in case["runtimes"] if not r["copy_of"] and r["excluded_speedup"] is not None]
-    there = ", ".join(f"{r['runtime']} {strings.plain(r['excluded_speedup'], 3)}×" for r in rows)
+    there = ", ".join(
+        f"{r['runtime']} {number_format.plain(r['excluded_speedup'], 3)}×" for r in rows
+    )
     there = f": there {there}" if there else ""
-    return f"{strings.share(share)} of rounds excluded: vCPUs had migrated{there}"
+    return f"{number_format.share(share)} of rounds excluded: vCPUs had migrated{there}"
 
 
 def listed(rows):
@@ -153,7 +155,7 @@ def footnotes(results):
         for row in rows.values():
             for key in row["differs"]:
                 pair = (row["environment"].get(key), theirs.get(key))
-                ours, other = (strings.NOT_KNOWN if x in (None, "") else str(x) for x in pair)
+                ours, other = (number_format.NOT_KNOWN if x in (None, "") else str(x) for x in pair)
                 line = f"{key} = {ours}, {case['reference']} with {other}"
                 lines.setdefault(line, dict.fromkeys([]))[row["runtime"]] = None
     return [f"* {joined([*names])} ran with {line}" for line, names in lines.items()]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import jinja2
 
-from torchpace.report import headline, strings
+from torchpace.report import headline, number_format
 
 MARKS = {
     "FASTER": "▲",
@@ -124,7 +124,11 @@ def tally(results):
     counts = dict.fromkeys(MEANINGS, 0)
     for case in results["cases"]:
         for row in case["runtimes"]:
-            if row["speedup"]["verdict"] in counts and not row["copy_of"] and not row["condition_of"]:
+            if (
+                row["speedup"]["verdict"] in counts
+                and not row["copy_of"]
+                and not row["condition_of"]
+            ):
                 counts[row["speedup"]["verdict"]] += 1
     return [(word, count) for word, count in counts.items() if count]
 
@@ -144,7 +148,7 @@ def facts(results):
         ("invocations", plan["invocations"]),
         ("reference", plan["reference"]),
         ("measured", results["created"].replace("T", " ").replace("Z", " UTC")),
-        ("took", strings.seconds(results.get("elapsed_s"))),
+        ("took", number_format.seconds(results.get("elapsed_s"))),
     ]
     return [(name, show(name, value)) for name, value in entries if value not in (None, "", 0)]
 
@@ -154,9 +158,11 @@ def tables(results):
     return [
         {
             "case": case["case"],
-            "noise": strings.ratio(case["noise_floor"]),
+            "noise": number_format.ratio(case["noise_floor"]),
             "flops": flop(case["flops"]) if case["flops"] else "",
-            "gemm_peak": flop(case["gemm_peak_flops_per_s"]) if case.get("gemm_peak_flops_per_s") else "",
+            "gemm_peak": flop(case["gemm_peak_flops_per_s"])
+            if case.get("gemm_peak_flops_per_s")
+            else "",
             "rows": [table_row(case, row) for row in case["runtimes"]],
             "item": case["item"] or "items",
             "below": [*headline.notes(case), *filter(None, [headline.excluded(case)])],
@@ -168,8 +174,8 @@ def tables(results):
 
 def flop(count):
     """FLOPs of a step: `2.60 GFLOP`."""
-    scale, prefix = strings.of_unit(count, strings.RATES)
-    return f"{strings.plain(count / scale, 3)} {prefix}FLOP"
+    scale, prefix = number_format.of_unit(count, number_format.RATES)
+    return f"{number_format.plain(count / scale, 3)} {prefix}FLOP"
 
 
 def table_row(case, row):
@@ -184,17 +190,17 @@ def table_row(case, row):
         "status": row["status"],
         "reason": row["reason"],
         "advice": row["speedup"].get("advice") or "",
-        "step": strings.duration(row["step_ns"]),
+        "step": number_format.duration(row["step_ns"]),
         "p90": percentile(row, "p90"),
         "p99": percentile(row, "p99"),
         "speedup": "1" if is_reference and row["status"] == "ok" else headline.speedup(row),
-        "items": strings.rate(case["items"], row["step_ns"], ""),
-        "flops": strings.rate(case["flops"], row["step_ns"], "FLOP/s"),
-        "share": strings.share(row.get("gemm_peak_share")),
+        "items": number_format.rate(case["items"], row["step_ns"], ""),
+        "flops": number_format.rate(case["flops"], row["step_ns"], "FLOP/s"),
+        "share": number_format.share(row.get("gemm_peak_share")),
         "parity": parity_text(parity),
         "parity_note": parity.get("note") or "",
-        "faults": strings.plain(row["page_faults_per_step"]),
-        "samples": str(row["samples"]) if row["samples"] else strings.NOT_KNOWN,
+        "faults": number_format.plain(row["page_faults_per_step"]),
+        "samples": str(row["samples"]) if row["samples"] else number_format.NOT_KNOWN,
     }
 
 
@@ -242,29 +248,31 @@ def cold_tables(results):
 def cold_row(row):
     """One row of that table."""
     times = row["cold_s"] | {"ready": row["cold_total_s"], "compile_s": row["compile_s"]}
-    texts = {key: strings.seconds(times.get(key)) for key in COLD_COLUMNS}
-    texts["break_even"] = strings.break_even(row["break_even_steps"])
-    return texts | {key: strings.size(row["peak_bytes"].get(key)) for key in MEMORY_COLUMNS}
+    texts = {key: number_format.seconds(times.get(key)) for key in COLD_COLUMNS}
+    texts["break_even"] = number_format.break_even(row["break_even_steps"])
+    return texts | {key: number_format.size(row["peak_bytes"].get(key)) for key in MEMORY_COLUMNS}
 
 
 def counted(case):
     """`parameters 13 MiB, gradients 13 MiB`: bytes counted tensor by tensor."""
-    return ", ".join(f"{key} {strings.size(n)}" for key, n in case["memory_bytes"].items() if n)
+    return ", ".join(
+        f"{key} {number_format.size(n)}" for key, n in case["memory_bytes"].items() if n
+    )
 
 
 def percentile(row, name):
     """A percentile of the steps; `n/a` where the samples do not support it."""
     value = row["percentiles_ns"].get(name)
-    return strings.NOT_KNOWN if value is None else strings.seconds(value / 1e9)
+    return number_format.NOT_KNOWN if value is None else number_format.seconds(value / 1e9)
 
 
 def parity_text(parity):
     """`2.4e-07 of 3.1e-06`: the error and what is allowed."""
     if not parity:
-        return strings.NOT_KNOWN
-    error = strings.error_of(parity.get("max_abs_error"))
-    allowed = strings.error_of(parity.get("tolerance"))
-    if error == allowed == strings.NOT_KNOWN:
+        return number_format.NOT_KNOWN
+    error = number_format.error_of(parity.get("max_abs_error"))
+    allowed = number_format.error_of(parity.get("tolerance"))
+    if error == allowed == number_format.NOT_KNOWN:
         return "agrees" if parity.get("passed") else "differs"
     return f"{error} of {allowed}"
 
@@ -286,7 +294,7 @@ def worker_environments(results):
     keys = dict.fromkeys(key for values in seen.values() for key in values)
     lines = []
     for key in keys:
-        texts = [" | ".join(values.get(key, [strings.NOT_KNOWN])) for values in seen.values()]
+        texts = [" | ".join(values.get(key, [number_format.NOT_KNOWN])) for values in seen.values()]
         lines.append((key, len(set(texts)) > 1, texts))
     return list(seen), lines
 
@@ -294,11 +302,11 @@ def worker_environments(results):
 def show(key, value):
     """A value of an environment as text."""
     if value is None or value == "":
-        return strings.NOT_KNOWN
+        return number_format.NOT_KNOWN
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, (int, float)) and key.endswith("_bytes"):
-        return strings.size(value)
+        return number_format.size(value)
     if isinstance(value, dict):
         return "; ".join(f"{name} {show(name, each)}" for name, each in value.items()) or "none"
     if isinstance(value, list):

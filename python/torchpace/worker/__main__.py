@@ -1,4 +1,7 @@
-"""A worker: one process that holds one runtime and obeys the controller. Protocol: docs/worker-protocol.md.
+"""A worker: one process that holds one runtime and obeys the controller.
+
+Protocol: docs/worker-protocol.md.
+
 
 python -m torchpace.worker --runtime py-eager
 python -m torchpace.worker --list    # one JSON line a runtime; imports no torch

@@ -2,7 +2,7 @@
 
 from matplotlib.patches import Patch
 
-from torchpace.report import strings
+from torchpace.report import number_format
 from torchpace.report.figures.bars import (
     FOOT,
     HEADING,
@@ -90,14 +90,17 @@ def row_height(pen, row):
 def texts_of(pen, row):
     """What stands beside a row: time to the first step's end, time of compiling, break-even."""
     steps, compile_s = row["break_even_steps"], row["compile_s"]
-    ready, compiled = strings.seconds(total(row)), strings.seconds(compile_s) if compile_s else ""
+    ready, compiled = (
+        number_format.seconds(total(row)),
+        number_format.seconds(compile_s) if compile_s else "",
+    )
     if compiled and not pen.is_wide:
         # Only on a wide page has the time a place beside its bar, which says what it is.
         ready, compiled = f"{ready}, compiled in {compiled}", ""
     return (
         ready,
         compiled,
-        "" if steps is None else strings.break_even(steps),
+        "" if steps is None else number_format.break_even(steps),
     )
 
 
@@ -133,5 +136,5 @@ def draw_case(pen, figure, rows, heights, top, colors, compiles):
 def describe(results):
     """Cold starts in words."""
     return "Cold start of a fresh process. " + bar_words(
-        results, "cold_s", lambda k, v: f"{STAGES.get(k, k)} {strings.seconds(v)}"
+        results, "cold_s", lambda k, v: f"{STAGES.get(k, k)} {number_format.seconds(v)}"
     )

@@ -2,7 +2,7 @@
 
 from matplotlib.patches import Patch
 
-from torchpace.report import strings
+from torchpace.report import number_format
 from torchpace.report.figures.bars import (
     FOOT,
     HEADING,
@@ -73,7 +73,7 @@ def draw_case(pen, figure, case, rows, top, height, step):
     width = pen.width - left - right
     counted = counted_of(case)
     most = max(sum(counted.values()), *(max(r["peak_bytes"].values(), default=0) for r in rows), 0)
-    scale, unit = strings.of_unit(most, strings.SIZES)
+    scale, unit = number_format.of_unit(most, number_format.SIZES)
     axes = bar_axes(pen, figure, (left, top, width, height), most / scale, unit)
     axes.grid(pen.is_wide, axis="x")
     beside = pen.width - right + 14
@@ -83,7 +83,7 @@ def draw_case(pen, figure, case, rows, top, height, step):
         middle = 12 if pen.is_wide else y - 4 - THICK / 2
         parts = [(value / scale, pen.colors[COUNTED[key][1]]) for key, value in counted.items()]
         stack(pen, axes, middle, parts)
-        columns = [(beside, strings.size(sum(counted.values())))]
+        columns = [(beside, number_format.size(sum(counted.values())))]
         write_row(pen, figure, "counted", columns, top, top + middle)
     for row in rows:
         draw_row(pen, axes, row, y, step, scale)
@@ -106,9 +106,9 @@ def draw_row(pen, axes, row, y, step, scale):
 def lines_of(row):
     """What stands beside a row: resident, and what the device holds."""
     peak = row["peak_bytes"]
-    device = [strings.size(peak[key]) for key in reversed(DEVICE) if peak.get(key)]
+    device = [number_format.size(peak[key]) for key in reversed(DEVICE) if peak.get(key)]
     return [
-        strings.size(peak[RESIDENT]) if peak.get(RESIDENT) else "",
+        number_format.size(peak[RESIDENT]) if peak.get(RESIDENT) else "",
         "device " + ", ".join(device) if device else "",
     ]
 
@@ -116,5 +116,7 @@ def lines_of(row):
 def describe(results):
     """Peak memory in words."""
     return "Peak memory of a fresh process. " + bar_words(
-        results, "peak_bytes", lambda k, v: f"{NAMES.get(k, k)} {strings.size(v)}" if v else ""
+        results,
+        "peak_bytes",
+        lambda k, v: f"{NAMES.get(k, k)} {number_format.size(v)}" if v else "",
     )

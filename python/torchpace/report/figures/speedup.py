@@ -1,6 +1,6 @@
 """Speedups of every runtime over the reference as a forest plot, the fastest first."""
 
-from torchpace.report import strings
+from torchpace.report import number_format
 from torchpace.report.figures.ratios import (
     draw_interval,
     draw_noise,
@@ -108,7 +108,7 @@ def draw_row(pen, figure, axes, row, y, step, case, leads):
     """One row: name, interval with the verdict's mark, verdict and speedup in words."""
     is_reference = row["runtime"] == case["reference"]
     verdict = "reference" if is_reference else row["speedup"]["verdict"].replace("NONE", "")
-    number = f"noise {strings.ratio(case['noise_floor'])}" if is_reference else speedup(row)
+    number = f"noise {number_format.ratio(case['noise_floor'])}" if is_reference else speedup(row)
     color = pen.muted if is_reference else verdict_color(pen, row["speedup"]["verdict"])
     weight = "bold" if leads else "normal"
     if pen.is_wide:

@@ -2,7 +2,7 @@
 
 import matplotlib.ticker
 
-from torchpace.report import strings
+from torchpace.report import number_format
 from torchpace.report.figures.bars import THICK
 from torchpace.report.figures.style import LINE, STEPS
 
@@ -76,7 +76,7 @@ def draw_case(pen, figure, explanation, top, step):
     bars = bars_of(explanation)
     left = 230 if pen.is_wide else 24
     width = pen.width - left - (WORDS if pen.is_wide else 16)
-    scale, unit = strings.of_unit(explanation["from_ns"]["median"], strings.TIMES)
+    scale, unit = number_format.of_unit(explanation["from_ns"]["median"], number_format.TIMES)
     place = (left, top, width, step * (len(bars) + 2))
     axes = step_axes(pen, figure, place, bounds(explanation), scale, unit)
     at = explanation["from_ns"]["median"]
@@ -106,14 +106,14 @@ def draw_case(pen, figure, explanation, top, step):
 def draw_total(pen, figure, axes, explanation, end, top, step, y):
     """The step of one of the two runtimes: a mark with its interval."""
     interval, name = explanation[f"{end}_ns"], explanation[end]
-    scale, _ = strings.of_unit(explanation["from_ns"]["median"], strings.TIMES)
+    scale, _ = number_format.of_unit(explanation["from_ns"]["median"], number_format.TIMES)
     middle = y + (step / 2 if pen.is_wide else step - 9)
     color = pen.of(name) if name in pen.runtimes else pen.ink
     if interval["low"] is not None and interval["high"] is not None:
         ends = (interval["low"] / scale, interval["high"] / scale)
         axes.plot(ends, (middle, middle), color=color, linewidth=2.5)
     axes.plot(interval["median"] / scale, middle, marker="D", markersize=8, color=color)
-    write(pen, figure, name, strings.duration(interval), top + y, top + middle)
+    write(pen, figure, name, number_format.duration(interval), top + y, top + middle)
 
 
 def write(pen, figure, name, number, y, middle):
@@ -147,7 +147,7 @@ def change(bar):
         key: None if ns[other] is None else -ns[other]
         for key, other in (("median", "median"), ("low", "high"), ("high", "low"))
     }
-    text = strings.duration(turned).replace("-", "−")
+    text = number_format.duration(turned).replace("-", "−")
     return text if text.startswith("−") or turned["median"] == 0 else f"+{text}"
 
 
@@ -185,7 +185,8 @@ def describe(results):
         explanation = case["explanation"]
         said = [f"{bar['name']} {change(bar)}" for bar in bars_of(explanation)]
         ends = [
-            f"{explanation[k]} {strings.duration(explanation[k + '_ns'])}" for k in ("from", "to")
+            f"{explanation[k]} {number_format.duration(explanation[k + '_ns'])}"
+            for k in ("from", "to")
         ]
         parts.append(f"{case['case']}, from {ends[0]} to {ends[1]}: {', '.join(said)}")
     return "Where the time of a step goes between two runtimes. " + "; ".join(parts)

@@ -1,0 +1,63 @@
+"""Files of the two languages lie under the same paths; lists by hand forget nothing."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+BASES = ("include/torchpace/", "tools/torchpace/", "python/torchpace/")
+TWIN = re.compile(r"Twin:\s*(?:\n\s*(?://+|#)?\s*)?([\w/.]+\.(?:hpp|cpp|py))")
+# Where Python needs another path: a package's program, and what only C++ hides in detail/.
+SAME = {"worker/__main__": "worker", "worker/commands": "detail/worker_commands"}
+
+
+def twins():
+    for base in BASES:
+        for file in sorted((ROOT / base).rglob("*")):
+            if file.suffix in (".hpp", ".cpp", ".py"):
+                for found in TWIN.finditer(file.read_text(encoding="utf-8")):
+                    yield str(file.relative_to(ROOT)), found[1]
+
+
+def stem(path):
+    base = next(base for base in BASES if path.startswith(base))
+    name = path.removeprefix(base).rpartition(".")[0]
+    return SAME.get(name, name)
+
+
+@pytest.mark.parametrize(("file", "twin"), sorted(set(twins())))
+def test_a_twin_is_there_under_the_same_path(file, twin):
+    assert (ROOT / twin).is_file(), f"{file} names {twin}"
+    assert stem(file) == stem(twin)
+
+
+def test_there_are_twins():
+    assert len(set(twins())) > 40
+
+
+def names_in(folder):
+    return {f.relative_to(ROOT / "include").as_posix() for f in (ROOT / folder).glob("*.hpp")}
+
+
+def test_the_registry_has_every_model_and_runtime():
+    registry = (ROOT / "tools/registry/registry.cpp").read_text()
+    for folder in ("include/torchpace/models", "include/torchpace/runtimes"):
+        for header in names_in(folder):
+            assert f"#include <{header}>" in registry, header
+    for model in (ROOT / "include/torchpace/models").glob("*.hpp"):
+        assert f'{{"{model.stem}", make_{model.stem}}}' in registry
+    for runtime in (ROOT / "include/torchpace/runtimes").glob("*.hpp"):
+        assert f"{runtime.stem}_runtimes" in registry
+
+
+# What torchpace.hpp leaves to its users, since it would double what the header costs.
+APART = {"google_benchmark", "worker", "workload", "profiling", "execution_options", "torchpace"}
+
+
+def test_the_umbrella_header_has_every_other_header():
+    umbrella = (ROOT / "include/torchpace/torchpace.hpp").read_text()
+    included = set(re.findall(r"#include <(torchpace/.*?)>", umbrella))
+    headers = set.union(*(names_in(f"include/torchpace{f}") for f in ("", "/models", "/optim")))
+    apart = {f"torchpace/{name}.hpp" for name in APART}
+    assert included == headers - apart
