@@ -14,9 +14,9 @@ import statistics
 import time
 
 import torch
-from torchpace.compiled_training import CompiledTraining
+from torchpace import CompiledTraining
 from torchpace.runtimes import aot
-from torchpace.tensors import parse_spec
+from torchpace.io.tensor_spec import parse_spec
 
 
 def steps(training: CompiledTraining, batch, count: int) -> float:

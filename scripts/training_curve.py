@@ -28,11 +28,11 @@ def learning_rate(step: int, steps: int) -> float:
 
 def train(options: argparse.Namespace) -> None:
     import torch
-    from torchpace.compiled_training import CompiledTraining
+    from torchpace import CompiledTraining
     from torchpace.data import text
     from torchpace.models import gptlite
     from torchpace.runtimes import aot
-    from torchpace.tensors import parse_spec
+    from torchpace.io.tensor_spec import parse_spec
 
     torch.set_num_threads(int(aot.read_metadata(options.package)["torchpace.threads"]))
     package = CompiledTraining(options.package)

@@ -11,7 +11,7 @@ PYTHON = Path(__file__).parents[1]
 LINES = """
 import os, sys, time
 from torchpace.errors import InputError
-from torchpace.protocol import answer_lines, open_protocol
+from torchpace.worker.protocol import answer_lines, open_protocol
 
 def obey(line):
     word = line.strip()
@@ -34,7 +34,7 @@ print("ended", file=sys.stderr)
 """
 CASES = """
 import os, sys
-from torchpace.protocol import open_protocol, serve
+from torchpace.worker.protocol import open_protocol, serve
 
 answer = open_protocol()
 

@@ -242,9 +242,9 @@ def test_rounds_that_are_set_aside_have_a_line_and_no_dots(tmp_path, results):
         assert 0 < sum(map(len, left)) < len(all_times)
     other = next(r["runtime"] for r in rows if r["excluded_speedup"])
     html = written(tmp_path, changed)
-    assert "cores elsewhere in 27 % of the rounds, left out: there " in html
+    assert "27 % of rounds excluded: vCPUs had migrated; there " in html
     assert f"{other} 1.28×" in html
-    assert "cores elsewhere" not in written(tmp_path, results)
+    assert "rounds excluded" not in written(tmp_path, results)
 
 
 def test_an_implausible_row_is_in_the_table_and_counts_nowhere(parsed, results):
@@ -321,9 +321,9 @@ def test_many_cases_and_samples_stay_small(tmp_path, results):
         ("", "cut short"),
         ('{"schema": 2, "cases": [', "cut short"),
         ("[]", "expected an object"),
-        ('{"schema": 2}', "expected schema 1, found 2"),
-        ('{"schema": "1"}', 'expected schema 1, found "1"'),
-        ("{}", "expected schema 1, found nothing"),
+        ('{"schema": 1}', "expected schema 2, found 1"),
+        ('{"schema": "1"}', 'expected schema 2, found "1"'),
+        ("{}", "expected schema 2, found nothing"),
         ('{"schema": 2}', "/torchpace"),
         ("\x00\x01", "cut short"),
     ],

@@ -222,7 +222,7 @@ def test_a_reference_of_another_model_fails_with_names(worker, exported, tmp_pat
 def test_standard_output_carries_answers_only():
     """A library that prints to file descriptor 1 must not break the protocol."""
     code = (
-        "import os, sys; from torchpace.protocol import open_protocol; answer = open_protocol(); "
+        "import os, sys; from torchpace.worker.protocol import open_protocol; answer = open_protocol(); "
         "print('noise', flush=True); os.write(1, b'more noise\\n'); answer({'a': 1})"
     )
     environment = os.environ | {"PYTHONPATH": str(PYTHON)}
@@ -366,7 +366,7 @@ def test_a_workload_compiles_at_load_and_settles_before_it_is_timed(exported, mo
 MAPPING = """
 import ctypes, os
 import torch
-from torchpace.commands import mapped_blocks
+from torchpace.worker.commands import mapped_blocks
 
 class Info(ctypes.Structure):
     _fields_ = [(f"field_{i}", ctypes.c_size_t) for i in range(10)]

@@ -100,7 +100,7 @@ def excluded(case):
     there = ", ".join(
         f"{r['runtime']} {number_format.plain(r['excluded_speedup'], 3)}×" for r in rows
     )
-    there = f": there {there}" if there else ""
+    there = f"; there {there}" if there else ""
     return f"{number_format.share(share)} of rounds excluded: vCPUs had migrated{there}"
 
 
