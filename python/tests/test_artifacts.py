@@ -13,7 +13,7 @@ import pytest
 from conftest import Process
 from test_scratch import wait_until
 
-from torchpace import artifacts
+from torchpace import artifacts, inference
 from torchpace.runtimes import list_runtimes
 from torchpace.settings import Settings, encode
 
@@ -329,3 +329,24 @@ def test_nothing_is_left_of_an_exporter_that_ends_while_it_compiles(tmp_path, en
     process.process.send_signal(ending)
     process.process.communicate(timeout=60)
     assert wait_until(lambda: [p.suffix for p in artifacts_made.iterdir()] == [".lock"])
+
+
+def test_operators_that_a_file_lacks_come_with_the_packages_of_its_model():
+    made = []
+
+    class Model:
+        def make(self, settings):
+            made.append(settings)
+
+    def load():
+        if not made:
+            raise RuntimeError("Unknown builtin op: torchvision::nms.\nCould not find any similar")
+        return "loaded"
+
+    def broken():
+        raise RuntimeError("PytorchStreamReader failed")
+
+    assert inference.with_operators(load, "settings", Model()) == "loaded" and made == ["settings"]
+    with pytest.raises(RuntimeError, match="PytorchStreamReader"):
+        inference.with_operators(broken, "settings", Model())
+    assert len(made) == 1

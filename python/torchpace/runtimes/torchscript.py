@@ -19,7 +19,7 @@ import torch
 from torchpace import outputs
 from torchpace.artifacts import refused
 from torchpace.errors import InputError
-from torchpace.inference import Inference, Source, artifact_of, expect_inference
+from torchpace.inference import Inference, Source, artifact_of, expect_inference, with_operators
 from torchpace.settings import Settings
 from torchpace.workload import Workload
 
@@ -93,7 +93,11 @@ class TorchScriptInference(Inference):
         files = {HOW: ""}
         try:
             with _without_deprecations():
-                module = torch.jit.load(path, map_location=self.device, _extra_files=files).eval()
+                module = with_operators(
+                    lambda: torch.jit.load(path, map_location=self.device, _extra_files=files),
+                    settings,
+                    model,
+                ).eval()
                 if mode != "plain":
                     module = torch.jit.freeze(module)
                 if mode == "optimize":
