@@ -15,7 +15,6 @@ from torchpace.errors import InputError, Skipped
 from torchpace.settings import Settings
 from torchpace.workload import State, Workload, build, grad_mode_of, output_values
 
-
 T = TypeVar("T")
 # Twin: operators_advice in include/torchpace/libraries.hpp.
 _MISSING_OPERATOR = ("Unknown builtin op", "Could not find schema for", "No such operator")
