@@ -15,6 +15,7 @@ from test_scratch import wait_until
 
 from torchpace.exporter import artifacts
 from torchpace.runtimes import list_runtimes
+from torchpace.runtimes.detail import inference_workload
 from torchpace.settings import Settings, encode
 
 CPU_KINDS = ("torchscript", "aot", "compile:default")
@@ -329,3 +330,26 @@ def test_nothing_is_left_of_an_exporter_that_ends_while_it_compiles(tmp_path, en
     process.process.send_signal(ending)
     process.process.communicate(timeout=60)
     assert wait_until(lambda: [p.suffix for p in artifacts_made.iterdir()] == [".lock"])
+
+
+def test_operators_that_a_file_lacks_come_with_the_packages_of_its_model():
+    made = []
+
+    class Model:
+        def make(self, settings):
+            made.append(settings)
+
+    def load():
+        if not made:
+            raise RuntimeError("Unknown builtin op: torchvision::nms.\nCould not find any similar")
+        return "loaded"
+
+    def broken():
+        raise RuntimeError("PytorchStreamReader failed")
+
+    assert inference_workload.with_operators(load, "settings", Model()) == "loaded" and made == [
+        "settings"
+    ]
+    with pytest.raises(RuntimeError, match="PytorchStreamReader"):
+        inference_workload.with_operators(broken, "settings", Model())
+    assert len(made) == 1

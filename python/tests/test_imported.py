@@ -309,6 +309,12 @@ class Rolling(nn.Linear):
     def forward(self, x): return super().forward(x) * random.random()
 def rolling(): return {"module": Rolling(3, 2), "inputs": torch.ones(4, 3)}
 def absent(): open("/nowhere/weights.bin")
+class Drawn(nn.Linear):
+    def __init__(self):
+        super().__init__(3, 2)
+        self.factor = random.SystemRandom().random()
+    def forward(self, x): return super().forward(x) * self.factor
+def drawn(): return {"module": Drawn(), "inputs": torch.ones(4, 3)}
 three = 3
 instance = nn.Linear(3, 2)
 def same(): return {"module": instance, "inputs": torch.ones(4, 3)}
@@ -320,7 +326,7 @@ def same(): return {"module": instance, "inputs": torch.ones(4, 3)}
     [
         ("bad", "factory: expected module:callable, got 'bad'"),
         ("bad:", "factory: expected module:callable"),
-        ("nowhere:f", "expected a module nowhere, found none; name its folder"),
+        ("nowhere:f", "expected a module nowhere, found none; start torchpace in its folder"),
         ("broken:f", "expected a module broken, found SyntaxError"),
         ("needy:f", "expected a module needy, found ModuleNotFoundError: No module named 'nothing"),
         ("leaving:f", "expected a module leaving, found SystemExit"),
@@ -364,6 +370,8 @@ def same(): return {"module": instance, "inputs": torch.ones(4, 3)}
         ("bad:same", "expected a new module in each call, found the one of the call before"),
         ("bad:in_set", "found one in the set 'scales.all', which has no order"),
         ("bad:rolling", "found that random numbers moves output by"),
+        ("bad:drawn", "found that what the factory draws anew for each module moves output by"),
+        ("bad.py:drawn", "expected a module, found a file; start torchpace in its folder and name"),
         ("bad:absent", "it raised FileNotFoundError: .*'/nowhere/weights.bin' at bad.py:"),
         ("bad:remembering", "found that what the module keeps from one call to the next moves"),
     ],

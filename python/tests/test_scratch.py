@@ -141,3 +141,19 @@ def test_a_cache_that_cannot_be_written_is_said_with_what_helps(tmp_path, number
         cache.get_or_make(tmp_path / "entry", make)
     assert str(caught.value).endswith(f"{os.strerror(number)}; {advice}")
     assert [path.name for path in tmp_path.iterdir()] == [".entry.lock"]
+
+
+def test_an_entry_does_not_depend_on_what_was_generated_on_the_way(tmp_path):
+    source = tmp_path / "model.py"
+    source.write_text("x = 1")
+
+    def make(folder):
+        (folder / "generated.py").write_text("y = 2")
+        files = (source, folder / "generated.py")
+        return {"sources": {str(file): cache.digest(file) for file in files}}
+
+    first = cache.get_or_make(tmp_path / "cache" / "entry", make)
+    assert list(first.manifest["sources"]) == [str(source)]
+    assert cache.get_or_make(tmp_path / "cache" / "entry", make).cached
+    source.write_text("x = 2")
+    assert "model.py has changed" in cache.get_or_make(tmp_path / "cache" / "entry", make).rebuilt

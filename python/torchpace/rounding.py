@@ -24,7 +24,9 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from torchpace import parity
 from torchpace.errors import InputError
 
-SCALE = 16  # of an error, to that of one rounding: docs/design.md, "Parity"
+# Of an error, to that of one rounding: so large that a kink which rounding may cross is crossed
+# (docs/design.md, "Parity"). In 16 bits each run crosses many, and more would hide mistakes.
+SCALE, SCALE_OF_16_BITS = 16, 4
 # A correct result is one more draw of the same kind: where training is chaotic, it lies farther
 # from the golden run than the farthest of four others in one tensor of a thousand, by up to 1.3.
 MARGIN = 4
@@ -75,7 +77,7 @@ def _decompositions() -> dict[Any, Any]:
 
 class RandomRounding(TorchDispatchMode):
     """In the block, float64 results are rounded to `dtype`, those of matrix products and
-    convolutions to `lowered`, with SCALE times the error. What either holds exactly stays as it
+    convolutions to `lowered`, with `error_of` it. What either holds exactly stays as it
     is, so that comparisons and masks do not change. Where `own` is set, for a run that cannot be
     in float64, all results are moved by as much.
 
@@ -87,7 +89,7 @@ class RandomRounding(TorchDispatchMode):
     def __init__(self, dtype: torch.dtype, lowered: torch.dtype, index: int, own: bool = False):
         super().__init__()
         self.dtype, self.lowered, self.own = dtype, lowered, own
-        self.scale = _sign(index) * SCALE
+        self.sign = _sign(index)
         # Not torch's generators: modes below this one may count what is drawn.
         self.generator = numpy.random.default_rng(index // 2)
         self.offsets = random.Random(index // 2)
@@ -131,7 +133,7 @@ class RandomRounding(TorchDispatchMode):
     def _off(self, x: Tensor, magnitude: Tensor, dtype: torch.dtype) -> Tensor:
         if not self._concerns(x) or x.is_complex():
             return x
-        size = self.scale * torch.finfo(dtype).eps / 2
+        size = self.sign * error_of(dtype) / 2
         return torch.addcmul(x, magnitude, self._drawn(x), value=size)
 
     def _concerns(self, x: Any) -> bool:
@@ -145,7 +147,7 @@ class RandomRounding(TorchDispatchMode):
     def _rounded(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         if x.is_complex():
             return torch.view_as_complex(self._rounded(torch.view_as_real(x.resolve_conj()), dtype))
-        size = self.scale * torch.finfo(x.dtype if self.own else dtype).eps / 4
+        size = self.sign * error_of(x.dtype if self.own else dtype) / 4
         moved = torch.addcmul(x, x, self._drawn(x), value=size)
         if self.own:
             return torch.where(moved.isfinite(), moved, x)
@@ -163,13 +165,19 @@ class RandomRounding(TorchDispatchMode):
         return supply[begin : begin + x.numel()].view(x.shape)
 
 
+def error_of(dtype: torch.dtype) -> float:
+    """The relative error that stands for rounding to `dtype`."""
+    scale = SCALE_OF_16_BITS if dtype.itemsize == 2 else SCALE
+    return scale * torch.finfo(dtype).eps
+
+
 def perturbing(dtype: torch.dtype, index: int) -> Callable[[Tensor], Tensor]:
-    """A function that multiplies each element of a tensor by 1 + e or 1 - e, at random, with e of
-    SCALE eps of `dtype`; in the second run of a pair by the other of the two. Integers and bools
+    """A function that multiplies each element of a tensor by 1 + e or 1 - e, at random, with e the
+    `error_of` `dtype`; in the second run of a pair by the other of the two. Integers and bools
     stay.
     """
     generator = torch.Generator().manual_seed(index // 2)
-    size = _sign(index) * SCALE * torch.finfo(dtype).eps
+    size = _sign(index) * error_of(dtype)
 
     def perturbed(x: Tensor) -> Tensor:
         if not (x.is_floating_point() or x.is_complex()):

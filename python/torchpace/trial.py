@@ -266,7 +266,9 @@ def _takes(module: Any) -> str:
 
 def does_not_load(path: Path, error: Exception) -> str:
     traceback.print_exception(error, file=sys.stderr)
-    text = str(error)
+    text, cause = str(error), error.__cause__ or error.__context__
+    while cause:  # a loader of programs says it there only
+        text, cause = f"{text}\n{cause}", cause.__cause__ or cause.__context__
     unknown = re.search(
         r"(?:Unknown builtin op: |Could not find schema for |operator )(\w+::\w+)", text
     )

@@ -34,7 +34,8 @@ inline std::string operators_advice(const std::string& reason) {
   for (const char* said : {"Unknown builtin op", "Could not find schema for", "No such operator"}) {
     if (reason.find(said) == std::string::npos) continue;
     return "its custom operators are in no library that is loaded: load it first with "
-           "--load-library FILE.so (of torchvision: .../torchvision/_C.so or libtorchvision.so)";
+           "--load-library FILE.so (of torchvision: libtorchvision.so, built from its source; the "
+           "_C.so of its wheel needs Python)";
   }
   return "";
 }

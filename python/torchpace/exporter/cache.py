@@ -52,6 +52,12 @@ def get_or_make(path: Path, make: Callable[[Path], dict[str, Any]]) -> Entry:
                 scratch.watch(temporary, _lock(path))
                 temporary.mkdir()
                 manifest = {"version": 1, **make(temporary)}
+                sources = manifest.get("sources", {})  # without what was generated on the way
+                manifest["sources"] = {
+                    name: value
+                    for name, value in sources.items()
+                    if not Path(name).is_relative_to(temporary)
+                }
                 manifest["files"] = {
                     str(file.relative_to(temporary)): digest(file)
                     for file in sorted(temporary.rglob("*"))

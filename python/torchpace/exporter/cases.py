@@ -87,7 +87,8 @@ def make_case(
     shadows, why, values, counted = 0, no_golden, {}, {}
     if not no_golden:
         plain = golden.plain_settings(settings).replace(dtype=None)
-        golden.expect_repeatable(eager.load("py-eager", plain, model))
+        first, second = (eager.load("py-eager", plain, model) for _ in range(2))
+        golden.expect_repeatable(first, second)
         shadows, why = golden.shadow_count(settings, measured, count)
         values, no_golden = golden.try_golden(settings, model, shadows)
         counted = memory.count_memory(settings, model)

@@ -191,21 +191,21 @@ def _without_batch(name: str) -> str:
     return name.partition(".")[2] if name.startswith("batch") else name
 
 
-def expect_repeatable(loaded: Workload) -> None:
+def expect_repeatable(first: Workload, second: Workload) -> None:
     """Raises InputError where the same weights and inputs give another output, by other random
-    numbers or because the module keeps something from one call to the next: no two runtimes could
-    be compared.
+    numbers, because the module keeps something from one call to the next, or because the factory
+    makes another module each time: no two runtimes could be compared.
     """
-    assert isinstance(loaded, (eager.EagerInference, eager.EagerTraining))
-    training = isinstance(loaded, eager.EagerTraining)
-    inputs = loaded.batches[0][0] if training else loaded.inputs[0]
+    assert isinstance(first, (eager.EagerInference, eager.EagerTraining))
+    training = isinstance(first, eager.EagerTraining)
+    inputs = first.batches[0][0] if training else first.inputs[0]
     found: list[dict[str, Tensor]] = []
-    for seed in (0, 0, 1):
+    for loaded, seed in ((first, 0), (first, 0), (first, 1), (second, 0)):
         drawn = seeded(loaded.settings.replace(seed=seed))
         with loaded.turn(), without_dropout(loaded.module), _no_autograd(loaded), drawn:
             result = loaded.module(*inputs)
             found.append({n: outputs.plain(x) for n, x in outputs.named(result)})
-    name = loaded.settings.text("factory", loaded.settings.text("model"))
+    name = first.settings.text("factory", first.settings.text("model"))
     in_training = " in training" if training else ""
     for other, why, advice in (
         (
@@ -213,6 +213,10 @@ def expect_repeatable(loaded: Workload) -> None:
             "keep it out of the model that is measured",
         ),
         (found[2], "random numbers", "set to 0 what the module drops or draws"),
+        (
+            *(found[3], "what the factory draws anew for each module"),
+            "draw it from torch, numpy.random or random, which are seeded",
+        ),
     ):
         if moved := _difference(found[0], other):
             raise InputError(

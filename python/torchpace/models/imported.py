@@ -115,8 +115,9 @@ class Imported:
         """
         try:
             made = self.factory()
+        except InputError:  # of a file that is loaded as a program
+            raise
         except (Exception, SystemExit) as error:
-            traceback.print_exception(error, file=sys.stderr)
             raise self._error("it to return a module", f"that it raised {_reason(error)}") from None
         module, self._given = self._check(made)
         if self._last is not None and self._last() is module:
@@ -511,6 +512,11 @@ def _find(label: str, path: str) -> tuple[Callable[[], Any], Path]:
     module_name, colon, attribute = label.partition(":")
     if not module_name or not colon or not attribute:
         raise SettingsError(f"settings: factory: expected module:callable, got '{label}'")
+    if "/" in module_name or module_name.endswith(".py"):
+        raise InputError(
+            f"factory {label}: expected a module, found a file; start torchpace in its folder and "
+            f"name {Path(module_name).stem}:{attribute}"
+        )
     if path:
         if not Path(path).is_dir():
             raise SettingsError(f"settings: path: expected a folder, found none at '{path}'")
@@ -519,9 +525,7 @@ def _find(label: str, path: str) -> tuple[Callable[[], Any], Path]:
         module = importlib.import_module(module_name)
     except (Exception, SystemExit) as error:
         missing = isinstance(error, ModuleNotFoundError) and error.name == module_name
-        if not missing:
-            traceback.print_exception(error, file=sys.stderr)
-        found = "none; name its folder with path=" if missing else f"{_reason(error)}"
+        found = "none; start torchpace in its folder" if missing else f"{_reason(error)}"
         raise InputError(
             f"factory {label}: expected a module {module_name}, found {found}"
         ) from None

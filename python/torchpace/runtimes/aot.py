@@ -32,6 +32,7 @@ from torchpace.runtimes.detail.inference_workload import (
     artifact_of,
     expect_inference,
     is_given,
+    with_operators,
 )
 from torchpace.settings import Settings
 from torchpace.workload import Workload
@@ -221,7 +222,8 @@ class AotInference(Inference):
         super().__init__(settings, model)
         path = artifact_of(settings, ".pt2")
         self._expect_made_for(path, settings)
-        self.loader = Loader(path, self.device, settings.integer("runners", 1, minimum=1))
+        runners = settings.integer("runners", 1, minimum=1)
+        self.loader = with_operators(lambda: Loader(path, self.device, runners), settings, model)
 
     def _expect_made_for(self, path: Path, settings: Settings) -> None:
         """Raises InputError where the package was made for other conditions or inputs."""

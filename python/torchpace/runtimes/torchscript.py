@@ -24,6 +24,7 @@ from torchpace.runtimes.detail.inference_workload import (
     Source,
     artifact_of,
     expect_inference,
+    with_operators,
 )
 from torchpace.settings import Settings
 from torchpace.workload import Workload
@@ -98,7 +99,11 @@ class TorchScriptInference(Inference):
         files = {HOW: ""}
         try:
             with _without_deprecations():
-                module = torch.jit.load(path, map_location=self.device, _extra_files=files).eval()
+                module = with_operators(
+                    lambda: torch.jit.load(path, map_location=self.device, _extra_files=files),
+                    settings,
+                    model,
+                ).eval()
                 if mode != "plain":
                     module = torch.jit.freeze(module)
                 if mode == "optimize":

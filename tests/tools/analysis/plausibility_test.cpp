@@ -141,6 +141,19 @@ TEST(Plausible, OtherArithmeticIsJudgedByProductsOfTheRun) {
   }
 }
 
+TEST(Plausible, AProductThatIsSlowerThanTheRestOfAStepIsNoLimit) {
+  auto results = example();
+  results.cases[0].settings["dtype"] = "bfloat16";  // without units for it: computed in float32
+  results.cases[0].flops = 1e6;                     // 100 GFLOP/s in 10 us, half of the FMA peak
+  results.cases[0].find("old")->invocations[0].gemm_peak = GemmPeak{.size = 1000, .ns = {2e9 / 1}};
+  derive(results);
+  EXPECT_TRUE(found(results, "empty").implausible.empty());
+  results.cases[0].flops = 1e7;
+  derive(results);
+  EXPECT_EQ(found(results, "empty").implausible.substr(0, 38),
+            "4.99 times the FMA peak of float32 (99");
+}
+
 TEST(Plausible, AStepThatIsShorterThanItsReadsIsMarked) {
   auto results = example();
   auto& result = results.cases[0];

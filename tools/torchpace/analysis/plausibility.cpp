@@ -67,7 +67,16 @@ struct Peak {
 
 Peak peak_of(const Results& results, const CaseResult& result) {
   const double gemm = result.gemm_peak_flops_per_s;
-  if (!is_measurable(results, result)) return {gemm, kGemmMargin, "rate of matrix products"};
+  if (!is_measurable(results, result)) {
+    const Peak products{gemm, kGemmMargin, "rate of matrix products"};
+    if (!is_on_cpu(results, result)) return products;
+    // Without units of its own a dtype of 16 bits is computed in float32, and a product of it may be
+    // slower than the rest of a step.
+    const double fma = results.limits ? results.limits->flops_per_s("float32") : kUnknown;
+    if (std::isnan(gemm) || std::isnan(fma)) return {};
+    const Peak loop{fma, kPeakMargin, "FMA peak of float32"};
+    return products.margin * gemm > loop.margin * fma ? products : loop;
+  }
   if (!results.limits) return {};
   const double fma = results.limits->flops_per_s(dtype_of(results, result));
   // Products that are faster than the loop show what the loop missed.
@@ -98,8 +107,9 @@ void measure_for(Results& results, const std::function<bool(const CaseResult&)>&
   std::set<double> sizes;
   for (const auto& result : results.cases) {
     if (!is_on_cpu(results, result) || !wanted(result)) continue;
-    if (result.flops > 0 && is_measurable(results, result))
-      dtypes.insert(dtype_of(results, result));
+    if (result.flops > 0) {
+      dtypes.insert(is_measurable(results, result) ? dtype_of(results, result) : "float32");
+    }
     if (result.minimum_bytes > 0) sizes.insert(measured_size(working_set(result)));
   }
   if (dtypes.empty() && sizes.empty()) return;

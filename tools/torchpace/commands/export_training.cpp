@@ -102,7 +102,12 @@ int export_training(const ExportTrainingOptions& options) {
     throw Error(fmt::format("export-training: {}: Python was {}", options.target, ending),
                 kCaseFailed);
   }
-  return python.exit_code();
+  const int code = python.exit_code();
+  if (code == kOk || code == kCaseFailed || code == kBadInput || code == kInterrupted) return code;
+  throw Error(fmt::format("export-training: {}: Python ended with exit code {}, which something in "
+                          "it asked for: does the factory call exit?",
+                          options.target, code),
+              kCaseFailed);
 }
 
 /// What is not given is not passed on: the defaults are those of Python's export_training.

@@ -15,7 +15,7 @@ constexpr double kParitySteps = 10;  // of Adam, behind `write` and `check`
 std::string shortened(std::string text) {
   std::replace_if(
       text.begin(), text.end(), [](unsigned char c) { return c < ' '; }, ' ');
-  return text.size() <= 400 ? text : text.substr(0, 397) + "...";
+  return text.size() <= 1000 ? text : text.substr(0, 997) + "...";
 }
 
 /// One member of an answer, with a complaint that names the command.

@@ -369,7 +369,9 @@ std::string fastest_text(const CaseResult& result) {
 }
 
 void print_fastest(const Results& results, std::ostream& out, const Style& style) {
-  if (compared(results).size() < 2) return;
+  const bool any = std::any_of(results.cases.begin(), results.cases.end(),
+                               [](const auto& result) { return !fastest_text(result).empty(); });
+  if (compared(results).size() < 2 || !any) return;
   out << style.bold("fastest") << "\n";
   for (const auto& result : results.cases) {
     if (const auto text = fastest_text(result); !text.empty())

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor
 
@@ -14,6 +14,10 @@ from torchpace import outputs
 from torchpace.errors import InputError, Skipped
 from torchpace.settings import Settings
 from torchpace.workload import State, Workload, build, grad_mode_of, output_values
+
+T = TypeVar("T")
+# Twin: operators_advice in include/torchpace/libraries.hpp.
+_MISSING_OPERATOR = ("Unknown builtin op", "Could not find schema for", "No such operator")
 
 
 class Inference(Workload):
@@ -63,6 +67,19 @@ def expect_inference(settings: Settings, what: str) -> None:
     """Raises Skipped for training, before anything is compiled."""
     if settings.text("phase") == "train":
         raise Skipped(f"{what} here is for inference: its file has no backward")
+
+
+def with_operators(load: Callable[[], T], settings: Settings, model: ModuleType) -> T:
+    """What `load` returns. Where it lacks operators, those of the packages that the model's factory
+    imports (torchvision::nms) are registered first.
+    """
+    try:
+        return load()
+    except RuntimeError as error:
+        if hasattr(model, "no_golden") or not any(said in str(error) for said in _MISSING_OPERATOR):
+            raise
+    model.make(settings)
+    return load()
 
 
 def artifact_of(settings: Settings, suffix: str) -> Path:
