@@ -22,7 +22,7 @@ from torchpace.compiled_training import CompiledTraining
 from torchpace.errors import InputError
 from torchpace.module_state import place
 from torchpace.random_draws import Philox
-from torchpace.rounding import RandomRounding, perturbing, sensitivity
+from torchpace.rounding import RandomRounding, as_values, perturbing, sensitivity
 from torchpace.training_module import copied, placed_loss, references
 from torchpace.training_package import Recipe
 from torchpace.training_step import TrainingStep, kept_random_state, loss_of
@@ -205,11 +205,7 @@ def _sensitivity(
 ) -> Values:
     """`spread.<name>` [2]: how far rounding moves the values, the farthest of perturbed runs."""
     runs = (_train(step, dtype, index) for index in range(shadows))
-    spread = sensitivity(values, runs)
-    return {
-        parity.SPREAD + name: torch.tensor(pair, dtype=torch.float64)
-        for name, pair in spread.items()
-    }
+    return as_values(sensitivity(values, runs))
 
 
 @contextlib.contextmanager
