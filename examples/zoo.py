@@ -3,7 +3,7 @@
     .venv/bin/pip install torchvision==0.26 transformers timm    # the torchvision of torch 2.11
     cd examples && torchpace compare --model zoo:resnet18 --runtimes all
 
-What a factory may return: docs/your-own-model.md. What ran where: examples/zoo_table.py.
+What a factory may return: docs/guides/your-own-model.md. What ran where: examples/zoo_table.py.
 """
 
 import torch

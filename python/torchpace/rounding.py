@@ -210,6 +210,14 @@ def sensitivity(
     return farthest
 
 
+def as_values(spread: dict[str, list[float]]) -> dict[str, Tensor]:
+    """In the form of a golden file: `spread.<name>` [2]."""
+    return {
+        parity.SPREAD + name: torch.tensor(norms, dtype=torch.float64)
+        for name, norms in spread.items()
+    }
+
+
 def _sign(index: int) -> int:
     """Of the errors of a run: runs are pairs with opposite signs."""
     return 1 if index % 2 == 0 else -1

@@ -52,6 +52,7 @@ LONG_PROGRAM = 5000
 CHECK_LIMIT_S = 600.0  # of the process that runs the package's first steps
 CHECKED = "torchpace.checked"  # of a package's metadata
 _LIBRARIES = ("MKL", "DNNL", "ONEDNN", "OPENBLAS")  # of kernels; their variables are not unset
+_interrupts: list[int] = []  # signals that this process was sent
 
 
 def export_training(
@@ -137,6 +138,8 @@ def export_training(
                 say(f"checked against eager torch: {found}")
                 checked[CHECKED] = found.encode("ascii", "replace").decode()  # all that C++ reads
             _pack(code, checked, step, part)
+            if _interrupts:  # raised where torch has swallowed it
+                raise KeyboardInterrupt
             os.replace(part, path)
         except OSError as error:
             raise InputError(f"cannot write {path}: {error.strerror}") from None
@@ -405,6 +408,11 @@ def _autocast_name(autocast: str | torch.dtype | None) -> str:
     return name
 
 
+def _interrupt(number: int, frame: Any) -> None:
+    _interrupts.append(number)
+    raise KeyboardInterrupt
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m torchpace.aot.export_training", description=__doc__.splitlines()[0]
@@ -432,8 +440,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--deterministic", action="store_true")
     parser.add_argument("--compile-timeout", type=float, default=COMPILE_LIMIT_S, metavar="SECONDS")
     options = parser.parse_args(arguments)
-    for wish in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(wish, signal.default_int_handler)
+    for wish in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(wish, _interrupt)
     try:
         inductor.work_in_own_folder()
         return _export(options)

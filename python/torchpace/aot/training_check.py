@@ -25,7 +25,7 @@ from torchpace.aot.training_step import TrainingStep, kept_random_state, loss_of
 from torchpace.errors import InputError
 from torchpace.execution_options import AUTOCAST
 from torchpace.module_state import place
-from torchpace.rounding import RandomRounding, perturbing, sensitivity
+from torchpace.rounding import RandomRounding, as_values, perturbing, sensitivity
 
 STEPS = 3
 SEED = 0
@@ -205,11 +205,7 @@ def _sensitivity(
 ) -> Values:
     """`spread.<name>` [2]: how far rounding moves the values, the farthest of perturbed runs."""
     runs = (_train(step, dtype, index) for index in range(shadows))
-    spread = sensitivity(values, runs)
-    return {
-        parity.SPREAD + name: torch.tensor(pair, dtype=torch.float64)
-        for name, pair in spread.items()
-    }
+    return as_values(sensitivity(values, runs))
 
 
 @contextlib.contextmanager

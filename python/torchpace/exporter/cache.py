@@ -81,7 +81,7 @@ def get_or_make(path: Path, make: Callable[[Path], dict[str, Any]]) -> Entry:
 
 
 def _is_of_cache(error: OSError, path: Path) -> bool:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
         return True
     files = [
         os.fsdecode(f) for f in (error.filename, error.filename2) if isinstance(f, (str, bytes))

@@ -123,10 +123,7 @@ def golden_values(
         known = largest.setdefault(_without_batch(name), norms)
         largest[_without_batch(name)] = [max(pair) for pair in zip(known, norms, strict=True)]
     spread = {name: largest[_without_batch(name)] for name in spread}
-    moved = {
-        parity.SPREAD + name: torch.tensor(v, dtype=torch.float64) for name, v in spread.items()
-    }
-    return golden | moved
+    return golden | rounding.as_values(spread)
 
 
 def perturbed_values(

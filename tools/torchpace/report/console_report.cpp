@@ -369,15 +369,13 @@ std::string fastest_text(const CaseResult& result) {
 }
 
 void print_fastest(const Results& results, std::ostream& out, const Style& style) {
-  const bool any = std::any_of(results.cases.begin(), results.cases.end(),
-                               [](const auto& result) { return !fastest_text(result).empty(); });
-  if (compared(results).size() < 2 || !any) return;
-  out << style.bold("fastest") << "\n";
+  if (compared(results).size() < 2) return;
+  std::string lines;
   for (const auto& result : results.cases) {
     if (const auto text = fastest_text(result); !text.empty())
-      out << wrapped("  ", result.name + ": " + text, 4);
+      lines += wrapped("  ", result.name + ": " + text, 4);
   }
-  out << "\n";
+  if (!lines.empty()) out << style.bold("fastest") << "\n" << lines << "\n";
 }
 
 void print_summary(const Results& results, std::ostream& out, const Style& style) {
