@@ -96,7 +96,8 @@ std::size_t numbers_in(const std::string& answer, const std::string& key) {
 
 TEST(Profile, AWorkerAnswersTheProbes) {
   auto worker = worker_of(training());
-  EXPECT_NE(worker.answer("gemm_peak 8 3").find("expected a load command first"), std::string::npos);
+  EXPECT_NE(worker.answer("gemm_peak 8 3").find("expected a load command first"),
+            std::string::npos);
   worker.answer("load case=default");
   EXPECT_EQ(numbers_in(worker.answer("gemm_peak 8 3"), "matmul_ns"), 3u);
   const auto dispatch = worker.answer("dispatch 4");
@@ -108,8 +109,8 @@ TEST(Profile, AWorkerAnswersTheProbes) {
   EXPECT_NE(operators.find(R"("name": "aten::addmm", "part": "forward", "calls": 3)"),
             std::string::npos);
   EXPECT_NE(operators.find(R"("compiled": false)"), std::string::npos);
-  for (const char* bad : {"gemm_peak", "gemm_peak 8", "gemm_peak 0 3", "gemm_peak 8 x", "parts", "parts 0",
-                          "operators -1", "dispatch 1 2"}) {
+  for (const char* bad : {"gemm_peak", "gemm_peak 8", "gemm_peak 0 3", "gemm_peak 8 x", "parts",
+                          "parts 0", "operators -1", "dispatch 1 2"}) {
     EXPECT_TRUE(worker.answer(bad).starts_with(R"({"error": )")) << bad;
   }
 }

@@ -1,6 +1,6 @@
-// Where the time of a step goes: what the worker's probes measure (docs/worker-protocol.md). They disturb
-// the step, so none runs while steps are timed. Both languages take torch's own profiler (Kineto),
-// so that it adds the same to both. Twin: python/torchpace/profiling.py.
+// Where the time of a step goes: what the worker's probes measure (docs/worker-protocol.md). They
+// disturb the step, so none runs while steps are timed. Both languages take torch's own profiler
+// (Kineto), so that it adds the same to both. Twin: python/torchpace/profiling.py.
 #pragma once
 
 #include <torch/csrc/autograd/profiler_kineto.h>

@@ -1,5 +1,5 @@
-// Makes a program a worker of `torchpace compare`: it obeys the line protocol of docs/worker-protocol.md.
-// Twin: python/torchpace/worker/__main__.py.
+// Makes a program a worker of `torchpace compare`: it obeys the line protocol of
+// docs/worker-protocol.md. Twin: python/torchpace/worker/__main__.py.
 //
 //   torchpace::Workload load(const torchpace::Settings&) { return {.step = [] { my_step(); }}; }
 //   TORCHPACE_WORKER(load)

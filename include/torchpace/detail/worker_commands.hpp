@@ -1,5 +1,5 @@
-// What a worker answers to each command of docs/worker-protocol.md, in the process that has loaded a case.
-// Twin: python/torchpace/worker/commands.py.
+// What a worker answers to each command of docs/worker-protocol.md, in the process that has loaded
+// a case. Twin: python/torchpace/worker/commands.py.
 #pragma once
 
 #include <algorithm>

@@ -118,7 +118,8 @@ TEST(Plausible, MeasuringExplainsTenPercent) {
 
 TEST(Plausible, AProductThatWasFasterThanTheLoopIsTheLimit) {
   auto results = example();
-  results.cases[0].find("old")->invocations[0].gemm_peak = GemmPeak{.size = 1000, .ns = {2e9 / 120e3}};
+  results.cases[0].find("old")->invocations[0].gemm_peak =
+      GemmPeak{.size = 1000, .ns = {2e9 / 120e3}};
   derive(results);
   EXPECT_TRUE(found(results, "empty").implausible.empty());  // 100 of 120 TFLOP/s
 }
@@ -150,8 +151,7 @@ TEST(Plausible, AProductThatIsSlowerThanTheRestOfAStepIsNoLimit) {
   EXPECT_TRUE(found(results, "empty").implausible.empty());
   results.cases[0].flops = 1e7;
   derive(results);
-  EXPECT_EQ(found(results, "empty").implausible.substr(0, 33),
-            "5.0 times the FMA peak of float32");
+  EXPECT_EQ(found(results, "empty").implausible.substr(0, 33), "5.0 times the FMA peak of float32");
 }
 
 TEST(Plausible, AStepThatIsShorterThanItsReadsIsMarked) {

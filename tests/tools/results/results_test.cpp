@@ -221,7 +221,7 @@ TEST(Derive, RoundsWithTheCoresElsewhereAreSetAside) {
 
 TEST(Derive, ABlockThatMetTheCoresElsewhereTakesItsWholeRoundAlong) {
   auto results = example();
-  move_cores(results, 0, 0);                                               // nowhere
+  move_cores(results, 0, 0);                                                    // nowhere
   results.cases[0].find("new")->invocations[3].rounds[1].core_latency_ns = 20;  // nearer
   derive(results);
   for (const auto& row : results.cases[0].runtimes) {

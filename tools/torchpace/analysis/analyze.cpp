@@ -299,14 +299,15 @@ void derive_case(Results& results, CaseResult& result) {
     row.step_ns = step_time(row);
     derive_percentiles(row);
     derive_counts(row);
-    row.gemm_peak_share = result.flops > 0
-                           ? result.flops / row.step_ns.median * 1e9 / result.gemm_peak_flops_per_s
-                           : kUnknown;
+    row.gemm_peak_share =
+        result.flops > 0 ? result.flops / row.step_ns.median * 1e9 / result.gemm_peak_flops_per_s
+                         : kUnknown;
     row.cold_total_s = seconds(row, "start", kUnknown) + seconds(row, "load", kUnknown) +
                        seconds(row, "compile", 0) + seconds(row, "first_step", kUnknown);
     const bool usable = row.status == Status::ok && reference != nullptr && &row != reference;
     row.speedup = usable ? speedup_over(*reference, row) : Speedup{};
-    row.excluded_speedup = usable ? std::exp(median(invocation_ratios(*reference, row, true))) : kUnknown;
+    row.excluded_speedup =
+        usable ? std::exp(median(invocation_ratios(*reference, row, true))) : kUnknown;
     if (row.is_copy()) result.noise_floor = row.speedup.ratio;
   }
   for (auto& row : result.runtimes) {

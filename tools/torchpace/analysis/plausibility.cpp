@@ -70,8 +70,8 @@ Peak peak_of(const Results& results, const CaseResult& result) {
   if (!is_measurable(results, result)) {
     const Peak products{gemm, kGemmMargin, "rate of matrix products"};
     if (!is_on_cpu(results, result)) return products;
-    // Without units of its own a dtype of 16 bits is computed in float32, and a product of it may be
-    // slower than the rest of a step.
+    // Without units of its own a dtype of 16 bits is computed in float32, and a product of it may
+    // be slower than the rest of a step.
     const double fma = results.limits ? results.limits->flops_per_s("float32") : kUnknown;
     if (std::isnan(gemm) || std::isnan(fma)) return {};
     const Peak loop{fma, kPeakMargin, "FMA peak of float32"};

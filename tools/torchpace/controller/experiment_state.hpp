@@ -29,11 +29,11 @@ struct ExperimentOptions {
   double export_timeout_s = 3600;  // for the files of one case
   std::filesystem::path output;    // folder, exists
   double worker_timeout_s = 30;
-  bool adapts_invocations = false;         // fewer where the time does not suffice
-  std::function<double()> core_latency_ns;      // where the cores are (cores.hpp); empty: not asked
-  std::set<std::string> probed;            // runtimes that are asked for probes in each invocation
-  std::optional<Explanation> explanation;  // the names of the two that each case explains
-  std::vector<Warning> warnings;           // of the plan
+  bool adapts_invocations = false;          // fewer where the time does not suffice
+  std::function<double()> core_latency_ns;  // where the cores are (cores.hpp); empty: not asked
+  std::set<std::string> probed;             // runtimes that are asked for probes in each invocation
+  std::optional<Explanation> explanation;   // the names of the two that each case explains
+  std::vector<Warning> warnings;            // of the plan
 };
 
 struct ExperimentState {

@@ -220,7 +220,8 @@ std::vector<std::string> offered_cases(const std::vector<WorkerSpec>& runtimes,
       say(fmt::format("{}: {}", spec.runtime, failure.what()));
     }
   }
-  if (offered.empty()) throw Error("--worker: no worker offers a case (docs/worker-protocol.md, greeting)");
+  if (offered.empty())
+    throw Error("--worker: no worker offers a case (docs/worker-protocol.md, greeting)");
   return offered;
 }
 

@@ -79,7 +79,7 @@ struct Cells {
 };
 
 constexpr std::array<std::string Cells::*, 7> kColumns = {
-    &Cells::step,   &Cells::speedup, &Cells::verdict, &Cells::items,
+    &Cells::step,      &Cells::speedup, &Cells::verdict, &Cells::items,
     &Cells::gemm_peak, &Cells::parity,  &Cells::faults};
 
 Cells heading(const CaseResult& result) {

@@ -66,24 +66,24 @@ std::string case_table(const CaseResult& result, const std::vector<Folded>& fold
     text += fmt::format("; {:g} {} a step", result.items, result.item);
   }
   text += "\n\n";
-  text +=
-      line({"runtime", "verdict", "speedup", "step", "p90", "p99", "items/s", "FLOP/s", "% of GEMM peak",
-            "error of allowed", "faults a step", "samples", "cold start", "peak memory"});
+  text += line({"runtime", "verdict", "speedup", "step", "p90", "p99", "items/s", "FLOP/s",
+                "% of GEMM peak", "error of allowed", "faults a step", "samples", "cold start",
+                "peak memory"});
   text += line({"---", "---", "---", "---", "---", "---", "---", "---", "---", "---", "---", "---",
                 "---", "---"});
   for (const auto& row : result.runtimes) {
     if (is_folded(folded, row.runtime)) continue;
     const bool measured = row.status == Status::ok;
     const bool is_reference = row.runtime == result.reference;
-    text +=
-        line({cell(row.runtime), verdict_of(row),
-              measured && is_reference ? "1" : show_ratio(row.speedup.ratio).both(),
-              show_duration(row.step_ns).both(), percentile_of(row, "p90"),
-              percentile_of(row, "p99"), show_rate(result.items, row.step_ns).both(),
-              show_rate(result.flops, row.step_ns, "FLOP/s").both(), show_share(row.gemm_peak_share),
-              parity_of(row), show_number(row.page_faults_per_step),
-              row.samples > 0 ? std::to_string(row.samples) : "n/a", show_seconds(row.cold_total_s),
-              peak_of(row)});
+    text += line({cell(row.runtime), verdict_of(row),
+                  measured && is_reference ? "1" : show_ratio(row.speedup.ratio).both(),
+                  show_duration(row.step_ns).both(), percentile_of(row, "p90"),
+                  percentile_of(row, "p99"), show_rate(result.items, row.step_ns).both(),
+                  show_rate(result.flops, row.step_ns, "FLOP/s").both(),
+                  show_share(row.gemm_peak_share), parity_of(row),
+                  show_number(row.page_faults_per_step),
+                  row.samples > 0 ? std::to_string(row.samples) : "n/a",
+                  show_seconds(row.cold_total_s), peak_of(row)});
   }
   for (const auto& row : result.runtimes) {
     if (is_folded(folded, row.runtime)) continue;

@@ -40,10 +40,10 @@ struct Round {
   int position = 1;  // place in the order of this round, from 1
   int steps_per_sample = 1;
   std::vector<double> step_ns, device_ns, enqueue_ns;
-  double page_faults = 0;           // of the whole block
-  double involuntary_switches = 0;  // of the whole block
-  double core_latency_ns = kUnknown;     // between two cores, just before the block (cores.hpp)
-  bool excluded = false;           // derived: the cores were elsewhere; nothing else is made of it
+  double page_faults = 0;             // of the whole block
+  double involuntary_switches = 0;    // of the whole block
+  double core_latency_ns = kUnknown;  // between two cores, just before the block (cores.hpp)
+  bool excluded = false;  // derived: the cores were elsewhere; nothing else is made of it
 
   double steps() const { return static_cast<double>(step_ns.size()) * steps_per_sample; }
 };
@@ -98,8 +98,7 @@ struct Invocation {
 
 /// Those that are not excluded.
 inline auto rounds_that_count(const Invocation& invocation) {
-  return invocation.rounds |
-         std::views::filter([](const Round& round) { return !round.excluded; });
+  return invocation.rounds | std::views::filter([](const Round& round) { return !round.excluded; });
 }
 
 struct Speedup {
@@ -150,7 +149,7 @@ struct RuntimeResult {
   double involuntary_switches_per_step = kUnknown;
   double cold_total_s = kUnknown;      // until the end of the first step
   double break_even_steps = kUnknown;  // infinite: never
-  double excluded_speedup = kUnknown;         // median speedup in the rounds that are excluded
+  double excluded_speedup = kUnknown;  // median speedup in the rounds that are excluded
   std::string implausible;             // why it cannot have done the work of its case
   std::vector<std::string> differs;    // keys of the environment; the speedup has a mark
 
@@ -219,9 +218,9 @@ struct CaseResult {
   std::optional<Explanation> explanation;             // where `explain` asked for it
 
   // Derived by derive().
-  Interval noise_floor;                  // speedup of the A/A copy over the reference
+  Interval noise_floor;                     // speedup of the A/A copy over the reference
   double gemm_peak_flops_per_s = kUnknown;  // median of the products of this run
-  double excluded_share = 0;            // of its rounds
+  double excluded_share = 0;                // of its rounds
   bool mixed = false;  // rounds that met the cores elsewhere count, since too few others are there
   std::optional<Fastest> fastest;  // where two runtimes or more have an interval
   std::vector<std::string>
@@ -237,10 +236,9 @@ struct CaseResult {
 /// Where the host kept the cores, told by the time of a message between two of them. Derived from
 /// all rounds of a run.
 struct Cores {
-  double usual_ns = kUnknown;  // the median
-  double migrated_ns =
-      kUnknown;                // median of the rounds of another place; NaN where there are none
-  double migrated_share = 0;  // of all
+  double usual_ns = kUnknown;     // the median
+  double migrated_ns = kUnknown;  // median of the rounds of another place; NaN where there are none
+  double migrated_share = 0;      // of all
 };
 
 struct PlanRecord {
