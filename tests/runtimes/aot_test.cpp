@@ -47,9 +47,9 @@ TEST_F(AotPackageTest, ReadsItsMetadata) {
       package(R"({"AOTI_DEVICE_KEY": "cpu", "a\"b": "c\\d\ne", "torchpace.format" : "1", )"
               R"("torchpace.inputs": "?x8:float32;4:int64"})"));
   EXPECT_EQ(own.get("a\"b"), "c\\d\ne");
-  EXPECT_TRUE(own.is_own());
+  EXPECT_TRUE(own.made_by_torchpace());
   EXPECT_EQ(text_of(own.input_specs()), "?x8:float32;4:int64");
-  EXPECT_FALSE(AotPackage(package(R"({"AOTI_DEVICE_KEY": "cpu"})")).is_own());
+  EXPECT_FALSE(AotPackage(package(R"({"AOTI_DEVICE_KEY": "cpu"})")).made_by_torchpace());
 }
 
 TEST_F(AotPackageTest, RefusesWhatIsNoPackage) {

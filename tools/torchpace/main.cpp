@@ -58,7 +58,7 @@ int run(int argc, char** argv) {
   } catch (const CLI::ParseError& error) {
     const auto command = app.get_subcommands();
     const auto of_command = command.empty() ? "" : command[0]->get_name() + ' ';
-    say(fmt::format("{} (torchpace {}--help)", error.what(), of_command));
+    log(fmt::format("{} (torchpace {}--help)", error.what(), of_command));
     return kBadInput;
   }
   return line.action();
@@ -69,14 +69,14 @@ int outcome(int argc, char** argv) {
   try {
     return run(argc, argv);
   } catch (const Error& error) {
-    say(error.what());
+    log(error.what());
     return error.exit_code();
   } catch (const Interrupted&) {
-    say("interrupted");
+    log("interrupted");
     return kInterrupted;
   } catch (const std::exception& error) {
     if (std::ferror(stdout) != 0) return kOk;  // which is judged at the end
-    say(error.what());
+    log(error.what());
     return kBadInput;
   }
 }
@@ -88,7 +88,7 @@ int main(int argc, char** argv) {
   handle_interrupts();
   const int code = outcome(argc, argv);
   if (!output_is_lost()) return code;
-  say("standard output: expected a file or pipe that takes all, found one that does not; is the "
+  log("standard output: expected a file or pipe that takes all, found one that does not; is the "
       "disk full?");
   return code == kOk ? kCaseFailed : code;
 }

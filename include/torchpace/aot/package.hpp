@@ -236,7 +236,7 @@ class AotPackage {
     return archive_.bytes(*entry);
   }
   /// Whether torchpace wrote it, so that it says for which inputs, threads and torch.
-  bool is_own() const { return metadata_.contains("torchpace.format"); }
+  bool made_by_torchpace() const { return metadata_.contains("torchpace.format"); }
   std::vector<TensorSpec> input_specs() const {
     return parse_tensor_specs(get("torchpace.inputs"));
   }

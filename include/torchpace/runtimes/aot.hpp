@@ -27,7 +27,7 @@ inline CompiledForward load_aot(const AotPackage& package, const torch::Device& 
 /// with AOTInductor's own checks; 0 of another. Throws ArchiveError where it refuses them.
 inline double check_foreign(const AotPackage& package, const torch::Device& device,
                             const Tensors& inputs) {
-  if (package.is_own()) return 0;
+  if (package.made_by_torchpace()) return 0;
   return time_once_s(
       [&] { check_by_running(package, device, {inputs}, "give it those that it was made for"); },
       device);

@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from torchpace import models, scratch
 from torchpace.aot import inductor, training_check
 from torchpace.aot.patches.concat import joined_in_place
-from torchpace.aot.patches.gemm import own_products
+from torchpace.aot.patches.gemm import torchpace_gemm
 from torchpace.aot.training_package import INITIAL, Recipe
 from torchpace.aot.training_step import TrainingStep, deterministic_algorithms
 from torchpace.errors import InputError, Skipped
@@ -171,7 +171,7 @@ def compile_package(job: Job, path: Path) -> None:
         with contextlib.ExitStack() as scope:
             scope.enter_context(deterministic_algorithms(job.deterministic))
             scope.enter_context(torch.no_grad())
-            scope.enter_context(own_products())
+            scope.enter_context(torchpace_gemm())
             scope.enter_context(joined_in_place())
             with FakeTensorMode(allow_non_fake_inputs=True):
                 arguments = tuple(

@@ -46,7 +46,7 @@ Results example() {
   result.runtimes = {row("old", 10e6), row("new", 8e6), row("empty", 10e3), row("old#2", 10e6)};
   result.runtimes[3].copy_of = "old";
   results.cases.push_back(result);
-  derive(results);
+  analyze(results);
   return results;
 }
 
@@ -91,10 +91,10 @@ TEST(Plausible, SuchARowCountsNowhere) {
 TEST(Plausible, TheMarkFollowsFromTheFileAlone) {
   const auto results = example();
   auto again = from_json(Json::parse(to_json(results).dump()), "test");
-  derive(again);
+  analyze(again);
   EXPECT_EQ(to_json(again).dump(), to_json(results).dump());
   again.limits.reset();
-  derive(again);
+  analyze(again);
   EXPECT_TRUE(found(again, "empty").implausible.empty()) << "no limit is known";
   EXPECT_FALSE(warns(again, "implausible"));
 }
@@ -102,7 +102,7 @@ TEST(Plausible, TheMarkFollowsFromTheFileAlone) {
 TEST(Plausible, NothingIsJudgedByWorkThatIsNotKnown) {
   auto results = example();
   results.cases[0].flops = 0;
-  derive(results);
+  analyze(results);
   EXPECT_TRUE(found(results, "empty").implausible.empty());
 }
 
@@ -111,7 +111,7 @@ TEST(Plausible, MeasuringExplainsTenPercent) {
   for (auto [peak, marked] :
        {std::pair{kFlops / 8e-3 / 1.09, false}, {kFlops / 8e-3 / 1.12, true}}) {
     results.limits->fma_flops_per_s["float32"] = peak;
-    derive(results);
+    analyze(results);
     EXPECT_EQ(found(results, "new").implausible.empty(), !marked) << peak;
   }
 }
@@ -120,7 +120,7 @@ TEST(Plausible, AProductThatWasFasterThanTheLoopIsTheLimit) {
   auto results = example();
   results.cases[0].find("old")->invocations[0].gemm_peak =
       GemmPeak{.size = 1000, .ns = {2e9 / 120e3}};
-  derive(results);
+  analyze(results);
   EXPECT_TRUE(found(results, "empty").implausible.empty());  // 100 of 120 TFLOP/s
 }
 
@@ -129,14 +129,14 @@ TEST(Plausible, OtherArithmeticIsJudgedByProductsOfTheRun) {
            {"dtype", "bfloat16"}, {"autocast", "bfloat16"}, {"device", "cuda:0"}}) {
     auto results = example();
     results.cases[0].settings[key] = value;
-    derive(results);
+    analyze(results);
     EXPECT_TRUE(found(results, "empty").implausible.empty()) << "no product was measured";
     auto& gemm_peak = results.cases[0].find("old")->invocations[0].gemm_peak;
     gemm_peak = GemmPeak{.size = 1000, .ns = {2e9 / 60e3}};  // 60 TFLOP/s
-    derive(results);
+    analyze(results);
     EXPECT_TRUE(found(results, "empty").implausible.empty()) << "below twice the rate: " << key;
     gemm_peak->ns = {2e9 / 40e3};
-    derive(results);
+    analyze(results);
     EXPECT_EQ(found(results, "empty").implausible.substr(0, 39),
               "2.5 times the rate of matrix products (");
   }
@@ -147,10 +147,10 @@ TEST(Plausible, AProductThatIsSlowerThanTheRestOfAStepIsNoLimit) {
   results.cases[0].settings["dtype"] = "bfloat16";  // without units for it: computed in float32
   results.cases[0].flops = 1e6;                     // 100 GFLOP/s in 10 us, half of the FMA peak
   results.cases[0].find("old")->invocations[0].gemm_peak = GemmPeak{.size = 1000, .ns = {2e9 / 1}};
-  derive(results);
+  analyze(results);
   EXPECT_TRUE(found(results, "empty").implausible.empty());
   results.cases[0].flops = 1e7;
-  derive(results);
+  analyze(results);
   EXPECT_EQ(found(results, "empty").implausible.substr(0, 33), "5.0 times the FMA peak of float32");
 }
 
@@ -160,24 +160,24 @@ TEST(Plausible, AStepThatIsShorterThanItsReadsIsMarked) {
   result.flops = 0;
   result.minimum_bytes = 3 << 20;
   results.limits->read = {{2 << 20, 100e-6}};
-  derive(results);
+  analyze(results);
   EXPECT_EQ(found(results, "empty").implausible,
             "a step of 10 µs, where reading its 3.00 MiB takes 150 µs: the row does less work than "
             "the case; it does not count");
   EXPECT_TRUE(found(results, "new").implausible.empty());
   result.settings["dtype"] = "bfloat16";  // reading takes no arithmetic
-  derive(results);
+  analyze(results);
   EXPECT_FALSE(found(results, "empty").implausible.empty());
   result.settings["dtype"] = "float32";
   result.phase = "train";  // reads and writes 1.5 MiB
-  derive(results);
+  analyze(results);
   EXPECT_TRUE(found(results, "empty").implausible.empty()) << "no such size was measured";
   results.limits->read = {{1 << 20, 4e-6}};  // 12 us for the 3 MiB: more than measuring explains
-  derive(results);
+  analyze(results);
   EXPECT_TRUE(found(results, "empty").implausible.empty());
   result.settings["device"] = "cuda:0";
   results.limits->read = {{1 << 20, 1}};
-  derive(results);
+  analyze(results);
   EXPECT_TRUE(found(results, "empty").implausible.empty());
 }
 
@@ -187,7 +187,7 @@ TEST(Plausible, RowsOfOtherArithmeticOrMoreThreadsAreNotJudged) {
     auto results = example();
     results.cases[0].find("old")->environment[key] = theirs;
     results.cases[0].find("empty")->environment[key] = ours;
-    derive(results);
+    analyze(results);
     EXPECT_TRUE(found(results, "empty").implausible.empty()) << key;
   }
 }
@@ -195,7 +195,7 @@ TEST(Plausible, RowsOfOtherArithmeticOrMoreThreadsAreNotJudged) {
 TEST(Plausible, AnImplausibleReferenceLeavesNoVerdict) {
   auto results = example();
   results.cases[0].reference = "empty";
-  derive(results);
+  analyze(results);
   EXPECT_EQ(found(results, "empty").speedup.verdict, "IMPLAUSIBLE");
   EXPECT_EQ(found(results, "new").speedup.verdict, "NONE");
   EXPECT_TRUE(std::isnan(found(results, "new").break_even_steps));
@@ -232,7 +232,7 @@ TEST(Plausible, ALimitOfABadMomentIsMeasuredAgain) {
   results.cases[0].runtimes.erase(results.cases[0].runtimes.begin() + 2);
   results.cases[0].flops = 1e3;
   results.limits->fma_flops_per_s["float32"] = 1;
-  derive(results);
+  analyze(results);
   EXPECT_FALSE(found(results, "new").implausible.empty());
   confirm_implausible(results);
   EXPECT_TRUE(found(results, "new").implausible.empty());

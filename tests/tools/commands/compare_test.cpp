@@ -96,7 +96,7 @@ class Compare : public testing::Test {
   fs::path report() const { return folder / "report"; }
   Results results() const {
     auto loaded = load_results(report());
-    derive(loaded);
+    analyze(loaded);
     return loaded;
   }
 
@@ -790,7 +790,7 @@ TEST_F(Compare, WaitsForTheCoresToComeBack) {
                            "TORCHPACE_MESSAGE_NS='" + (folder / "ns").string() + "' ");
   ASSERT_EQ(outcome.code, kOk) << outcome.err;
   EXPECT_NE(
-      outcome.err.find("waiting for the cores: a message between two takes 270 ns, usually 60"),
+      outcome.err.find("waiting for vCPUs to return: core-to-core latency is 270 ns, usually 60"),
       std::string::npos)
       << outcome.err;
   const auto found = results();

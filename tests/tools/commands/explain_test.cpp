@@ -27,12 +27,12 @@ std::string read(const fs::path& path) {
 /// py-eager and cpp-eager, invented by tests/fixtures/make_explanation.py.
 Results fixture() {
   auto results = load_results(kFixtures / "explanation.json");
-  derive(results);
+  analyze(results);
   return results;
 }
 
 Explanation explained(Results& results) {
-  derive(results);
+  analyze(results);
   return results.cases[0].explanation.value();
 }
 
@@ -95,7 +95,7 @@ TEST(Explanation, OfTheFixtureIsTheKnownAnswer) {
 TEST(Explanation, SurvivesTheFile) {
   const auto results = fixture();
   auto again = from_json(to_json(results), "again");
-  derive(again);
+  analyze(again);
   EXPECT_EQ(to_json(again).dump(), to_json(results).dump());
 }
 
@@ -150,7 +150,7 @@ TEST(Explanation, WithoutAnAnswerItsBarsAreLeftOutAndItIsSaid) {
 
 TEST(Explanation, WithoutConditionsThereIsNoAllocator) {
   auto results = fixture();
-  std::erase_if(results.cases[0].runtimes, [](const auto& row) { return row.is_variant(); });
+  std::erase_if(results.cases[0].runtimes, [](const auto& row) { return row.is_condition(); });
   const auto found = explained(results);
   EXPECT_EQ(find_bar(found, "allocator"), nullptr);
   EXPECT_DOUBLE_EQ(sum_of(found), found.total_ns.median);
@@ -194,7 +194,7 @@ TEST(Explanation, WithoutOuterCallsAllCountAsTheLanguages) {
 
 TEST(Explanation, OnADeviceTimesAreThoseOfItsKernels) {
   auto results = fixture();
-  std::erase_if(results.cases[0].runtimes, [](const auto& row) { return row.is_variant(); });
+  std::erase_if(results.cases[0].runtimes, [](const auto& row) { return row.is_condition(); });
   for (auto& row : results.cases[0].runtimes) {
     for (auto& invocation : row.invocations) {
       for (auto& round : invocation.rounds) round.device_ns = round.step_ns;

@@ -439,7 +439,7 @@ TEST(Plan, BadInputIsSaid) {
 TEST(Plan, OwnCasesComeFromTheGreeting) {
   const auto cases = own_cases({"mlp_train", "mlp"}, {}, Settings{{"threads", "2"}});
   ASSERT_EQ(cases.size(), 2u);
-  EXPECT_TRUE(cases[0].own());
+  EXPECT_TRUE(cases[0].is_external());
   EXPECT_EQ(cases[0].phase, "train");
   EXPECT_EQ(cases[1].phase, "other");
   EXPECT_EQ(cases[1].settings.get("case", ""), "mlp");

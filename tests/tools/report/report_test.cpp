@@ -25,7 +25,7 @@ Interval interval(double median, double low = kUnknown, double high = kUnknown) 
 
 Results fixture() {
   auto results = load_results(kFixtures / "results.json");
-  derive(results);
+  analyze(results);
   return results;
 }
 
@@ -224,7 +224,7 @@ TEST(Report, NamesTheFastestAndWhatCannotBeToldFromIt) {
   fast.environment = close.environment;
   close.invocations = fast.invocations;
   for (auto& invocation : close.invocations) scale(invocation, 1.0001);
-  derive(results);
+  analyze(results);
   EXPECT_NE(printed(results).find(result.name + ": cpp-compiled-train, " +
                                   show_ratio(fast.speedup.ratio).both() +
                                   "; not told apart from cpp-eager"),
@@ -232,7 +232,7 @@ TEST(Report, NamesTheFastestAndWhatCannotBeToldFromIt) {
   for (auto* row : {&fast, &close}) {
     for (auto& invocation : row->invocations) scale(invocation, 4);
   }
-  derive(results);
+  analyze(results);
   EXPECT_NE(printed(results).find(result.name + ": py-eager (the reference)"), std::string::npos);
 }
 
@@ -240,7 +240,7 @@ TEST(Report, AConditionOfARuntimeIsNoCandidateForTheFastest) {
   auto results = fixture();
   auto& result = results.cases[0];
   result.find("cpp-compiled-train")->condition_of = "cpp-eager";
-  derive(results);
+  analyze(results);
   ASSERT_TRUE(result.fastest);
   EXPECT_EQ(result.fastest->runtime, "cpp-eager");
 }
@@ -284,7 +284,7 @@ TEST(Report, TheReferenceIsJudgedToo) {
     row.invocations.clear();
     row.reason = "the reference is farther from its own float64 run than rounding explains";
   }
-  derive(results);
+  analyze(results);
   const auto text = printed(results);
   EXPECT_TRUE(std::regex_search(text, std::regex("  py-eager +n/a +n/a +INVALID .* 2.4e-07")))
       << text;

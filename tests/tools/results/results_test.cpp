@@ -79,7 +79,7 @@ Results example() {
   c.runtimes[1].compile_s = 41;
   c.runtimes[1].compile_cached = true;
   results.cases.push_back(c);
-  derive(results);
+  analyze(results);
   return results;
 }
 
@@ -101,9 +101,9 @@ std::string error_of(const fs::path& file, const std::string& text) {
 TEST(Results, AFileAloneGivesBackEveryNumber) {
   const auto results = example();
   auto again = reread(results);
-  derive(again);
+  analyze(again);
   EXPECT_EQ(to_json(again).dump(), to_json(results).dump());
-  derive(again);  // twice changes nothing
+  analyze(again);  // twice changes nothing
   EXPECT_EQ(to_json(again).dump(), to_json(results).dump());
 }
 
@@ -112,7 +112,7 @@ TEST(Results, DerivedNumbersOfAFileAreNotTrusted) {
   json["cases"][0]["runtimes"][1]["speedup"]["median"] = 99.0;
   json["cases"][0]["runtimes"][1]["speedup"]["verdict"] = "SLOWER";
   auto results = from_json(json, "test");
-  derive(results);
+  analyze(results);
   EXPECT_NEAR(results.cases[0].find("new")->speedup.ratio.median, 1.25, 1e-9);
   EXPECT_EQ(results.cases[0].find("new")->speedup.verdict, "FASTER");
 }
@@ -120,7 +120,7 @@ TEST(Results, DerivedNumbersOfAFileAreNotTrusted) {
 TEST(Results, UnknownNumbersAreNull) {
   auto results = example();
   results.cases[0].runtimes[1].status = Status::failed;
-  derive(results);
+  analyze(results);
   const auto json = Json::parse(to_json(results).dump());
   EXPECT_TRUE(json["cases"][0]["runtimes"][1]["speedup"]["low"].is_null());
   EXPECT_TRUE(std::isnan(reread(results).cases[0].curves["old"][1]));
@@ -148,7 +148,7 @@ TEST(Derive, ShareOfTheMatmulRate) {
   reference.invocations[0].gemm_peak = GemmPeak{.size = 100, .ns = {1e4, 2e4}};
   reference.invocations[1].gemm_peak = GemmPeak{.size = 100, .ns = {4e4}};
   results.cases[0].flops = 5e4;
-  derive(results);
+  analyze(results);
   const auto again = reread(results);
   EXPECT_EQ(again.cases[0].find("old")->invocations[1].gemm_peak->ns, std::vector<double>{4e4});
   EXPECT_DOUBLE_EQ(results.cases[0].gemm_peak_flops_per_s, 2 * 1e6 / 2e4 * 1e9);
@@ -161,7 +161,7 @@ TEST(Derive, OnlyRoundsThatBothMeasuredArePaired) {
   auto& rounds = results.cases[0].find("new")->invocations[0].rounds;
   rounds.erase(rounds.begin());  // positions now differ from the reference's
   rounds.pop_back();
-  derive(results);
+  analyze(results);
   EXPECT_NEAR(results.cases[0].find("new")->speedup.ratio.low, 1.25, 1e-12);
   EXPECT_NEAR(results.cases[0].find("new")->speedup.ratio.high, 1.25, 1e-12);
 }
@@ -191,7 +191,7 @@ TEST(Derive, RoundsWithTheCoresElsewhereAreSetAside) {
   auto results = example();
   EXPECT_TRUE(std::isnan(results.cores.usual_ns));  // not asked
   move_cores(results, 2, 3);                        // the last of four
-  derive(results);
+  analyze(results);
   const auto& faster = *results.cases[0].find("new");
   EXPECT_NEAR(faster.speedup.ratio.low, 1.25, 1e-12);
   EXPECT_NEAR(faster.speedup.ratio.high, 1.25, 1e-12);
@@ -206,14 +206,14 @@ TEST(Derive, RoundsWithTheCoresElsewhereAreSetAside) {
   EXPECT_TRUE(warns(results, "vcpus-migrated"));
 
   auto again = reread(results);
-  derive(again);
+  analyze(again);
   EXPECT_EQ(to_json(again).dump(), to_json(results).dump());
   for (auto& row : again.cases[0].runtimes) {
     for (auto& g : row.invocations) {
       for (auto& round : g.rounds) round.core_latency_ns = 270;  // always there: that is usual
     }
   }
-  derive(again);
+  analyze(again);
   EXPECT_EQ(again.cases[0].excluded_share, 0);
   EXPECT_EQ(again.cores.migrated_share, 0);
   EXPECT_FALSE(warns(again, "vcpus-migrated"));
@@ -223,7 +223,7 @@ TEST(Derive, ABlockThatMetTheCoresElsewhereTakesItsWholeRoundAlong) {
   auto results = example();
   move_cores(results, 0, 0);                                                    // nowhere
   results.cases[0].find("new")->invocations[3].rounds[1].core_latency_ns = 20;  // nearer
-  derive(results);
+  analyze(results);
   for (const auto& row : results.cases[0].runtimes) {
     EXPECT_TRUE(row.invocations[3].rounds[1].excluded) << row.runtime;
     EXPECT_EQ(row.samples, 72 - 3) << row.runtime;
@@ -236,7 +236,7 @@ TEST(Derive, AInvocationIsLeftOutOnlyWhereEnoughRemain) {
   for (const int first_round : {0, 1}) {
     auto results = example();
     move_cores(results, 2, first_round);
-    derive(results);
+    analyze(results);
     EXPECT_NEAR(results.cases[0].find("new")->speedup.ratio.high, 2.5, 1e-12);
     EXPECT_EQ(results.cases[0].excluded_share, 0);
     EXPECT_TRUE(results.cases[0].mixed);
@@ -245,7 +245,7 @@ TEST(Derive, AInvocationIsLeftOutOnlyWhereEnoughRemain) {
     results.cases[0].runtimes = {row("old", 1000, 7), row("new", 800, 7), row("old#2", 1000, 7)};
     results.cases[0].runtimes[2].copy_of = "old";
     move_cores(results, 2, first_round);
-    derive(results);
+    analyze(results);
     const auto& faster = *results.cases[0].find("new");
     EXPECT_NEAR(faster.speedup.ratio.high, 1.25, 1e-12);
     EXPECT_NEAR(faster.speedup.ratio.confidence, 1 - 2.0 / 64, 1e-12);
@@ -272,7 +272,7 @@ TEST(Derive, EachPairHasItsOwnUsualInvocations) {
     const auto& others = runtimes[2].invocations[static_cast<size_t>(g.invocation - 1)].rounds;
     g.rounds.insert(g.rounds.end(), others.begin(), others.end());
   }
-  derive(results);
+  analyze(results);
   EXPECT_TRUE(
       results.cases[0].find("new")->speedup.ratio.bounded());  // 4 alone would be fewer than 6
   EXPECT_TRUE(results.cases[0].noise_floor.bounded());
@@ -283,7 +283,7 @@ TEST(Derive, EachPairHasItsOwnUsualInvocations) {
 TEST(Derive, FewInvocationsGiveNoInterval) {
   auto results = example();
   for (auto& r : results.cases[0].runtimes) r.invocations.resize(2);
-  derive(results);
+  analyze(results);
   const auto& speedup = results.cases[0].find("new")->speedup;
   EXPECT_NEAR(speedup.ratio.median, 1.25, 1e-12);
   EXPECT_FALSE(speedup.ratio.bounded());
@@ -294,11 +294,11 @@ TEST(Derive, FewInvocationsGiveNoInterval) {
 TEST(Derive, InvalidAndFailedRowsAreNotJudgedByTime) {
   auto results = example();
   results.cases[0].find("new")->status = Status::invalid;
-  derive(results);
+  analyze(results);
   EXPECT_EQ(results.cases[0].find("new")->speedup.verdict, "INVALID");
   EXPECT_TRUE(std::isnan(results.cases[0].find("new")->speedup.ratio.median));
   results.cases[0].find("new")->status = Status::failed;
-  derive(results);
+  analyze(results);
   EXPECT_EQ(results.cases[0].find("new")->speedup.verdict, "NONE");
 }
 
@@ -307,7 +307,7 @@ TEST(Derive, StepsOfASampleLoseTheirTail) {
   for (auto& g : results.cases[0].find("new")->invocations) {
     for (auto& r : g.rounds) r.steps_per_sample = 10;
   }
-  derive(results);
+  analyze(results);
   EXPECT_TRUE(results.cases[0].find("new")->percentiles_ns.empty());
 }
 
@@ -317,8 +317,8 @@ TEST(Derive, UnequalEnvironmentsAreMarkedOnce) {
   second.name = "toy_inference";
   results.cases.push_back(second);
   for (auto& c : results.cases) c.find("new")->environment["threads"] = 1;
-  derive(results);
-  derive(results);
+  analyze(results);
+  analyze(results);
   int threads = 0, languages = 0;
   for (const auto& w : results.warnings) {
     threads += w.code == "unequal-threads" ? 1 : 0;
@@ -327,7 +327,7 @@ TEST(Derive, UnequalEnvironmentsAreMarkedOnce) {
   EXPECT_EQ(threads, 1);
   EXPECT_EQ(languages, 0);
   for (auto& c : results.cases) c.find("new")->environment["threads"] = 2;
-  derive(results);
+  analyze(results);
   for (const auto& w : results.warnings) EXPECT_EQ(w.code, "note");
 }
 
@@ -338,11 +338,11 @@ TEST(Derive, UnfairPairsHaveAMark) {
   for (const char* key : {"dtype", "autocast", "tf32", "memory_format", "threads", "optimizer"}) {
     auto changed = results;
     changed.cases[0].find("old")->environment[key] = "this";
-    derive(changed);
+    analyze(changed);
     const auto judged_before = row.environment.contains(key);
     EXPECT_EQ(changed.cases[0].find("new")->differs.empty(), !judged_before) << key;
     changed.cases[0].find("new")->environment[key] = "that";
-    derive(changed);
+    analyze(changed);
     EXPECT_EQ(changed.cases[0].find("new")->differs, std::vector<std::string>{key});
     EXPECT_TRUE(std::any_of(
         changed.warnings.begin(), changed.warnings.end(),
@@ -354,7 +354,7 @@ TEST(Derive, UnfairPairsHaveAMark) {
   }
   auto other = results;
   other.cases[0].find("new")->environment["torch"] = "1.0";
-  derive(other);
+  analyze(other);
   EXPECT_TRUE(other.cases[0].find("new")->differs.empty());
 }
 
@@ -365,7 +365,7 @@ TEST(Derive, ColdStartAndBreakEven) {
   old_one.cold_s = {{"start", 2}, {"load", 0.5}, {"first_step", 0.25}};
   new_one.cold_s = {{"start", 2}, {"load", 1.5}, {"compile", 3}, {"first_step", 0.25}};
   new_one.compile_s = kUnknown;
-  derive(results);
+  analyze(results);
   EXPECT_DOUBLE_EQ(old_one.cold_total_s, 2.75);
   EXPECT_DOUBLE_EQ(new_one.cold_total_s, 6.75);
   EXPECT_TRUE(std::isnan(old_one.break_even_steps));
@@ -373,20 +373,20 @@ TEST(Derive, ColdStartAndBreakEven) {
   const double gain_s = old_one.step_ns.median * 1e-9 * (1 - 1 / ratio.median);
   EXPECT_DOUBLE_EQ(new_one.break_even_steps, std::ceil(4 / gain_s));
   new_one.compile_s = 36;  // with the artifact
-  derive(results);
+  analyze(results);
   EXPECT_DOUBLE_EQ(new_one.break_even_steps, std::ceil(40 / gain_s));
   EXPECT_EQ(to_json(results)["cases"][0]["runtimes"][1]["break_even_steps"],
             std::ceil(40 / gain_s));
   old_one.compile_s = 100;  // costs less than the reference
-  derive(results);
+  analyze(results);
   EXPECT_EQ(new_one.break_even_steps, 0);
   old_one.compile_s = kUnknown;
   new_one.invocations = row("new", 1200).invocations;  // slower
-  derive(results);
+  analyze(results);
   EXPECT_EQ(new_one.break_even_steps, INFINITY);
   EXPECT_EQ(to_json(results)["cases"][0]["runtimes"][1]["break_even_steps"], "never");
   new_one.cold_s.erase("first_step");
-  derive(results);
+  analyze(results);
   EXPECT_TRUE(to_json(results)["cases"][0]["runtimes"][1]["break_even_steps"].is_null());
 }
 
@@ -403,14 +403,14 @@ TEST(Derive, TheSameThingInAnotherSpellingIsNoDifference) {
     old_one[key] = ours;
     new_one[key] = theirs;
   }
-  derive(results);
+  analyze(results);
   for (const auto& w : results.warnings) EXPECT_EQ(w.code, "note") << w.text;
 }
 
 TEST(Derive, PageFaultsThatDifferNameTheRerun) {
   auto results = example();
   const auto has = [&] {
-    derive(results);
+    analyze(results);
     for (const auto& w : results.warnings) {
       if (w.code == "page-faults-differ")
         return w.text.find("--allocator tuned") != std::string::npos;
@@ -436,7 +436,7 @@ TEST(Derive, NotesOfACaseAreGroupedByTheirText) {
   results.warn({"note", "info", "of the whole run", "", ""});
   auto& row = *results.cases[0].find("new");
   row.parity->note = "checked at dropout 0";
-  derive(results);
+  analyze(results);
   EXPECT_EQ(results.cases[0].notes,
             (std::vector<std::string>{"new, old: a TracerWarning", "cast to float32",
                                       "new: checked at dropout 0"}));
@@ -444,7 +444,7 @@ TEST(Derive, NotesOfACaseAreGroupedByTheirText) {
   row.reason = "outputs differ";
   row.parity->passed = false;
   results.warn({"no-golden", "warning", "no float64 run (cast to float32)", "toy_train", ""});
-  derive(results);
+  analyze(results);
   EXPECT_EQ(results.cases[0].notes,
             (std::vector<std::string>{"new: invalid: outputs differ", "new, old: a TracerWarning",
                                       "no float64 run (cast to float32)"}));
@@ -530,7 +530,7 @@ TEST(FailOn, ParsesAndJudgesTheBound) {
   EXPECT_EQ(find_regressions(results, {1.3}).found.size(), 1u);
   auto few = results;
   for (auto& r : few.cases[0].runtimes) r.invocations.resize(2);
-  derive(few);
+  analyze(few);
   EXPECT_EQ(find_regressions(few, {9}).found.size(), 0u);
   EXPECT_EQ(find_regressions(few, {9}).not_judged.size(), 1u);
 }
@@ -539,7 +539,7 @@ TEST(ExitCode, TheFirstThatHolds) {
   const auto code = [](std::vector<Status> statuses, std::optional<FailOn> rule = {}) {
     auto results = example();
     for (size_t i = 0; i < statuses.size(); ++i) results.cases[0].runtimes[i].status = statuses[i];
-    derive(results);
+    analyze(results);
     return exit_code(results, rule);
   };
   using enum Status;

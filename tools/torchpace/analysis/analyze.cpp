@@ -94,7 +94,7 @@ Interval step_time(const RuntimeResult& row) {
 }
 
 /// Percentiles of single steps; a sample of several steps is a mean and has lost its tail.
-void derive_percentiles(RuntimeResult& row) {
+void analyze_percentiles(RuntimeResult& row) {
   std::vector<double> times;
   row.samples = 0;
   for (const auto& invocation : row.invocations) {
@@ -113,7 +113,7 @@ void derive_percentiles(RuntimeResult& row) {
   }
 }
 
-void derive_counts(RuntimeResult& row) {
+void analyze_counts(RuntimeResult& row) {
   double steps = 0, faults = 0, switches = 0;
   for (const auto& invocation : row.invocations) {
     for (const auto& round : rounds_that_count(invocation)) {
@@ -140,7 +140,7 @@ double gemm_peak_rate(const CaseResult& result) {
   return rates.empty() ? kUnknown : median(rates);
 }
 
-void derive_verdict(CaseResult& result, RuntimeResult& row, double delta) {
+void judge_row(CaseResult& result, RuntimeResult& row, double delta) {
   if (row.status == Status::invalid) {
     row.speedup.verdict = to_string(Verdict::kInvalid);
   } else if (!row.implausible.empty()) {
@@ -206,21 +206,21 @@ std::vector<std::string> unfair_keys(const RuntimeResult* reference, const Runti
   return keys;
 }
 
-void derive_break_even(const CaseResult& result, RuntimeResult& row) {
+void analyze_break_even(const CaseResult& result, RuntimeResult& row) {
   const auto* reference = result.find(result.reference);
   row.break_even_steps = kUnknown;
   if (reference == nullptr || &row == reference || row.is_copy() || !result.counts(row)) return;
   row.break_even_steps = break_even(*reference, row);
 }
 
-void derive_fastest(CaseResult& result) {
+void find_fastest(CaseResult& result) {
   struct Entry {
     const RuntimeResult* row;
     Interval ratio;
   };
   std::vector<Entry> entries;
   for (const auto& row : result.runtimes) {
-    if (!result.counts(row) || row.is_copy() || row.is_variant()) continue;
+    if (!result.counts(row) || row.is_copy() || row.is_condition()) continue;
     const bool is_reference = row.runtime == result.reference;
     const auto ratio = is_reference ? Interval{.median = 1, .low = 1, .high = 1, .confidence = 1}
                                     : row.speedup.ratio;
@@ -268,7 +268,7 @@ class RowsByText {
 };
 
 /// The lines below the case's table, one for all rows of which the same is true.
-void derive_notes(CaseResult& result, const std::vector<Warning>& warnings) {
+void collect_notes(CaseResult& result, const std::vector<Warning>& warnings) {
   RowsByText broken, said;
   for (const auto& row : result.runtimes) {
     if (row.is_copy()) continue;
@@ -291,14 +291,14 @@ void derive_notes(CaseResult& result, const std::vector<Warning>& warnings) {
   said.append_to(result.notes);
 }
 
-void derive_case(Results& results, CaseResult& result) {
+void analyze_case(Results& results, CaseResult& result) {
   const auto* reference = result.find(result.reference);
   result.noise_floor = {};
   result.gemm_peak_flops_per_s = gemm_peak_rate(result);
   for (auto& row : result.runtimes) {
     row.step_ns = step_time(row);
-    derive_percentiles(row);
-    derive_counts(row);
+    analyze_percentiles(row);
+    analyze_counts(row);
     row.gemm_peak_share =
         result.flops > 0 ? result.flops / row.step_ns.median * 1e9 / result.gemm_peak_flops_per_s
                          : kUnknown;
@@ -315,16 +315,16 @@ void derive_case(Results& results, CaseResult& result) {
     row.implausible = implausible(results, result, row);
   }
   for (auto& row : result.runtimes) {
-    derive_verdict(result, row, results.plan.delta);
-    derive_break_even(result, row);
+    judge_row(result, row, results.plan.delta);
+    analyze_break_even(result, row);
   }
-  derive_fastest(result);
-  derive_notes(result, results.warnings);
+  find_fastest(result);
+  collect_notes(result, results.warnings);
 }
 
 /// A row of another condition differs on purpose; its name says in what.
 bool is_asked_for(const RuntimeResult& row, const std::string& key) {
-  return row.is_variant() &&
+  return row.is_condition() &&
          row.runtime.compare(row.condition_of.size(), key.size() + 2, "@" + key + ":") == 0;
 }
 
@@ -346,7 +346,7 @@ void warn_of_unequal(std::vector<Warning>& warnings, const CaseResult& result,
 void warn_of_faults(std::vector<Warning>& warnings, const CaseResult& result,
                     const RuntimeResult& reference, const RuntimeResult& row,
                     const std::string& allocator) {
-  if (row.is_variant()) return;  // one of them is the rerun that the warning asks for
+  if (row.is_condition()) return;  // one of them is the rerun that the warning asks for
   const auto [less, more] = std::minmax(row.page_faults_per_step, reference.page_faults_per_step);
   if (!(more > kFewFaultsPerStep && more > kFaultRatio * less)) return;
   warnings.push_back(
@@ -375,7 +375,7 @@ void warn_of_cores(std::vector<Warning>& warnings, const Results& results) {
   const auto& cores = results.cores;
   const bool waited = results.waited_s > kShortWait_s;
   if (std::isnan(cores.usual_ns) || (cores.migrated_share < kRareBlocks && !waited)) return;
-  auto text = fmt::format("the host migrates vCPUs: a message between two cores takes {:.0f} ns",
+  auto text = fmt::format("the host migrates vCPUs: core-to-core latency is {:.0f} ns",
                           cores.usual_ns);
   if (cores.migrated_share >= kRareBlocks) {
     text += fmt::format(
@@ -411,14 +411,14 @@ void add_grouped(Results& results, const std::vector<Warning>& warnings) {
 
 }  // namespace
 
-void derive(Results& results) {
+void analyze(Results& results) {
   std::erase_if(results.warnings, is_derived);
-  derive_cores(results);
+  exclude_rounds(results);
   std::vector<Warning> found;
   warn_of_cores(found, results);
   for (auto& result : results.cases) {
-    derive_case(results, result);
-    derive_explanation(result);
+    analyze_case(results, result);
+    analyze_breakdown(result);
     warn_of_implausible(found, result);
     const auto* reference = result.find(result.reference);
     if (reference == nullptr) continue;

@@ -190,15 +190,15 @@ std::string how(const std::string& bar, bool device) {
                 : "self times of a profile, without dispatch and profiler";
 }
 
-class Deriver {
+class Breakdown {
  public:
-  explicit Deriver(CaseResult& result)
+  explicit Breakdown(CaseResult& result)
       : result_(result),
         explanation_(*result.explanation),
         from_(result.find(explanation_.from)),
         to_(result.find(explanation_.to)) {}
 
-  void derive() {
+  void analyze() {
     explanation_ = Explanation(explanation_.from, explanation_.to);
     for (const auto* row : {from_, to_}) {
       if (row != nullptr && row->status == Status::ok && !row->invocations.empty()) continue;
@@ -232,7 +232,7 @@ class Deriver {
   }
 
   /// The row of a runtime under a condition, `allocator:jemalloc`; null if it was not timed.
-  const RuntimeResult* variant(const std::string& runtime, const std::string& condition) const {
+  const RuntimeResult* condition_row(const std::string& runtime, const std::string& condition) const {
     const auto* row = result_.find(runtime + "@" + condition);
     const bool timed = row != nullptr && row->status == Status::ok && !row->invocations.empty();
     return timed ? row : nullptr;
@@ -244,7 +244,7 @@ class Deriver {
     for (const auto& row : result_.runtimes) {
       if (row.condition_of != explanation_.from) continue;
       const auto condition = row.runtime.substr(explanation_.from.size() + 1);
-      if (variant(explanation_.from, condition) && variant(explanation_.to, condition)) {
+      if (condition_row(explanation_.from, condition) && condition_row(explanation_.to, condition)) {
         found.push_back(condition);
       }
     }
@@ -260,8 +260,8 @@ class Deriver {
     for (const auto& condition : conditions()) {
       if (!condition.starts_with("allocator:")) continue;
       any = true;
-      const auto* from = variant(explanation_.from, condition);
-      const auto* to = variant(explanation_.to, condition);
+      const auto* from = condition_row(explanation_.from, condition);
+      const auto* to = condition_row(explanation_.to, condition);
       const double both_ns = from->step_ns.median + to->step_ns.median;
       if (both_ns >= best_ns) continue;
       std::tie(best, best_ns, best_from_, best_to_) = std::tuple(condition, both_ns, from, to);
@@ -451,8 +451,8 @@ class Deriver {
     }
     for (const auto& condition : conditions()) {
       observe_values("step @" + condition, "ns",
-                     each_invocation(variant(explanation_.from, condition), step_of),
-                     each_invocation(variant(explanation_.to, condition), step_of));
+                     each_invocation(condition_row(explanation_.from, condition), step_of),
+                     each_invocation(condition_row(explanation_.to, condition), step_of));
     }
     observe_probe("empty operator", "ns", *from_, *to_, [](const Probes& probes) {
       return probes.dispatch && !probes.dispatch->operator_ns.empty()
@@ -487,8 +487,8 @@ class Deriver {
 
 }  // namespace
 
-void derive_explanation(CaseResult& result) {
-  if (result.explanation) Deriver(result).derive();
+void analyze_breakdown(CaseResult& result) {
+  if (result.explanation) Breakdown(result).analyze();
 }
 
 }  // namespace torchpace::cli

@@ -23,26 +23,26 @@ void each_round(auto& result, const auto& visit) {
   }
 }
 
-/// Rounds in which a block met the cores elsewhere. They are excluded as a whole, since they are
+/// Rounds in which a block ran on migrated vCPUs. They are excluded as a whole, since they are
 /// pairs, and by where the cores were alone, never by how long steps took.
 std::set<RoundName> migrated_rounds(const CaseResult& result, double usual_ns) {
-  std::set<RoundName> elsewhere;
+  std::set<RoundName> migrated;
   each_round(result, [&](const auto&, const auto& invocation, const auto& round) {
     if (std::isnan(round.core_latency_ns) || same_place(round.core_latency_ns, usual_ns)) return;
-    elsewhere.insert({invocation.invocation, round.round});
+    migrated.insert({invocation.invocation, round.round});
   });
-  return elsewhere;
+  return migrated;
 }
 
 /// Of those, the ones that a row leaves out. An invocation with hardly a usual round is left out as
 /// a whole where enough others remain for an interval; else all of its rounds count.
-std::set<RoundName> left_out(const RuntimeResult& row, const std::set<RoundName>& elsewhere) {
+std::set<RoundName> left_out(const RuntimeResult& row, const std::set<RoundName>& migrated) {
   std::vector<const Invocation*> usual, other;
   for (const auto& invocation : row.invocations) {
     const auto rounds = static_cast<long>(invocation.rounds.size());
     const auto usual_rounds =
         std::count_if(invocation.rounds.begin(), invocation.rounds.end(), [&](const Round& round) {
-          return !elsewhere.contains({invocation.invocation, round.round});
+          return !migrated.contains({invocation.invocation, round.round});
         });
     const bool is_usual = usual_rounds >= std::min<long>(rounds, kFewestRounds);
     (is_usual ? usual : other).push_back(&invocation);
@@ -50,7 +50,7 @@ std::set<RoundName> left_out(const RuntimeResult& row, const std::set<RoundName>
   std::set<RoundName> left;
   for (const auto* invocation : usual) {
     for (const auto& round : invocation->rounds) {
-      if (elsewhere.contains({invocation->invocation, round.round})) {
+      if (migrated.contains({invocation->invocation, round.round})) {
         left.insert({invocation->invocation, round.round});
       }
     }
@@ -65,12 +65,12 @@ std::set<RoundName> left_out(const RuntimeResult& row, const std::set<RoundName>
 }
 
 void excluded(CaseResult& result, double usual_ns) {
-  const auto elsewhere = migrated_rounds(result, usual_ns);
+  const auto migrated = migrated_rounds(result, usual_ns);
   std::set<RoundName> counted, left_anywhere;  // in the rows beside the reference
   result.mixed = false;
   for (auto& row : result.runtimes) {
     if (row.runtime == result.reference) continue;
-    const auto left = left_out(row, elsewhere);
+    const auto left = left_out(row, migrated);
     left_anywhere.insert(left.begin(), left.end());
     for (auto& invocation : row.invocations) {
       for (auto& round : invocation.rounds) {
@@ -78,7 +78,7 @@ void excluded(CaseResult& result, double usual_ns) {
         round.excluded = left.contains(name);
         if (round.excluded) continue;
         counted.insert(name);
-        result.mixed |= elsewhere.contains(name);
+        result.mixed |= migrated.contains(name);
       }
     }
   }
@@ -106,7 +106,7 @@ std::vector<double> all_core_latency_ns(const Results& results) {
   return times_ns;
 }
 
-void derive_cores(Results& results) {
+void exclude_rounds(Results& results) {
   const auto times_ns = all_core_latency_ns(results);
   results.cores = {};
   if (!times_ns.empty()) {

@@ -153,11 +153,11 @@ void measure_limits(Results& results) {
 }
 
 void confirm_implausible(Results& results) {
-  derive(results);
+  analyze(results);
   for (int i = 0; i < kConfirmations; ++i) {
     if (std::none_of(results.cases.begin(), results.cases.end(), has_implausible)) return;
     measure_for(results, has_implausible, true);
-    derive(results);
+    analyze(results);
   }
 }
 

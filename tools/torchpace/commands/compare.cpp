@@ -80,18 +80,18 @@ bool report(const Results& results, const CompareOptions& options,
   print_report(results, std::cout, isatty(STDOUT_FILENO) == 1);
   std::cout.flush();
   write_markdown(results, folder / "report.md");
-  say(fmt::format("wrote {} and report.md", (folder / "results.json").string()));
+  log(fmt::format("wrote {} and report.md", (folder / "results.json").string()));
   if (options.no_html) return true;
   const auto page = make_html(installation, folder / "results.json", folder);
-  say(page.message);
+  log(page.message);
   return page.outcome != HtmlPage::Outcome::failed;
 }
 
 int verdict_of(const Results& results, const std::optional<FailOn>& fail_on) {
   if (fail_on) {
     const auto regressions = find_regressions(results, *fail_on);
-    for (const auto& line : regressions.found) say("regression: " + line);
-    for (const auto& line : regressions.not_judged) say(line);
+    for (const auto& line : regressions.found) log("regression: " + line);
+    for (const auto& line : regressions.not_judged) log(line);
   }
   return exit_code(results, fail_on);
 }
@@ -142,7 +142,7 @@ int run_experiment(ExperimentOptions options, Results& results) {
     return experiment.met_bad_input_only() ? kBadInput : kOk;
   } catch (const Interrupted&) {
     clear_interrupt();
-    progress.say("interrupted: what was measured is kept, --resume continues");
+    progress.log("interrupted: what was measured is kept, --resume continues");
     return kInterrupted;
   }
 }
@@ -151,7 +151,7 @@ int run_experiment(ExperimentOptions options, Results& results) {
 std::vector<Warning> warn_of_variables(const std::vector<std::string>& removed, const Json& host) {
   std::vector<Warning> warnings;
   const auto add = [&](const std::string& text) {
-    say(text);
+    log(text);
     warnings.push_back({"environment", "warning", text, "", ""});
   };
   if (!removed.empty()) {

@@ -84,7 +84,7 @@ WorkerSpec with_one_thread(const WorkerSpec& spec) {
   return variant;
 }
 
-void say_left_out(ExperimentOptions& experiment, const std::string& text) {
+void log_left_out(ExperimentOptions& experiment, const std::string& text) {
   experiment.warnings.push_back({"left-out", "info", text, "", ""});
 }
 
@@ -98,7 +98,7 @@ void add_allocators(ExperimentOptions& experiment, const std::vector<WorkerSpec>
         experiment.probed.insert(experiment.runtimes.back().runtime);
       }
     } catch (const Error& error) {
-      say_left_out(experiment, fmt::format("no condition with {}: {}", allocator, error.what()));
+      log_left_out(experiment, fmt::format("no condition with {}: {}", allocator, error.what()));
     }
   }
 }
@@ -107,7 +107,7 @@ void add_one_thread(ExperimentOptions& experiment, const std::vector<WorkerSpec>
   if (experiment.plan.threads < 2) return;
   for (const auto& spec : two) {
     if (spec.artifact.empty()) continue;
-    say_left_out(experiment, fmt::format("no condition with one thread: {} is compiled for {}",
+    log_left_out(experiment, fmt::format("no condition with one thread: {} is compiled for {}",
                                          spec.runtime, experiment.plan.threads));
     return;
   }
@@ -133,7 +133,7 @@ void plan_explanation(const ExplainOptions& options, ExperimentOptions& experime
   experiment.explanation = Explanation(two[0].runtime, two[1].runtime);
   experiment.probed = {two[0].runtime, two[1].runtime};
   if (is_cuda(plan.device)) {
-    say_left_out(experiment,
+    log_left_out(experiment,
                  "no conditions: on a GPU the host's allocator and threads wait for it");
   } else {
     add_allocators(experiment, two);

@@ -1,5 +1,5 @@
 // `torchpace explain CASE A B`: a comparison of two runtimes on one case, with the same two under
-// other conditions and with probes, from which derive() makes a waterfall (docs/explain.md).
+// other conditions and with probes, from which analyze() makes a waterfall (docs/explain.md).
 #pragma once
 
 #include <string>

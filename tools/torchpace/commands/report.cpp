@@ -28,7 +28,7 @@ int report_files(const ReportOptions& options) {
   std::vector<NamedResults> files;
   for (const auto& path : paths) {
     files.push_back({path, load_results(path)});
-    derive(files.back().results);
+    analyze(files.back().results);
   }
   const bool color = isatty(STDOUT_FILENO) == 1;
   int worst = kOk;
@@ -36,7 +36,7 @@ int report_files(const ReportOptions& options) {
     print_report(file.results, std::cout, color);
     if (fail_on) {
       for (const auto& line : find_regressions(file.results, *fail_on).found) {
-        say("regression: " + line);
+        log("regression: " + line);
         worst = kRegression;
       }
     }
@@ -51,7 +51,7 @@ int report_files(const ReportOptions& options) {
                                  : std::filesystem::path(paths[0]);
     write_markdown(files[0].results, std::filesystem::path(output) / "report.md");
     const auto page = make_html(find_installation(python), page_source, output);
-    say(page.message);
+    log(page.message);
     if (page.outcome == HtmlPage::Outcome::failed && worst == kOk) worst = kCaseFailed;
   }
   return worst;

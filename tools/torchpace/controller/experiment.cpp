@@ -83,7 +83,7 @@ ExperimentState::ExperimentState(ExperimentOptions given, Results& into, Progres
 
 void ExperimentState::save() {
   results.elapsed_s = budget.elapsed_s();
-  derive(results);
+  analyze(results);
   std::error_code ignored;  // removed while we measured: no reason to lose what there is
   fs::create_directories(options.output, ignored);
   save_results(results, options.output / "results.json");

@@ -128,7 +128,7 @@ void InvocationRunner::plan_invocations(int done) {
   const double budget_s = run_.budget.remaining_s() * (1 - kRoundsShare) + done * each_s;
   plan.invocations = affordable_invocations(plan.invocations_asked, budget_s, each_s);
   if (plan.invocations == before) return;
-  run_.progress.say(fmt::format("{} invocations: starting and loading takes {:.0f} s in each",
+  run_.progress.log(fmt::format("{} invocations: starting and loading takes {:.0f} s in each",
                                 plan.invocations, each_s));
 }
 
@@ -264,9 +264,9 @@ bool InvocationRunner::await_cores(double spare_s) {
       std::min(spare_s, kWaitingShare * run_.results.plan.max_seconds - run_.results.waited_s);
   if (left_of_it_s <= 0) return false;
   const auto text =
-      fmt::format("waiting for the cores: a message between two takes {:.0f} ns, usually {:.0f}",
+      fmt::format("waiting for vCPUs to return: core-to-core latency is {:.0f} ns, usually {:.0f}",
                   far_ns, run_.cores.usual_ns());
-  run_.progress.note(text, run_.budget.estimated_left_s());
+  run_.progress.status(text, run_.budget.estimated_left_s());
   while (!std::isnan(far_ns) && left_of_it_s > 0) {
     const auto begin = Clock::now();
     sleep_s(kWaitingStep_s);
@@ -279,7 +279,7 @@ bool InvocationRunner::await_cores(double spare_s) {
 }
 
 /// All cases once, and then, for as long as there is time, the one whose interval is widest, first
-/// of all those that have met the cores elsewhere only.
+/// of all those that have ran on migrated vCPUs only.
 void InvocationRunner::run_group(const Group& group, double groups_left) {
   const auto begin = Clock::now();
   const double waited_before_s = run_.results.waited_s;
@@ -300,7 +300,7 @@ void InvocationRunner::run_group(const Group& group, double groups_left) {
     });
     if (needed) specs.push_back(spec_of(row));
   }
-  run_.progress.note(fmt::format("invocation {}/{}: starting {} workers", group.invocation,
+  run_.progress.status(fmt::format("invocation {}/{}: starting {} workers", group.invocation,
                                  run_.results.plan.invocations, specs.size()),
                      run_.budget.estimated_left_s());
   WorkerPool pool(specs, {.worker_timeout_s = run_.options.worker_timeout_s,
@@ -353,7 +353,7 @@ SessionTime InvocationRunner::run_one_session(WorkerPool& pool, const Group& gro
   auto& result = run_.results.cases[index];
   const auto text = fmt::format("invocation {}/{}: {}", group.invocation,
                                 run_.results.plan.invocations, result.name);
-  run_.progress.note(text, run_.budget.estimated_left_s());
+  run_.progress.status(text, run_.budget.estimated_left_s());
   const SessionRule rule{
       .rounds = run_.options.plan.rounds,
       .budget_s = budget_s,

@@ -115,13 +115,13 @@ RuntimeResult Preflight::row_of(PreflightCase& preflight_case, const WorkerSpec&
   }
   try {
     serve(preflight_case, spec, row);
-    if (!spec.own) return row;
+    if (!spec.is_external) return row;
     worker_->quit();
     worker_.reset();
   } catch (const WorkerFailure& failure) {
     row.status = failure.status;
     row.reason = failure.what();
-    if (!failure.alive || spec.own) worker_.reset();
+    if (!failure.alive || spec.is_external) worker_.reset();
   }
   return row;
 }
@@ -132,7 +132,7 @@ void Preflight::serve(PreflightCase& preflight_case, const WorkerSpec& spec, Run
     worker_->await_greeting();
   }
   row.cold_s["start"] = worker_->start_s();
-  if (!worker_->offers(preflight_case.item.name, preflight_case.item.own())) {
+  if (!worker_->offers(preflight_case.item.name, preflight_case.item.is_external())) {
     throw WorkerFailure(
         fmt::format("this worker offers only {}", fmt::join(worker_->cases(), ", ")),
         Status::skipped, true);
@@ -177,7 +177,7 @@ void Preflight::write_values(PreflightCase& preflight_case, double step_s) {
     preflight_case.written = true;
   } catch (const WorkerFailure& failure) {
     // A worker of the user's own may have no values to compare.
-    if (!failure.alive || !preflight_case.item.own()) throw;
+    if (!failure.alive || !preflight_case.item.is_external()) throw;
     warn(preflight_case, "unchecked", "warning", preflight_case.result.reference,
          fmt::format("outputs are not checked: {}", failure.what()));
   }
@@ -186,7 +186,7 @@ void Preflight::write_values(PreflightCase& preflight_case, double step_s) {
 /// Against the float64 run, in which nothing but rounding differs: what the reference gives is not
 /// right because it is the reference.
 void Preflight::check_reference(PreflightCase& preflight_case, RuntimeResult& row, double step_s) {
-  if (!preflight_case.written || preflight_case.item.own()) return;
+  if (!preflight_case.written || preflight_case.item.is_external()) return;
   const auto golden = preflight_case.files.settings.get("golden", "");
   if (golden.empty()) {
     const auto& why = preflight_case.files.no_golden;

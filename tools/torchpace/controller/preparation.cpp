@@ -58,7 +58,7 @@ void Preparation::export_cases(std::vector<Exporter>& exporters) {
   for (size_t i = 0; i < run_.options.cases.size(); ++i) {
     auto& files = run_.files.emplace_back();
     files.settings = run_.options.cases[i].settings;
-    if (!run_.options.cases[i].own()) {
+    if (!run_.options.cases[i].is_external()) {
       run_.budget.exclude([&] { export_case(i, exporters.front(), notes); });
     }
     for (const auto& spec : run_.options.runtimes) files.own[spec.runtime] = spec.settings;
@@ -70,12 +70,12 @@ void Preparation::export_cases(std::vector<Exporter>& exporters) {
 void Preparation::export_case(size_t index, Exporter& exporter, std::set<std::string>& notes) {
   const auto& item = run_.options.cases[index];
   auto& result = run_.results.cases[index];
-  run_.progress.note(fmt::format("weights and inputs of {}", item.name),
+  run_.progress.status(fmt::format("weights and inputs of {}", item.name),
                      run_.budget.estimated_left_s());
   auto& files = run_.files[index] = exporter.export_case(item);
   result.memory_bytes = files.memory_bytes;
   if (!files.note.empty()) {
-    if (notes.insert(files.note).second) run_.progress.say(files.note);
+    if (notes.insert(files.note).second) run_.progress.log(files.note);
     run_.results.warn({"export", "info", files.note, item.name, ""});
   }
   if (files.status == Status::ok) return;
@@ -91,7 +91,7 @@ void Preparation::drop(const std::vector<size_t>& indices) {
     const auto at = static_cast<long>(*index);
     const auto text = fmt::format("{} is left out: {}", run_.options.cases[*index].name,
                                   run_.files[*index].reason);
-    run_.progress.say(text);
+    run_.progress.log(text);
     run_.results.warn({"left-out", "info", text, "", ""});
     run_.options.cases.erase(run_.options.cases.begin() + at);
     run_.files.erase(run_.files.begin() + at);
@@ -108,7 +108,7 @@ bool Preparation::needs_artifact(const CaseResult& result, const WorkerSpec& spe
 void Preparation::make_artifacts(std::vector<Exporter>& exporters) {
   for (size_t i = 0; i < run_.options.cases.size(); ++i) {
     for (const auto& spec : run_.options.runtimes) {
-      if (run_.options.cases[i].own() || !needs_artifact(run_.results.cases[i], spec)) continue;
+      if (run_.options.cases[i].is_external() || !needs_artifact(run_.results.cases[i], spec)) continue;
       run_.budget.exclude([&] { make_artifact(i, spec, exporters.at(spec.exporter)); });
     }
   }
@@ -125,7 +125,7 @@ void Preparation::make_artifact(size_t index, const WorkerSpec& spec, Exporter& 
     files.artifacts[spec.runtime] = files.artifacts[shared->runtime];
   } else {
     const auto limit_s = run_.options.plan.compile_timeout;
-    run_.progress.note(fmt::format("artifact {} of {}, {:g} s at most", spec.artifact,
+    run_.progress.status(fmt::format("artifact {} of {}, {:g} s at most", spec.artifact,
                                    run_.options.cases[index].name, limit_s),
                        run_.budget.estimated_left_s());
     files.artifacts[spec.runtime] = exporter.make_artifact(files.settings, spec.artifact, limit_s);
@@ -172,7 +172,7 @@ void Preparation::run_preflight(size_t first, size_t end) {
                        .compile_timeout_s = run_.options.plan.compile_timeout,
                        .before =
                            [&](const PreflightCase& preflight_case, const std::string& runtime) {
-                             run_.progress.note(fmt::format("preflight: {} in {}",
+                             run_.progress.status(fmt::format("preflight: {} in {}",
                                                             preflight_case.item.name, runtime),
                                                 run_.budget.estimated_left_s());
                              run_.cores.ask();

@@ -17,7 +17,7 @@ struct WorkerSpec {
   std::string runtime;
   Command command;
   std::string description;   // one line
-  bool own = false;          // given with --worker
+  bool is_external = false;  // given with --worker
   std::string artifact;      // kind of the compiled file that it loads; empty: none
   size_t exporter = 0;       // which of the experiment's makes that
   std::string condition_of;  // the runtime that this one is under another condition; empty: none

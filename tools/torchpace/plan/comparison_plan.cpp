@@ -86,10 +86,10 @@ std::vector<Version> chosen_versions(const CompareOptions& options,
   std::vector<Version> versions;
   Progress progress;
   for (const auto& torch : options.torch) {
-    const auto say = [&](const std::string& line) {
+    const auto log = [&](const std::string& line) {
       progress.update(fmt::format("torch {}: {}", torch, line), -1);
     };
-    progress.note(
+    progress.status(
         fmt::format("torch {}: looking for its environment and build, else making them", torch));
     versions.push_back({torch, installation_of_version(torch, installation, say)});
   }
@@ -102,7 +102,7 @@ bool has_runtime(const std::vector<WorkerSpec>& specs, const std::string& name) 
 }
 
 bool only_own(const std::vector<WorkerSpec>& specs) {
-  return std::all_of(specs.begin(), specs.end(), [](const WorkerSpec& s) { return s.own; });
+  return std::all_of(specs.begin(), specs.end(), [](const WorkerSpec& s) { return s.is_external; });
 }
 
 /// The name that a user may give to a runtime of any version.
@@ -124,7 +124,7 @@ std::vector<WorkerSpec> chosen_of_ours(const CompareOptions& options,
       of_version.insert(of_version.begin(), more.begin(), more.end());
     }
     if (options.runtimes.empty()) {
-      for (const auto& problem : problems) say(problem);
+      for (const auto& problem : problems) log(problem);
     }
     for (auto& spec : of_version) {
       if (!versions[i].torch.empty()) spec.runtime += "@" + versions[i].torch;
@@ -217,7 +217,7 @@ std::vector<std::string> offered_cases(const std::vector<WorkerSpec>& runtimes,
       }
       worker.quit();
     } catch (const WorkerFailure& failure) {
-      say(fmt::format("{}: {}", spec.runtime, failure.what()));
+      log(fmt::format("{}: {}", spec.runtime, failure.what()));
     }
   }
   if (offered.empty())
@@ -245,7 +245,7 @@ std::vector<Case> chosen_cases(const CompareOptions& options, const Catalog& cat
 
 /// How to ask where the cores are. Tests name a file with the answers in TORCHPACE_MESSAGE_NS, of
 /// which the last is given again and again.
-std::function<double()> message_source(const PlanRecord& plan) {
+std::function<double()> core_latency_source(const PlanRecord& plan) {
   if (const auto name = variable("TORCHPACE_MESSAGE_NS"); !name.empty()) {
     return [file = std::make_shared<std::ifstream>(name), ns = kUnknown]() mutable {
       double next = 0;
@@ -374,7 +374,7 @@ ExperimentOptions planned(const CompareOptions& options, const Installation& cur
   prepare_output(experiment.output);
   for (auto& item : experiment.cases) item.settings.set("device", plan.device);
   experiment.curves = preset.curves;
-  experiment.core_latency_ns = message_source(plan);
+  experiment.core_latency_ns = core_latency_source(plan);
   experiment.worker_timeout_s = options.worker_timeout_s;
   // A family of ours may have a golden run of an hour; a model of the user's may hang.
   experiment.export_timeout_s = options.export_timeout.value_or(

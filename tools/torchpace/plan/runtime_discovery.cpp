@@ -243,7 +243,7 @@ WorkerSpec own_worker(const std::string& text) {
   spec.runtime = name;
   spec.command.words = words;
   spec.description = text.substr(equals + 1);
-  spec.own = true;
+  spec.is_external = true;
   return spec;
 }
 

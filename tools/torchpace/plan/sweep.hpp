@@ -20,7 +20,7 @@ struct Case {
   Settings settings;
   bool optional = false;  // left out where it cannot be had: the user named no such case
 
-  bool own() const { return family.empty(); }
+  bool is_external() const { return family.empty(); }
 };
 
 /// One `key=list` of --set, ranges written out.

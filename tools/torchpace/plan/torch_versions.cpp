@@ -47,7 +47,7 @@ bool is_whole(const Installation& found, const std::string& version) {
 }
 
 void set_up(const fs::path& tree, const std::string& version,
-            const std::function<void(const std::string&)>& say) {
+            const std::function<void(const std::string&)>& log) {
   const auto script = tree / "scripts/setup.sh";
   // Empty: a virtual environment of its own, not the interpreter of another version.
   Process process({{"sh", "-c", "exec \"$0\" 2>&1", script.string()},
@@ -60,7 +60,7 @@ void set_up(const fs::path& tree, const std::string& version,
       const auto line = process.read_line(deadline);
       if (line.find_first_not_of(" \t") == std::string::npos) continue;
       last = line.substr(line.find_first_not_of(" \t"));
-      say(last);
+      log(last);
     }
   } catch (const ProcessError&) {
     // The end of its output; how it ended is asked below.
@@ -96,7 +96,7 @@ void check_versions(const std::vector<std::string>& versions) {
 }
 
 Installation installation_of_version(const std::string& version, const Installation& current,
-                                     const std::function<void(const std::string&)>& say) {
+                                     const std::function<void(const std::string&)>& log) {
   if (!current.worker.empty() && torch_version(current.python) == version) return current;
   const auto tree = current.package.parent_path();
   if (current.package.empty() || !is_file(tree / "scripts/setup.sh")) {

@@ -17,6 +17,6 @@ void check_versions(const std::vector<std::string>& versions);
 /// build/release-V of the source tree (scripts/common.sh), which setup.sh makes or brings up to
 /// date; `say` gets its output line by line. Throws Error, Interrupted on Ctrl-C.
 Installation installation_of_version(const std::string& version, const Installation& current,
-                                     const std::function<void(const std::string&)>& say);
+                                     const std::function<void(const std::string&)>& log);
 
 }  // namespace torchpace::cli

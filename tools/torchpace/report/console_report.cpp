@@ -87,9 +87,9 @@ Cells heading(const CaseResult& result) {
           "speedup",
           "verdict",
           (result.item.empty() ? "items" : result.item) + "/s",
-          std::isnan(result.gemm_peak_flops_per_s) ? "" : "gemm_peak",
-          "error",
-          "faults"};
+          std::isnan(result.gemm_peak_flops_per_s) ? "" : "% of GEMM peak",
+          "max abs error",
+          "page faults/step"};
 }
 
 Cells cells(const CaseResult& result, const RuntimeResult& row) {
@@ -306,7 +306,7 @@ std::string tally(const Results& results) {
     for (const auto& result : results.cases) {
       count += static_cast<size_t>(
           std::count_if(result.runtimes.begin(), result.runtimes.end(), [&](const auto& row) {
-            return row.speedup.verdict == word && !row.is_copy() && !row.is_variant();
+            return row.speedup.verdict == word && !row.is_copy() && !row.is_condition();
           }));
     }
     if (count > 0) parts.push_back(fmt::format("{} {}", word, count));
@@ -320,7 +320,7 @@ std::vector<std::string> compared(const Results& results) {
   for (const auto& result : results.cases) {
     for (const auto& row : result.runtimes) {
       const bool known = std::find(names.begin(), names.end(), row.runtime) != names.end();
-      const bool judged = !row.is_copy() && !row.is_variant() && row.runtime != result.reference;
+      const bool judged = !row.is_copy() && !row.is_condition() && row.runtime != result.reference;
       if (!known && judged) names.push_back(row.runtime);
     }
   }

@@ -95,8 +95,8 @@ std::string case_table(const CaseResult& result, const std::vector<Folded>& fold
     }
   }
   for (const auto& note : result.notes) text += "\n- " + cell(note);
-  if (const auto elsewhere = excluded_text(result); !elsewhere.empty()) {
-    text += "\n- " + cell(elsewhere);
+  if (const auto excluded = excluded_text(result); !excluded.empty()) {
+    text += "\n- " + cell(excluded);
   }
   return text + "\n\n";
 }

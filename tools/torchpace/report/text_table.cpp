@@ -65,7 +65,7 @@ Table cold_table(const Results& results) {
   for (const auto& result : results.cases) {
     TableGroup group{.name = result.name, .note = "", .rows = {}};
     for (const auto& row : result.runtimes) {
-      if (row.is_copy() || row.is_variant() || std::isnan(row.cold_total_s)) continue;
+      if (row.is_copy() || row.is_condition() || std::isnan(row.cold_total_s)) continue;
       std::vector<std::string> cells{row.runtime};
       for (const char* stage : {"start", "load", "compile", "first_step"}) {
         const double seconds = value_of(row.cold_s, stage);
@@ -101,7 +101,7 @@ Table memory_table(const Results& results) {
   for (const auto& result : results.cases) {
     TableGroup group{.name = result.name, .note = counted_bytes(result), .rows = {}};
     for (const auto& row : result.runtimes) {
-      if (row.is_copy() || row.is_variant() || row.peak_bytes.empty()) continue;
+      if (row.is_copy() || row.is_condition() || row.peak_bytes.empty()) continue;
       std::vector<std::string> cells{row.runtime};
       for (const auto* kind : kinds) cells.push_back(show_bytes(value_of(row.peak_bytes, kind)));
       group.rows.push_back(std::move(cells));

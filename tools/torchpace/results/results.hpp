@@ -31,7 +31,7 @@ struct Warning {
   std::string runtime;    // empty: of the whole case
 };
 
-/// Rounds after a load, at least; an invocation with fewer usual ones is not usual (derive_cores).
+/// Rounds after a load, at least; an invocation with fewer usual ones is not usual (exclude_rounds).
 inline constexpr int kFewestRounds = 3;
 
 /// One turn of one worker: the samples of a block. Times in ns per step.
@@ -43,7 +43,7 @@ struct Round {
   double page_faults = 0;             // of the whole block
   double involuntary_switches = 0;    // of the whole block
   double core_latency_ns = kUnknown;  // between two cores, just before the block (cores.hpp)
-  bool excluded = false;  // derived: the cores were elsewhere; nothing else is made of it
+  bool excluded = false;  // derived: a vCPU had migrated; counts for nothing else
 
   double steps() const { return static_cast<double>(step_ns.size()) * steps_per_sample; }
 };
@@ -139,7 +139,7 @@ struct RuntimeResult {
   Json environment = Json::object();  // the worker's own, from the preflight
   std::vector<Invocation> invocations;
 
-  // Derived by derive().
+  // Derived by analyze().
   Interval step_ns;
   std::map<std::string, double> percentiles_ns;  // p50, p90, p99: those that the samples support
   int samples = 0;
@@ -154,7 +154,7 @@ struct RuntimeResult {
   std::vector<std::string> differs;    // keys of the environment; the speedup has a mark
 
   bool is_copy() const { return !copy_of.empty(); }
-  bool is_variant() const { return !condition_of.empty(); }
+  bool is_condition() const { return !condition_of.empty(); }
 };
 
 /// A part of the difference between two runtimes: positive where `from` spends more.
@@ -217,11 +217,11 @@ struct CaseResult {
   std::vector<RuntimeResult> runtimes;                // in the order of the plan, the A/A copy last
   std::optional<Explanation> explanation;             // where `explain` asked for it
 
-  // Derived by derive().
+  // Derived by analyze().
   Interval noise_floor;                     // speedup of the A/A copy over the reference
   double gemm_peak_flops_per_s = kUnknown;  // median of the products of this run
   double excluded_share = 0;                // of its rounds
-  bool mixed = false;  // rounds that met the cores elsewhere count, since too few others are there
+  bool mixed = false;  // rounds on migrated vCPUs count, since too few others are there
   std::optional<Fastest> fastest;  // where two runtimes or more have an interval
   std::vector<std::string>
       notes;  // lines below its table: invalid rows, what rows say of themselves
@@ -233,7 +233,7 @@ struct CaseResult {
   bool counts(const RuntimeResult& row) const;
 };
 
-/// Where the host kept the cores, told by the time of a message between two of them. Derived from
+/// Where the host kept the vCPUs, by the latency between two of them. Derived from
 /// all rounds of a run.
 struct Cores {
   double usual_ns = kUnknown;     // the median
@@ -279,26 +279,26 @@ struct Results {
 };
 
 /// Computes every derived number, verdict and derived warning from the raw samples. Idempotent.
-void derive(Results& results);
+void analyze(Results& results);
 
 /// The derived part of `cores`, and which rounds are excluded.
-void derive_cores(Results& results);
+void exclude_rounds(Results& results);
 
 /// Whether a warning is a line below its case's table (CaseResult::notes), and nowhere else.
 bool is_note(const Warning& warning);
 
-/// What the rounds know of the time of a message, in ns.
+/// Core-to-core latencies of all rounds, in ns.
 std::vector<double> all_core_latency_ns(const Results& results);
 
 /// The derived part of the case's explanation, if it has one; its rows are derived.
-void derive_explanation(CaseResult& result);
+void analyze_breakdown(CaseResult& result);
 
 Json to_json(const Results& results);
 
 /// Throws Error naming `source`, the JSON pointer, what was expected and what was found.
 Results from_json(const Json& json, const std::string& source);
 
-/// Reads a results.json, or the one in a folder. Derived numbers are not read: call derive().
+/// Reads a results.json, or the one in a folder. Derived numbers are not read: call analyze().
 /// Throws Error in one line.
 Results load_results(const std::filesystem::path& path);
 

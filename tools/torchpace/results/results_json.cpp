@@ -23,7 +23,7 @@ template <class T, class Struct>
 concept Is = std::same_as<std::remove_const_t<T>, Struct>;
 
 // The shape of each object, for both directions: `required` and `optional` members are written and
-// read, `derived` ones only written, since derive() gives them. `unless_empty`, `unless_unknown`:
+// read, `derived` ones only written, since analyze() gives them. `unless_empty`, `unless_unknown`:
 // absent where empty or NaN; `derived_flag`, `derived_unless_empty`: absent where false or empty.
 
 void describe(auto& io, Is<Interval> auto& interval) {
@@ -323,9 +323,9 @@ class Writer {
 };
 
 /// Reads an object; a place in the file, so that every complaint can name it.
-class Place {
+class JsonReader {
  public:
-  Place(const Json& json, std::string source, std::string pointer = "")
+  JsonReader(const Json& json, std::string source, std::string pointer = "")
       : json_(&json), source_(std::move(source)), pointer_(std::move(pointer)) {}
 
   [[noreturn]] void fail(const std::string& expected) const {
@@ -335,7 +335,7 @@ class Place {
   }
 
   /// Throws Error unless this is an object with `key`.
-  Place at(const char* key) const {
+  JsonReader at(const char* key) const {
     if (!json_->is_object()) fail("an object");
     const auto found = json_->find(key);
     if (found == json_->end()) fail(fmt::format("a member '{}'", key), "none");
@@ -346,7 +346,7 @@ class Place {
   void each(const Visit& visit) const {
     if (!json_->is_array()) fail("an array");
     for (size_t i = 0; i < json_->size(); ++i) {
-      visit(Place((*json_)[i], source_, fmt::format("{}/{}", pointer_, i)));
+      visit(JsonReader((*json_)[i], source_, fmt::format("{}/{}", pointer_, i)));
     }
   }
 
@@ -355,7 +355,7 @@ class Place {
   void members(const Visit& visit) const {
     if (!json_->is_object()) fail("an object");
     for (const auto& [key, value] : json_->items()) {
-      visit(key, Place(value, source_, pointer_ + "/" + key));
+      visit(key, JsonReader(value, source_, pointer_ + "/" + key));
     }
   }
 
@@ -399,18 +399,18 @@ class Place {
   }
   template <class T>
   void into(std::vector<T>& values) const {
-    each([&](const Place& item) { item.into(values.emplace_back()); });
+    each([&](const JsonReader& item) { item.into(values.emplace_back()); });
   }
   template <class T>
   void into(std::map<std::string, T>& values) const {
-    members([&](const auto& key, const Place& item) { item.into(values[key]); });
+    members([&](const auto& key, const JsonReader& item) { item.into(values[key]); });
   }
 
   template <class T>
   void into(std::optional<T>& value) const {
     into(value.emplace());
   }
-  void into(Described<const Place> auto& value) const { describe(*this, value); }
+  void into(Described<const JsonReader> auto& value) const { describe(*this, value); }
 
   void required(const char* key, auto& value) const { at(key).into(value); }
   /// A member that is absent leaves the value as it is.
@@ -445,7 +445,7 @@ Json to_json(const Results& results) {
 }
 
 Results from_json(const Json& json, const std::string& source) {
-  const Place root(json, source);
+  const JsonReader root(json, source);
   if (const auto schema = root.at("schema"); json["schema"] != kSchema) {
     schema.fail(fmt::format("schema {} (another version of torchpace wrote this file)", kSchema));
   }

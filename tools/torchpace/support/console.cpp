@@ -8,7 +8,7 @@
 
 namespace torchpace::cli {
 
-void say(const std::string& text) noexcept {
+void log(const std::string& text) noexcept {
   std::fputs("torchpace: ", stderr);
   std::fputs(text.c_str(), stderr);
   std::fputc('\n', stderr);

@@ -7,7 +7,7 @@ namespace torchpace::cli {
 
 /// A line on standard error, "torchpace: TEXT". Never throws: a reader that has gone, of a pipe to
 /// `head` say, is no reason to end.
-void say(const std::string& text) noexcept;
+void log(const std::string& text) noexcept;
 
 /// The text as it is on standard error, at once.
 void show_on_error(const std::string& text) noexcept;

@@ -33,7 +33,7 @@ void Progress::show(const std::string& text, double left_s) {
   auto line = left_s < 0 ? text : fmt::format("{}, {} left", text, clock_time(left_s));
   last_ = Clock::now();
   if (!terminal_) {
-    cli::say(line);
+    cli::log(line);
     return;
   }
   line.resize(std::min(line.size(), terminal_width() - 1));  // a wrapped line cannot be rewritten
@@ -41,15 +41,15 @@ void Progress::show(const std::string& text, double left_s) {
   shown_ = true;
 }
 
-void Progress::note(const std::string& text, double left_s) { show(text, left_s); }
+void Progress::status(const std::string& text, double left_s) { show(text, left_s); }
 
 void Progress::update(const std::string& text, double left_s) {
   if (terminal_ && Clock::now() - last_ > std::chrono::milliseconds(100)) show(text, left_s);
 }
 
-void Progress::say(const std::string& text) {
+void Progress::log(const std::string& text) {
   clear();
-  cli::say(text);
+  cli::log(text);
 }
 
 }  // namespace torchpace::cli

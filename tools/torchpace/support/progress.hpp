@@ -9,7 +9,7 @@ namespace torchpace::cli {
 
 class Progress {
  public:
-  /// On a terminal the line is rewritten; else every note is a line of its own and updates are not
+  /// On a terminal the line is rewritten; else every status is a line of its own and updates are not
   /// shown.
   Progress();
   ~Progress() { clear(); }
@@ -17,13 +17,13 @@ class Progress {
   Progress& operator=(const Progress&) = delete;
 
   /// A new thing is done. `left_s` below 0: not known.
-  void note(const std::string& text, double left_s = -1);
+  void status(const std::string& text, double left_s = -1);
 
   /// More of the same thing: rewrites the line, at most ten times a second.
   void update(const std::string& text, double left_s);
 
   /// A line that stays.
-  void say(const std::string& text);
+  void log(const std::string& text);
 
   void clear();
 

@@ -51,7 +51,7 @@ inline AOTITorchError aoti_torch_cpu_torchpace_mm_out(
 
 
 @contextlib.contextmanager
-def own_products() -> Iterator[None]:
+def torchpace_gemm() -> Iterator[None]:
     """In the block, Inductor compiles float32 mm and addmm of static shapes on the CPU to gemm.h,
     if the processor has AVX-512 or AVX2 and is not Intel's.
     """
