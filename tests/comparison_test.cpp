@@ -29,6 +29,9 @@ TEST(Comparison, MethodFollowsTheNumberOfInvocations) {
   EXPECT_FALSE(speedup_interval(all.first(3)).bounded());
   EXPECT_NEAR(speedup_interval(all.first(3)).median, std::exp(0.02), 1e-12);
   EXPECT_EQ(speedup_method(4), "Student t");
+  EXPECT_EQ(speedup_method(6), "order statistics");
+  EXPECT_EQ(speedup_method(6, 0.99), "Student t");
+  EXPECT_EQ(speedup_method(8, 0.99), "order statistics");
   EXPECT_NEAR(std::log(speedup_interval(all.first(4)).low),
               0.025 - 3.18245 * std::sqrt(1.25e-4 * 4 / 3 / 4), 1e-6);
   const auto six = speedup_interval(all);

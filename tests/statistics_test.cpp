@@ -40,6 +40,11 @@ TEST(Statistics, SignTestIntervalHasThePublishedRanks) {
   }
   EXPECT_DOUBLE_EQ(sign_test_interval(one_to(6)).confidence, 1 - 2 / 64.0);
   EXPECT_FALSE(sign_test_interval(one_to(5)).bounded());
+  for (const double confidence : {0.5, 0.9, 0.95, 0.99, 0.999, 1 - 1e-6}) {
+    const auto fewest = sign_test_needs(confidence);
+    EXPECT_TRUE(sign_test_interval(one_to(fewest), confidence).bounded()) << confidence;
+    EXPECT_FALSE(sign_test_interval(one_to(fewest - 1), confidence).bounded()) << confidence;
+  }
   EXPECT_DOUBLE_EQ(sign_test_interval(one_to(5)).median, 3);
 }
 

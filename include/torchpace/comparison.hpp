@@ -36,9 +36,10 @@ constexpr std::string_view to_string(Verdict verdict) {
   return "UNSURE";
 }
 
-/// Fewest invocations for an interval: Student's t from 4, order statistics from 6.
+inline constexpr double kConfidence = 0.95;
+
+/// Fewest invocations for an interval of Student's t.
 inline constexpr std::size_t kFewestForStudent = 4;
-inline constexpr std::size_t kFewestForSignTest = 6;
 
 /// log(reference / runtime) of each round, from the medians of the two blocks of that round. Both
 /// spans are of equal length.
@@ -60,23 +61,25 @@ inline Interval exponential(const Interval& logarithms) {
 }
 
 /// The interval of one value per invocation (a fresh process each): they are the independent
-/// units, since memory layout is drawn once per process. Order statistics from 6 ([min, max] of 6
-/// is exact at 96.9 %), Student's t for 4 and 5, only a median below.
-inline Interval invocation_interval(std::span<const double> invocation_values) {
+/// units, since memory layout is drawn once per process. At 95 %: order statistics from 6 values
+/// ([min, max] of 6 is exact at 96.9 %), Student's t for 4 and 5, only a median below.
+inline Interval invocation_interval(std::span<const double> invocation_values,
+                                    double confidence = kConfidence) {
   const std::size_t n = invocation_values.size();
-  if (n >= kFewestForSignTest) return sign_test_interval(invocation_values);
-  if (n >= kFewestForStudent) return student_t_interval(invocation_values);
+  if (n >= sign_test_needs(confidence)) return sign_test_interval(invocation_values, confidence);
+  if (n >= kFewestForStudent) return student_t_interval(invocation_values, confidence);
   return {.median = median(invocation_values)};
 }
 
 /// The speedup from one log ratio per invocation.
-inline Interval speedup_interval(std::span<const double> invocation_log_ratios) {
-  return exponential(invocation_interval(invocation_log_ratios));
+inline Interval speedup_interval(std::span<const double> invocation_log_ratios,
+                                 double confidence = kConfidence) {
+  return exponential(invocation_interval(invocation_log_ratios, confidence));
 }
 
 /// Name of the method that speedup_interval uses for n invocations.
-constexpr std::string_view speedup_method(std::size_t n) {
-  if (n >= kFewestForSignTest) return "order statistics";
+inline std::string_view speedup_method(std::size_t n, double confidence = kConfidence) {
+  if (n >= sign_test_needs(confidence)) return "order statistics";
   return n >= kFewestForStudent ? "Student t" : "too few invocations";
 }
 

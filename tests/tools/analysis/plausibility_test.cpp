@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include "analysis/analyze.hpp"
 #include "analysis/regression_check.hpp"
 #include "results/results.hpp"
 #include "support/error.hpp"

@@ -10,6 +10,7 @@
 #include <numeric>
 #include <sstream>
 
+#include "analysis/analyze.hpp"
 #include "report/console_report.hpp"
 #include "support/error.hpp"
 

@@ -8,6 +8,7 @@
 #include <regex>
 #include <sstream>
 
+#include "analysis/analyze.hpp"
 #include "report/console_report.hpp"
 #include "report/number_format.hpp"
 #include "support/error.hpp"

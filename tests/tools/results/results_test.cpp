@@ -9,6 +9,7 @@
 #include <filesystem>
 #include <fstream>
 
+#include "analysis/analyze.hpp"
 #include "analysis/regression_check.hpp"
 #include "support/error.hpp"
 #include "torchpace/comparison.hpp"

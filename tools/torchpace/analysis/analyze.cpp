@@ -1,4 +1,6 @@
 // From raw samples to every number that is printed. The statistics are those of comparison.hpp.
+#include "analysis/analyze.hpp"
+
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -58,9 +60,10 @@ std::vector<double> paired_ratios(const Invocation& reference, const Invocation&
   return round_log_ratios(reference_ns, runtime_ns);
 }
 
-/// Log ratios of the invocations, from the rounds that count or from those excluded.
-std::vector<double> invocation_ratios(const RuntimeResult& reference, const RuntimeResult& row,
-                                      bool excluded = false) {
+}  // namespace
+
+std::vector<double> invocation_log_ratios(const RuntimeResult& reference, const RuntimeResult& row,
+                                          bool excluded) {
   std::vector<double> logs;
   for (const auto& invocation : row.invocations) {
     const auto* other = same_invocation(reference, invocation.invocation);
@@ -71,17 +74,19 @@ std::vector<double> invocation_ratios(const RuntimeResult& reference, const Runt
   return logs;
 }
 
-Speedup speedup_over(const RuntimeResult& reference, const RuntimeResult& row) {
-  const auto logs = invocation_ratios(reference, row);
+namespace {
+
+Speedup speedup_over(const RuntimeResult& reference, const RuntimeResult& row, double confidence) {
+  const auto logs = invocation_log_ratios(reference, row);
   Speedup speedup;
   if (logs.empty()) return speedup;
-  speedup.ratio = speedup_interval(logs);
-  speedup.method = speedup_method(logs.size());
+  speedup.ratio = speedup_interval(logs, confidence);
+  speedup.method = speedup_method(logs.size(), confidence);
   return speedup;
 }
 
 /// Step time with its interval over invocations, for the same reason as the speedup's.
-Interval step_time(const RuntimeResult& row) {
+Interval step_time(const RuntimeResult& row, double confidence) {
   std::vector<double> logs;
   for (const auto& invocation : row.invocations) {
     std::vector<double> times;
@@ -90,11 +95,11 @@ Interval step_time(const RuntimeResult& row) {
     }
     if (!times.empty()) logs.push_back(std::log(median(times)));
   }
-  return logs.empty() ? Interval{} : speedup_interval(logs);
+  return logs.empty() ? Interval{} : speedup_interval(logs, confidence);
 }
 
 /// Percentiles of single steps; a sample of several steps is a mean and has lost its tail.
-void analyze_percentiles(RuntimeResult& row) {
+void analyze_percentiles(RuntimeResult& row, double confidence) {
   std::vector<double> times;
   row.samples = 0;
   for (const auto& invocation : row.invocations) {
@@ -107,7 +112,7 @@ void analyze_percentiles(RuntimeResult& row) {
   row.percentiles_ns.clear();
   const auto ordered = sorted(times);
   for (const int percent : {50, 90, 99}) {
-    if (const auto p = percentile_of_sorted(ordered, percent / 100.0)) {
+    if (const auto p = percentile_of_sorted(ordered, percent / 100.0, confidence)) {
       row.percentiles_ns[fmt::format("p{}", percent)] = p->median;
     }
   }
@@ -296,8 +301,8 @@ void analyze_case(Results& results, CaseResult& result) {
   result.noise_floor = {};
   result.gemm_peak_flops_per_s = gemm_peak_rate(result);
   for (auto& row : result.runtimes) {
-    row.step_ns = step_time(row);
-    analyze_percentiles(row);
+    row.step_ns = step_time(row, results.plan.confidence);
+    analyze_percentiles(row, results.plan.confidence);
     analyze_counts(row);
     row.gemm_peak_share =
         result.flops > 0 ? result.flops / row.step_ns.median * 1e9 / result.gemm_peak_flops_per_s
@@ -305,9 +310,9 @@ void analyze_case(Results& results, CaseResult& result) {
     row.cold_total_s = seconds(row, "start", kUnknown) + seconds(row, "load", kUnknown) +
                        seconds(row, "compile", 0) + seconds(row, "first_step", kUnknown);
     const bool usable = row.status == Status::ok && reference != nullptr && &row != reference;
-    row.speedup = usable ? speedup_over(*reference, row) : Speedup{};
+    row.speedup = usable ? speedup_over(*reference, row, results.plan.confidence) : Speedup{};
     row.excluded_speedup =
-        usable ? std::exp(median(invocation_ratios(*reference, row, true))) : kUnknown;
+        usable ? std::exp(median(invocation_log_ratios(*reference, row, true))) : kUnknown;
     if (row.is_copy()) result.noise_floor = row.speedup.ratio;
   }
   for (auto& row : result.runtimes) {
@@ -375,8 +380,8 @@ void warn_of_cores(std::vector<Warning>& warnings, const Results& results) {
   const auto& cores = results.cores;
   const bool waited = results.waited_s > kShortWait_s;
   if (std::isnan(cores.usual_ns) || (cores.migrated_share < kRareBlocks && !waited)) return;
-  auto text = fmt::format("the host migrates vCPUs: core-to-core latency is {:.0f} ns",
-                          cores.usual_ns);
+  auto text =
+      fmt::format("the host migrates vCPUs: core-to-core latency is {:.0f} ns", cores.usual_ns);
   if (cores.migrated_share >= kRareBlocks) {
     text += fmt::format(
         ", and took {:.0f} ns in {:.2g} % of the blocks; rounds with such blocks are in "

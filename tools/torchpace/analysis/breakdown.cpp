@@ -7,6 +7,7 @@
 #include <numeric>
 #include <tuple>
 
+#include "analysis/analyze.hpp"
 #include "analysis/operator_groups.hpp"
 #include "results/results.hpp"
 #include "torchpace/comparison.hpp"
@@ -232,7 +233,8 @@ class Breakdown {
   }
 
   /// The row of a runtime under a condition, `allocator:jemalloc`; null if it was not timed.
-  const RuntimeResult* condition_row(const std::string& runtime, const std::string& condition) const {
+  const RuntimeResult* condition_row(const std::string& runtime,
+                                     const std::string& condition) const {
     const auto* row = result_.find(runtime + "@" + condition);
     const bool timed = row != nullptr && row->status == Status::ok && !row->invocations.empty();
     return timed ? row : nullptr;
@@ -244,7 +246,8 @@ class Breakdown {
     for (const auto& row : result_.runtimes) {
       if (row.condition_of != explanation_.from) continue;
       const auto condition = row.runtime.substr(explanation_.from.size() + 1);
-      if (condition_row(explanation_.from, condition) && condition_row(explanation_.to, condition)) {
+      if (condition_row(explanation_.from, condition) &&
+          condition_row(explanation_.to, condition)) {
         found.push_back(condition);
       }
     }

@@ -5,6 +5,7 @@
 #include <set>
 #include <vector>
 
+#include "analysis/analyze.hpp"
 #include "controller/core_latency.hpp"
 #include "results/results.hpp"
 #include "torchpace/comparison.hpp"
@@ -36,7 +37,8 @@ std::set<RoundName> migrated_rounds(const CaseResult& result, double usual_ns) {
 
 /// Of those, the ones that a row leaves out. An invocation with hardly a usual round is left out as
 /// a whole where enough others remain for an interval; else all of its rounds count.
-std::set<RoundName> left_out(const RuntimeResult& row, const std::set<RoundName>& migrated) {
+std::set<RoundName> left_out(const RuntimeResult& row, const std::set<RoundName>& migrated,
+                             double confidence) {
   std::vector<const Invocation*> usual, other;
   for (const auto& invocation : row.invocations) {
     const auto rounds = static_cast<long>(invocation.rounds.size());
@@ -55,7 +57,7 @@ std::set<RoundName> left_out(const RuntimeResult& row, const std::set<RoundName>
       }
     }
   }
-  if (usual.size() < std::min(row.invocations.size(), kFewestForSignTest)) return left;
+  if (usual.size() < std::min(row.invocations.size(), sign_test_needs(confidence))) return left;
   for (const auto* invocation : other) {
     for (const auto& round : invocation->rounds) {
       left.insert({invocation->invocation, round.round});
@@ -64,13 +66,13 @@ std::set<RoundName> left_out(const RuntimeResult& row, const std::set<RoundName>
   return left;
 }
 
-void excluded(CaseResult& result, double usual_ns) {
+void exclude(CaseResult& result, double usual_ns, double confidence) {
   const auto migrated = migrated_rounds(result, usual_ns);
   std::set<RoundName> counted, left_anywhere;  // in the rows beside the reference
   result.mixed = false;
   for (auto& row : result.runtimes) {
     if (row.runtime == result.reference) continue;
-    const auto left = left_out(row, migrated);
+    const auto left = left_out(row, migrated, confidence);
     left_anywhere.insert(left.begin(), left.end());
     for (auto& invocation : row.invocations) {
       for (auto& round : invocation.rounds) {
@@ -118,7 +120,9 @@ void exclude_rounds(Results& results) {
     results.cores.migrated_share =
         static_cast<double>(migrated_ns.size()) / static_cast<double>(times_ns.size());
   }
-  for (auto& result : results.cases) excluded(result, results.cores.usual_ns);
+  for (auto& result : results.cases) {
+    exclude(result, results.cores.usual_ns, results.plan.confidence);
+  }
 }
 
 }  // namespace torchpace::cli

@@ -8,6 +8,7 @@
 #include <functional>
 #include <set>
 
+#include "analysis/analyze.hpp"
 #include "report/number_format.hpp"
 
 namespace torchpace::cli {

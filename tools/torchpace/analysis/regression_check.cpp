@@ -5,7 +5,10 @@
 #include <algorithm>
 #include <cmath>
 
+#include "analysis/analyze.hpp"
 #include "support/error.hpp"
+#include "support/strings.hpp"
+#include "torchpace/comparison.hpp"
 
 namespace torchpace::cli {
 
@@ -28,26 +31,46 @@ FailOn parse_fail_on(const std::string& text) {
 }
 
 Regressions find_regressions(const Results& results, const FailOn& rule) {
+  struct Row {
+    const CaseResult* result;
+    const RuntimeResult* row;
+    std::vector<double> logs;
+  };
   Regressions regressions;
+  std::vector<Row> rows;
   for (const auto& result : results.cases) {
+    const auto* reference = result.find(result.reference);
     for (const auto& row : result.runtimes) {
-      if (row.is_copy() || row.runtime == result.reference || row.status != Status::ok) continue;
-      if (!result.counts(row)) {
+      if (row.is_copy() || &row == reference || row.status != Status::ok) continue;
+      if (reference == nullptr || !result.counts(row)) {
         regressions.not_judged.push_back(
             fmt::format("{}: the speedup of {} is implausible, so --fail-on does not judge it",
                         result.name, row.runtime));
         continue;
       }
-      const auto& ratio = row.speedup.ratio;
-      if (!ratio.bounded()) {
-        regressions.not_judged.push_back(fmt::format(
-            "{}: {} has no interval, so --fail-on cannot judge it", result.name, row.runtime));
-      } else if (ratio.high < rule.below) {
-        regressions.found.push_back(
-            fmt::format("{}: speedup of {} is {:.3f} [{:.3f}, {:.3f}], below {}", result.name,
-                        row.runtime, ratio.median, ratio.low, ratio.high, rule.below));
-      }
+      rows.push_back({&result, &row, invocation_log_ratios(*reference, row)});
     }
+  }
+  if (rows.empty()) return regressions;
+  // Bonferroni: a row alone may be wrong in one of rows.size() times as many runs.
+  const double error = (1 - results.plan.confidence) / static_cast<double>(rows.size());
+  const double confidence = 1 - 2 * error;  // one bound of the interval is used
+  const auto needed = sign_test_needs(confidence);
+  for (const auto& [result, row, logs] : rows) {
+    if (logs.size() < needed) {
+      regressions.not_judged.push_back(fmt::format(
+          "{}: {} has {} invocations, and --fail-on needs {} to judge {} at {:g} %: --invocations "
+          "{}",
+          result->name, row->runtime, logs.size(), needed, counted(std::ssize(rows), "row"),
+          100 * results.plan.confidence, needed));
+      continue;
+    }
+    const auto ratio = exponential(sign_test_interval(logs, confidence));
+    if (ratio.high >= rule.below) continue;
+    regressions.found.push_back(
+        fmt::format("{}: speedup of {} is {:.3f} [{:.3f}, {:.3f}], below {} ({} at {:g} % in all)",
+                    result->name, row->runtime, ratio.median, ratio.low, ratio.high, rule.below,
+                    counted(std::ssize(rows), "row"), 100 * results.plan.confidence));
   }
   return regressions;
 }

@@ -51,6 +51,8 @@ void add_measuring_options(CLI::App& app, CompareOptions& o, const MeasuringDefa
                "Shared library of custom operators, loaded before anything else of a case; repeat "
                "for several");
   add("--delta", o.delta, "X", "Largest difference that counts as SAME (default: 0.02)");
+  add("--confidence", o.confidence, "X",
+      "Confidence of every interval, and of --fail-on over all rows together (default: 0.95)");
   add("--seed", o.seed, "N", "Seed of weights, inputs and the order of rounds (default: 0)");
   add("--output", o.output, "DIR",
       "Folder for results.json and the report (default: torchpace-report)");

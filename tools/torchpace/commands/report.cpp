@@ -6,6 +6,7 @@
 #include <memory>
 #include <optional>
 
+#include "analysis/analyze.hpp"
 #include "analysis/regression_check.hpp"
 #include "commands/command.hpp"
 #include "plan/runtime_discovery.hpp"

@@ -9,6 +9,7 @@
 #include <cstring>
 #include <system_error>
 
+#include "analysis/analyze.hpp"
 #include "analysis/plausibility.hpp"
 #include "controller/invocation_runner.hpp"
 #include "controller/preparation.hpp"

@@ -301,8 +301,8 @@ void InvocationRunner::run_group(const Group& group, double groups_left) {
     if (needed) specs.push_back(spec_of(row));
   }
   run_.progress.status(fmt::format("invocation {}/{}: starting {} workers", group.invocation,
-                                 run_.results.plan.invocations, specs.size()),
-                     run_.budget.estimated_left_s());
+                                   run_.results.plan.invocations, specs.size()),
+                       run_.budget.estimated_left_s());
   WorkerPool pool(specs, {.worker_timeout_s = run_.options.worker_timeout_s,
                           .compile_s = run_.options.plan.compile_timeout,
                           .loads = parallel_loads()});

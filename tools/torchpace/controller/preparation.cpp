@@ -71,7 +71,7 @@ void Preparation::export_case(size_t index, Exporter& exporter, std::set<std::st
   const auto& item = run_.options.cases[index];
   auto& result = run_.results.cases[index];
   run_.progress.status(fmt::format("weights and inputs of {}", item.name),
-                     run_.budget.estimated_left_s());
+                       run_.budget.estimated_left_s());
   auto& files = run_.files[index] = exporter.export_case(item);
   result.memory_bytes = files.memory_bytes;
   if (!files.note.empty()) {
@@ -108,7 +108,8 @@ bool Preparation::needs_artifact(const CaseResult& result, const WorkerSpec& spe
 void Preparation::make_artifacts(std::vector<Exporter>& exporters) {
   for (size_t i = 0; i < run_.options.cases.size(); ++i) {
     for (const auto& spec : run_.options.runtimes) {
-      if (run_.options.cases[i].is_external() || !needs_artifact(run_.results.cases[i], spec)) continue;
+      if (run_.options.cases[i].is_external() || !needs_artifact(run_.results.cases[i], spec))
+        continue;
       run_.budget.exclude([&] { make_artifact(i, spec, exporters.at(spec.exporter)); });
     }
   }
@@ -126,8 +127,8 @@ void Preparation::make_artifact(size_t index, const WorkerSpec& spec, Exporter& 
   } else {
     const auto limit_s = run_.options.plan.compile_timeout;
     run_.progress.status(fmt::format("artifact {} of {}, {:g} s at most", spec.artifact,
-                                   run_.options.cases[index].name, limit_s),
-                       run_.budget.estimated_left_s());
+                                     run_.options.cases[index].name, limit_s),
+                         run_.budget.estimated_left_s());
     files.artifacts[spec.runtime] = exporter.make_artifact(files.settings, spec.artifact, limit_s);
   }
   const auto& artifact = files.artifacts[spec.runtime];
@@ -173,8 +174,8 @@ void Preparation::run_preflight(size_t first, size_t end) {
                        .before =
                            [&](const PreflightCase& preflight_case, const std::string& runtime) {
                              run_.progress.status(fmt::format("preflight: {} in {}",
-                                                            preflight_case.item.name, runtime),
-                                                run_.budget.estimated_left_s());
+                                                              preflight_case.item.name, runtime),
+                                                  run_.budget.estimated_left_s());
                              run_.cores.ask();
                            },
                        .after = [&] { run_.save(); },

@@ -278,6 +278,7 @@ PlanRecord plan_record(const CompareOptions& options, const Preset& preset,
   plan.allocator = options.allocator;
   plan.seed = options.seed;
   plan.delta = options.delta;
+  plan.confidence = options.confidence;
   plan.text = options.text.empty() ? "" : fs::absolute(options.text).string();
   return plan;
 }
@@ -319,6 +320,8 @@ void check_values(const CompareOptions& o) {
   check_versions(o.torch);
   require(o.delta > 0 && o.delta < 1, "--delta", "a number between 0 and 1",
           fmt::format("{}", o.delta));
+  require(o.confidence >= 0.5 && o.confidence < 1, "--confidence",
+          "a number from 0.5 to below 1, such as 0.99", fmt::format("{}", o.confidence));
   require(o.seed >= 0, "--seed", "at least 0", std::to_string(o.seed));
   require(o.worker_timeout_s > 0 && std::isfinite(o.worker_timeout_s), "--worker-timeout",
           "a number above 0", fmt::format("{}", o.worker_timeout_s));

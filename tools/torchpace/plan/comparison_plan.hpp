@@ -21,6 +21,7 @@ struct CompareOptions {
   std::optional<int> threads, rounds, invocations;
   std::optional<double> max_seconds, compile_timeout, export_timeout;
   double delta = 0.02;
+  double confidence = 0.95;
   long long seed = 0;
   std::string below;  // of the integer inputs of files
   std::string output = "torchpace-report", cache, text, python, fail_on;

@@ -23,6 +23,7 @@ constexpr size_t kTableWidth = 112;  // long names of runtimes stay on their row
 constexpr size_t kFewCases = 3;      // of more, cold start and memory are in report.md
 constexpr size_t kNameWidth = 32;    // a longer name has a line of its own
 constexpr double kHtmlLimitSeconds = 300;
+constexpr double kQuotableWidth = 0.05;  // of the A/A interval
 
 /// Escape sequences, or nothing where the terminal has no color.
 struct Style {
@@ -378,11 +379,52 @@ void print_fastest(const Results& results, std::ostream& out, const Style& style
   if (!lines.empty()) out << style.bold("fastest") << "\n" << lines << "\n";
 }
 
+/// Whether the run may be quoted; empty where it may. A reference that differs from its own copy
+/// by chance differs from others by chance.
+std::string noise_text(const Results& results) {
+  const CaseResult* widest = nullptr;
+  long count = 0;
+  const auto width = [](const CaseResult& result) {
+    return result.noise_floor.bounded() ? result.noise_floor.relative_width() : 0;
+  };
+  for (const auto& result : results.cases) {
+    if (width(result) <= kQuotableWidth) continue;
+    ++count;
+    if (widest == nullptr || width(result) > width(*widest)) widest = &result;
+  }
+  if (widest == nullptr) return "";
+  return fmt::format(
+      "Too noisy to quote: the A/A interval of {} of {} is wider than {:g} % ({}: {}). Stop other "
+      "programs (torchpace doctor names them) or take more --invocations.",
+      count, counted(std::ssize(results.cases), "case"), 100 * kQuotableWidth, widest->name,
+      show_share(width(*widest)));
+}
+
+/// How many verdicts may be wrong by chance; empty where there is none.
+std::string chance_text(const Results& results) {
+  long judged = 0;
+  for (const auto& result : results.cases) {
+    for (const auto& row : result.runtimes) {
+      if (result.counts(row) && !row.is_copy() && row.runtime != result.reference &&
+          row.speedup.ratio.bounded()) {
+        ++judged;
+      }
+    }
+  }
+  if (judged == 0) return "";
+  const double wrong = static_cast<double>(judged) * (1 - results.plan.confidence);
+  return fmt::format("{} at {:g} % confidence: {} may miss the true speedup by chance",
+                     counted(judged, "interval"), 100 * results.plan.confidence,
+                     wrong < 1 ? std::string("less than one") : fmt::format("about {:.0f}", wrong));
+}
+
 void print_summary(const Results& results, std::ostream& out, const Style& style) {
-  out << style.bold("summary") << "\n"
-      << wrapped("  ",
-                 fmt::format("{}: {}", counted(std::ssize(results.cases), "case"), tally(results)),
-                 4);
+  out << style.bold("summary") << "\n";
+  if (const auto text = noise_text(results); !text.empty())
+    out << style.paint("33", wrapped("  ", text, 4));
+  out << wrapped(
+      "  ", fmt::format("{}: {}", counted(std::ssize(results.cases), "case"), tally(results)), 4);
+  if (const auto text = chance_text(results); !text.empty()) out << wrapped("  ", text, 4);
   if (results.cases.size() < 2) return;
   const auto folded = folded_rows(results);
   for (const auto& runtime : compared(results)) {

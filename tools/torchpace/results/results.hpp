@@ -31,7 +31,8 @@ struct Warning {
   std::string runtime;    // empty: of the whole case
 };
 
-/// Rounds after a load, at least; an invocation with fewer usual ones is not usual (exclude_rounds).
+/// Rounds after a load, at least; an invocation with fewer usual ones is not usual
+/// (exclude_rounds).
 inline constexpr int kFewestRounds = 3;
 
 /// One turn of one worker: the samples of a block. Times in ns per step.
@@ -43,7 +44,7 @@ struct Round {
   double page_faults = 0;             // of the whole block
   double involuntary_switches = 0;    // of the whole block
   double core_latency_ns = kUnknown;  // between two cores, just before the block (cores.hpp)
-  bool excluded = false;  // derived: a vCPU had migrated; counts for nothing else
+  bool excluded = false;              // derived: a vCPU had migrated; counts for nothing else
 
   double steps() const { return static_cast<double>(step_ns.size()) * steps_per_sample; }
 };
@@ -221,7 +222,7 @@ struct CaseResult {
   Interval noise_floor;                     // speedup of the A/A copy over the reference
   double gemm_peak_flops_per_s = kUnknown;  // median of the products of this run
   double excluded_share = 0;                // of its rounds
-  bool mixed = false;  // rounds on migrated vCPUs count, since too few others are there
+  bool mixed = false;              // rounds on migrated vCPUs count, since too few others are there
   std::optional<Fastest> fastest;  // where two runtimes or more have an interval
   std::vector<std::string>
       notes;  // lines below its table: invalid rows, what rows say of themselves
@@ -256,7 +257,8 @@ struct PlanRecord {
   std::string dtype;
   std::string allocator;
   long long seed = 0;
-  double delta = 0.02;  // SAME: both intervals within 1 +- delta
+  double delta = 0.02;       // SAME: both intervals within 1 +- delta
+  double confidence = 0.95;  // of every interval
   std::string text;
   bool pairs = false;  // memory forced (reference, one) pairs instead of all at once
 };
@@ -278,28 +280,16 @@ struct Results {
   void warn(Warning warning);
 };
 
-/// Computes every derived number, verdict and derived warning from the raw samples. Idempotent.
-void analyze(Results& results);
-
-/// The derived part of `cores`, and which rounds are excluded.
-void exclude_rounds(Results& results);
-
 /// Whether a warning is a line below its case's table (CaseResult::notes), and nowhere else.
 bool is_note(const Warning& warning);
-
-/// Core-to-core latencies of all rounds, in ns.
-std::vector<double> all_core_latency_ns(const Results& results);
-
-/// The derived part of the case's explanation, if it has one; its rows are derived.
-void analyze_breakdown(CaseResult& result);
 
 Json to_json(const Results& results);
 
 /// Throws Error naming `source`, the JSON pointer, what was expected and what was found.
 Results from_json(const Json& json, const std::string& source);
 
-/// Reads a results.json, or the one in a folder. Derived numbers are not read: call analyze().
-/// Throws Error in one line.
+/// Reads a results.json, or the one in a folder. Derived numbers are not read: call analyze()
+/// (analysis/analyze.hpp). Throws Error in one line.
 Results load_results(const std::filesystem::path& path);
 
 /// Writes to a temporary name beside `path`, syncs and renames: an old file stays whole until the

@@ -233,6 +233,7 @@ void describe(auto& io, Is<PlanRecord> auto& plan) {
   io.required("allocator", plan.allocator);
   io.required("seed", plan.seed);
   io.required("delta", plan.delta);
+  io.optional("confidence", plan.confidence);
   io.optional("text", plan.text);
   io.optional("pairs", plan.pairs);
 }

@@ -9,8 +9,8 @@ namespace torchpace::cli {
 
 class Progress {
  public:
-  /// On a terminal the line is rewritten; else every status is a line of its own and updates are not
-  /// shown.
+  /// On a terminal the line is rewritten; else every status is a line of its own and updates are
+  /// not shown.
   Progress();
   ~Progress() { clear(); }
   Progress(const Progress&) = delete;
