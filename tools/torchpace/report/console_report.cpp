@@ -150,7 +150,7 @@ class CaseTable {
     for (const auto& row : result_.runtimes) {
       if (row.status != Status::skipped && !is_folded(folded_, row.runtime)) print(row);
     }
-    print_skipped();
+    for (const auto& text : skipped_lines(result_, folded_)) out_ << wrapped("  ", text, 4);
     for (const auto& note : result_.notes) out_ << wrapped("  ", note, 4);
     if (const auto text = excluded_text(result_); !text.empty()) out_ << wrapped("  ", text, 4);
   }
@@ -173,22 +173,6 @@ class CaseTable {
     }
     text.erase(text.find_last_not_of(' ') + 1);
     return text;
-  }
-
-  /// One line for all that were skipped for the same reason.
-  void print_skipped() {
-    std::vector<std::pair<std::string, std::vector<std::string>>> reasons;
-    for (const auto& row : result_.runtimes) {
-      if (row.status != Status::skipped || is_folded(folded_, row.runtime)) continue;
-      const auto reason = row.reason.empty() ? "no reason given" : row.reason;
-      auto found = std::find_if(reasons.begin(), reasons.end(),
-                                [&](const auto& each) { return each.first == reason; });
-      if (found == reasons.end()) found = reasons.insert(found, {reason, {}});
-      found->second.push_back(row.runtime);
-    }
-    for (const auto& [reason, names] : reasons) {
-      out_ << wrapped("  ", fmt::format("{} skipped: {}", fmt::join(names, ", "), reason), 4);
-    }
   }
 
   void print(const RuntimeResult& row) {

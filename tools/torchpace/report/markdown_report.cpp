@@ -49,7 +49,7 @@ std::string percentile_of(const RuntimeResult& row, const char* name) {
 }
 
 std::string verdict_of(const RuntimeResult& row) {
-  if (row.status == Status::failed || row.status == Status::skipped) return to_string(row.status);
+  if (row.status == Status::failed) return to_string(row.status);
   if (row.is_copy()) return "A/A copy";
   if (row.speedup.verdict == "REFERENCE") return "reference";
   return fmt::format("**{}**{}", row.speedup.verdict, row.differs.empty() ? "" : "\\*");
@@ -67,12 +67,12 @@ std::string case_table(const CaseResult& result, const std::vector<Folded>& fold
   }
   text += "\n\n";
   text += line({"runtime", "verdict", "speedup", "step", "p90", "p99", "items/s", "FLOP/s",
-                "% of GEMM peak", "error of allowed", "faults a step", "samples", "cold start",
+                "% of GEMM peak", "max abs error", "page faults/step", "samples", "cold start",
                 "peak memory"});
   text += line({"---", "---", "---", "---", "---", "---", "---", "---", "---", "---", "---", "---",
                 "---", "---"});
   for (const auto& row : result.runtimes) {
-    if (is_folded(folded, row.runtime)) continue;
+    if (row.status == Status::skipped || is_folded(folded, row.runtime)) continue;
     const bool measured = row.status == Status::ok;
     const bool is_reference = row.runtime == result.reference;
     text += line({cell(row.runtime), verdict_of(row),
@@ -87,13 +87,13 @@ std::string case_table(const CaseResult& result, const std::vector<Folded>& fold
   }
   for (const auto& row : result.runtimes) {
     if (is_folded(folded, row.runtime)) continue;
-    if (row.status == Status::failed || row.status == Status::skipped) {
-      text +=
-          fmt::format("\n- {} {}: {}", cell(row.runtime), to_string(row.status), cell(row.reason));
+    if (row.status == Status::failed) {
+      text += fmt::format("\n- {} failed: {}", cell(row.runtime), cell(row.reason));
     } else if (!row.speedup.advice.empty()) {
       text += fmt::format("\n- {}: to settle it: {}", cell(row.runtime), cell(row.speedup.advice));
     }
   }
+  for (const auto& skipped : skipped_lines(result, folded)) text += "\n- " + cell(skipped);
   for (const auto& note : result.notes) text += "\n- " + cell(note);
   if (const auto excluded = excluded_text(result); !excluded.empty()) {
     text += "\n- " + cell(excluded);

@@ -134,6 +134,24 @@ bool is_folded(const std::vector<Folded>& folded, const std::string& runtime) {
                      [&](const Folded& each) { return each.runtime == runtime; });
 }
 
+std::vector<std::string> skipped_lines(const CaseResult& result,
+                                       const std::vector<Folded>& folded) {
+  std::vector<std::pair<std::string, std::vector<std::string>>> reasons;
+  for (const auto& row : result.runtimes) {
+    if (row.status != Status::skipped || is_folded(folded, row.runtime)) continue;
+    const auto reason = row.reason.empty() ? "no reason given" : row.reason;
+    auto found = std::find_if(reasons.begin(), reasons.end(),
+                              [&](const auto& each) { return each.first == reason; });
+    if (found == reasons.end()) found = reasons.insert(found, {reason, {}});
+    found->second.push_back(row.runtime);
+  }
+  std::vector<std::string> lines;
+  for (const auto& [reason, names] : reasons) {
+    lines.push_back(fmt::format("{} skipped: {}", fmt::join(names, ", "), reason));
+  }
+  return lines;
+}
+
 std::string excluded_text(const CaseResult& result) {
   if (result.excluded_share < kShownShare) return "";
   std::vector<std::string> ratios;

@@ -37,6 +37,9 @@ struct Folded {
 std::vector<Folded> folded_rows(const Results& results);
 bool is_folded(const std::vector<Folded>& folded, const std::string& runtime);
 
+/// One line for all rows of a case that were skipped for the same reason; without those folded.
+std::vector<std::string> skipped_lines(const CaseResult& result, const std::vector<Folded>& folded);
+
 /// What the rounds that are excluded show of a case, in one line; empty where there are
 /// hardly any.
 std::string excluded_text(const CaseResult& result);
