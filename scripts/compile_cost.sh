@@ -13,7 +13,6 @@ rounds="${1:-5}"
 [[ "$rounds" =~ ^[1-9][0-9]*$ ]] || fail "rounds: expected 1 or more, got '$rounds'"
 torch="$(torch_folder "$python")"
 [[ -n "$torch" ]] || fail "$python has no torch" "Run scripts/setup.sh first."
-[[ -f "$build/generated/torchpace/torchpace.hpp" ]] || fail "no build in $build" "Run scripts/setup.sh first."
 
 folder="$(mktemp -d)"
 trap 'rm -rf "$folder"' EXIT
@@ -23,7 +22,7 @@ printf '#include <torch/torch.h>\n#include <torchpace/torchpace.hpp>\n' >"$folde
 compile_ms() { # of a unit
   local from
   from="$(date +%s%N)"
-  "${CXX:-c++}" -std=c++20 -O2 -I "$root/include" -I "$build/generated" -isystem "$torch/include" \
+  "${CXX:-c++}" -std=c++20 -O2 -I "$root/include" -isystem "$torch/include" \
     -isystem "$torch/include/torch/csrc/api/include" -c "$folder/$1.cpp" -o "$folder/out.o"
   echo $((($(date +%s%N) - from) / 1000000))
 }

@@ -1,5 +1,5 @@
 // Choices that every case has beside its model: autocast, TF32 and the memory format.
-// Table: docs/design.md, Settings lines. Twin: python/torchpace/execution_options.py.
+// Table: docs/worker-protocol.md. Twin: python/torchpace/execution_options.py.
 #pragma once
 
 #include <ATen/autocast_mode.h>

@@ -5,7 +5,7 @@
 // how far it moves when every weight and input moves by rounding. What the reference does is no
 // part of the bound: a wrong reference must fail, not excuse others. Without a golden run
 //   |own - reference| <= sqrt(eps) |reference|,
-// integers and bools exactly. Reasons: docs/design.md, Parity. Twin: python/torchpace/parity.py.
+// integers and bools exactly. Reasons: docs/method.md. Twin: python/torchpace/parity.py.
 #pragma once
 
 #include <torch/torch.h>

@@ -1,6 +1,6 @@
 """Choices that every case has beside its model: autocast, TF32 and the memory format.
 
-Table: docs/design.md, "Settings lines". Twin: include/torchpace/execution_options.hpp.
+Table: docs/worker-protocol.md. Twin: include/torchpace/execution_options.hpp.
 """
 
 from __future__ import annotations

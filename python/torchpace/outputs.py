@@ -1,6 +1,6 @@
 """What a module returns, as tensors by name: all of them are checked, in every runtime.
 
-Rule: docs/design.md, "Parity". C++ does the same to the outputs of TorchScript files:
+Rule: docs/method.md, "Parity". C++ does the same to the outputs of TorchScript files:
 include/torchpace/runtimes/torchscript.hpp.
 """
 

@@ -1,6 +1,6 @@
 """Whether a runtime's values are right, by a tolerance that is computed, never set by hand.
 
-Rule: docs/design.md, "Parity". Twin: include/torchpace/parity.hpp.
+Rule: docs/method.md, "Parity". Twin: include/torchpace/parity.hpp.
 """
 
 from __future__ import annotations

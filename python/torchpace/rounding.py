@@ -25,7 +25,7 @@ from torchpace import parity
 from torchpace.errors import InputError
 
 # Of an error, to that of one rounding: so large that a kink which rounding may cross is crossed
-# (docs/design.md, "Parity"). In 16 bits each run crosses many, and more would hide mistakes.
+# (docs/method.md, "Parity"). In 16 bits each run crosses many, and more would hide mistakes.
 SCALE, SCALE_OF_16_BITS = 16, 4
 # A correct result is one more draw of the same kind: where training is chaotic, it lies farther
 # from the golden run than the farthest of four others in one tensor of a thousand, by up to 1.3.

@@ -81,7 +81,7 @@ class Workload(ABC):
 
     @abstractmethod
     def values(self) -> dict[str, Tensor]:
-        """What parity compares, by the code that is timed, at dropout 0 (docs/design.md)."""
+        """What parity compares, by the code that is timed, at dropout 0 (docs/method.md)."""
 
     @abstractmethod
     def losses(self, steps: int, tokens: Tensor | None) -> list[float]:

@@ -1,6 +1,6 @@
 // Shapes and dtypes as text: "1x3x224x224:float32", several joined by ";", "?" for a size that may
 // vary; ":channels_last" behind the dtype for that memory format. Twin: the key `input` of a model
-// of your own (docs/design.md).
+// of your own (docs/guides/your-own-model.md).
 #pragma once
 
 #include <torch/torch.h>

@@ -1,5 +1,5 @@
 // The optimizer that a case names: adam, adamw or sgd, per tensor, foreach or fused. Table:
-// docs/design.md, Settings lines. Twin: python/torchpace/optim/factory.py.
+// docs/worker-protocol.md. Twin: python/torchpace/optim/factory.py.
 #pragma once
 
 #include <torch/torch.h>

@@ -1,5 +1,5 @@
 // What torchpace asks of an optimizer, and those of torch::optim behind it: a set of kernels per
-// tensor. One kernel for many tensors: multi_tensor.hpp. By name: choice.hpp.
+// tensor. One kernel for many tensors: multi_tensor.hpp. By name: factory.hpp.
 #pragma once
 
 #include <torch/torch.h>

@@ -8,7 +8,7 @@ output, `{"case", "state", "golden", "tokens", "memory", "set", "cached", "secon
 text, `golden` where there is no float64 run, and `no_golden` says why. `memory` has the bytes of
 parameters, gradients, optimizer state and activations; `set` has settings to add to the case's
 line: what only a run of the model can tell. A line with `make=KIND` is answered with a compiled
-file of the case (torchpace.exporter.artifacts). Layout: docs/design.md, "The path of the data".
+file of the case (torchpace.exporter.artifacts). Layout: docs/worker-protocol.md.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A case's files: its state (weights and batches) and its golden run. Layout: docs/design.md."""
+"""A case's files: its state (weights and batches) and its golden run. Layout: docs/worker-protocol.md."""
 
 from __future__ import annotations
 

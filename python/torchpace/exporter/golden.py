@@ -1,6 +1,6 @@
 """The golden (float64) run of a case, and what rounding may do to it.
 
-Rule: docs/design.md, "Parity".
+Rule: docs/method.md, "Parity".
 """
 
 from __future__ import annotations

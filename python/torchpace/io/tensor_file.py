@@ -1,7 +1,7 @@
 """Files of tensors: a plain dictionary of tensors, readable in both languages with
 weights_only=True.
 
-Twin: include/torchpace/io/tensor_file.hpp. Layout: docs/design.md, "Files of tensors".
+Twin: include/torchpace/io/tensor_file.hpp. Layout: docs/worker-protocol.md.
 """
 
 from __future__ import annotations

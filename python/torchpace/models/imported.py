@@ -2,7 +2,7 @@
 
 The factory takes no argument and returns an nn.Module, or a dictionary with `module` and any of
 `inputs` (a tensor or several, of one batch), `target` and `loss` (output, target -> scalar). Rules:
-docs/design.md, "A model of your own". No twin: C++ knows such a model only through its artifacts.
+docs/guides/your-own-model.md. No twin: C++ knows such a model only through its artifacts.
 Dimensions: B batch, the first of every input and of the target.
 """
 

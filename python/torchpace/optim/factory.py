@@ -1,6 +1,6 @@
 """The optimizers that a training case may name, in each implementation that PyTorch has of them.
 
-Table: docs/design.md, "Settings lines". Twin: include/torchpace/optim/factory.hpp.
+Table: docs/worker-protocol.md. Twin: include/torchpace/optim/factory.hpp.
 """
 
 from __future__ import annotations

@@ -472,7 +472,8 @@ class Breakdown {
       for (const auto& invocation : row->invocations) {
         if (!invocation.probes) continue;
         for (const auto& [command, why] : invocation.probes->unanswered) {
-          note(fmt::format("{} does not answer {}: {}", row->runtime, command, why));
+          const auto text = why.starts_with(command) ? why : command + ": " + why;
+          note(fmt::format("{} does not answer {}", row->runtime, text));
         }
       }
     }

@@ -35,7 +35,7 @@ bool is_on_cpu(const Results& results, const CaseResult& result) {
   return !is_cuda(setting(result, "device", results.plan.device));
 }
 
-/// Whether its arithmetic is what the loops of limits.hpp measure.
+/// Whether its arithmetic is what the loops of machine_limits.hpp measure.
 bool is_measurable(const Results& results, const CaseResult& result) {
   const auto dtype = dtype_of(results, result);
   return is_on_cpu(results, result) && setting(result, "autocast", "none") == "none" &&

@@ -30,7 +30,7 @@ struct ExperimentOptions {
   std::filesystem::path output;    // folder, exists
   double worker_timeout_s = 30;
   bool adapts_invocations = false;          // fewer where the time does not suffice
-  std::function<double()> core_latency_ns;  // where the cores are (cores.hpp); empty: not asked
+  std::function<double()> core_latency_ns;  // core-to-core latency (core_latency.hpp); empty: not asked
   std::set<std::string> probed;             // runtimes that are asked for probes in each invocation
   std::optional<Explanation> explanation;   // the names of the two that each case explains
   std::vector<Warning> warnings;            // of the plan

@@ -43,7 +43,7 @@ struct Round {
   std::vector<double> step_ns, device_ns, enqueue_ns;
   double page_faults = 0;             // of the whole block
   double involuntary_switches = 0;    // of the whole block
-  double core_latency_ns = kUnknown;  // between two cores, just before the block (cores.hpp)
+  double core_latency_ns = kUnknown;  // between two cores, just before the block (core_latency.hpp)
   bool excluded = false;              // derived: a vCPU had migrated; counts for nothing else
 
   double steps() const { return static_cast<double>(step_ns.size()) * steps_per_sample; }

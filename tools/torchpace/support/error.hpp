@@ -6,7 +6,7 @@
 
 namespace torchpace::cli {
 
-/// Exit codes of the program (docs/design.md). Where several hold, `worst_exit` chooses.
+/// Exit codes of the program (docs/design.md). Where several hold: 2, 3, 1, 5.
 enum Exit : int {
   kOk = 0,
   kCaseFailed = 1,
