@@ -74,9 +74,15 @@ TEST(Benchmark, MeasuresInferenceAndTraining) {
   EXPECT_GT(inference.flops_per_second(), 0);
   TrainOptions options;
   options.measure = brief();
+  std::size_t losses = 0;
+  options.loss = [&](const torch::Tensor& output, const torch::Tensor& target) {
+    ++losses;
+    return cross_entropy(output, target);
+  };
   const auto training = benchmark_train(model, b.tokens, b.targets, options);
   EXPECT_EQ(training.optimizer, "adam per-tensor");
-  EXPECT_GT(training.step().median, inference.step().median / 2);
+  EXPECT_GE(training.step_ns.size(), 3u);
+  EXPECT_GE(losses, training.step_ns.size()) << "each step computes its loss";
 }
 
 TEST(Benchmark, LeavesTheModelAsItFoundIt) {

@@ -232,7 +232,6 @@ def test_rounds_that_are_set_aside_have_a_line_and_no_dots(tmp_path, results):
     rows = [r for r in case["runtimes"] if r["status"] == "ok"]
     case["excluded_share"] = 0.27
     for row in rows:
-        row["excluded_speedup"] = None if row["runtime"] == case["reference"] else 1.284
         for turn in row["invocations"][1]["rounds"]:
             turn["excluded"] = True
         row["invocations"][0]["rounds"][0]["excluded"] = True
@@ -240,10 +239,8 @@ def test_rounds_that_are_set_aside_have_a_line_and_no_dots(tmp_path, results):
         left = step_times.times(row)
         assert len(left) == len(row["invocations"]) - 1
         assert 0 < sum(map(len, left)) < len(all_times)
-    other = next(r["runtime"] for r in rows if r["excluded_speedup"])
     html = written(tmp_path, changed)
-    assert "27 % of rounds excluded: vCPUs had migrated; there " in html
-    assert f"{other} 1.28×" in html
+    assert "27 % of rounds excluded: vCPUs had migrated to another die" in html
     assert "rounds excluded" not in written(tmp_path, results)
 
 

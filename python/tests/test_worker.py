@@ -74,7 +74,7 @@ def test_load_states_the_cost_and_every_command_answers(worker, exported, tmp_pa
         loaded["flops"] == 3 * 65536 - 8192 and loaded["items"] == 4 and loaded["item"] == "samples"
     )
     assert loaded["parameter_bytes"] == 33792 and loaded["note"] == "" and loaded["load_s"] > 0
-    assert loaded["compile_s"] < 0.1  # nothing is compiled
+    assert loaded["compile_s"] == 0  # nothing is compiled
     assert worker.ask("first").keys() == {"first_step_s"}
     assert "expected no step since load" in worker.ask("first")["error"]
     worker.ask("load " + settings.line())

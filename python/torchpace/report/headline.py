@@ -96,12 +96,7 @@ def excluded(case):
     share = case["excluded_share"] or 0
     if share < 0.01:
         return ""
-    rows = [r for r in case["runtimes"] if not r["copy_of"] and r["excluded_speedup"] is not None]
-    there = ", ".join(
-        f"{r['runtime']} {number_format.plain(r['excluded_speedup'], 3)}×" for r in rows
-    )
-    there = f"; there {there}" if there else ""
-    return f"{number_format.share(share)} of rounds excluded: vCPUs had migrated{there}"
+    return f"{number_format.share(share)} of rounds excluded: vCPUs had migrated to another die"
 
 
 def listed(rows):

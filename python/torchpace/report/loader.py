@@ -53,7 +53,6 @@ RUNTIME_OPTIONAL = {
     "compile_s": NUMBER,
     "peak_bytes": dict,
     "page_faults_per_step": NUMBER,
-    "excluded_speedup": NUMBER,
     "environment": dict,
     "invocations": list,
 }

@@ -3,9 +3,7 @@
 #include <gtest/gtest.h>
 #include <sched.h>
 
-#include <algorithm>
 #include <cmath>
-#include <vector>
 
 namespace torchpace::cli {
 namespace {
@@ -44,28 +42,6 @@ TEST(Cores, AFactorOfTwoIsAnotherPlace) {
   EXPECT_FALSE(same_place(60, 270));
   EXPECT_FALSE(same_place(270, 60));
   EXPECT_FALSE(same_place(60, NAN));
-}
-
-TEST(Cores, AWatchKnowsWhatIsUsual) {
-  std::vector<double> answers = {60, 62, 64};
-  size_t next = 0;
-  CoreWatch watch([&] { return answers[std::min(next++, answers.size() - 1)]; }, {});
-  EXPECT_TRUE(std::isnan(watch.usual_ns()));
-  EXPECT_TRUE(std::isnan(watch.far_ns()));  // from what?
-  for (int i = 0; i < 3; ++i) watch.ask();
-  EXPECT_EQ(watch.usual_ns(), 62);
-  EXPECT_TRUE(std::isnan(watch.far_ns()));
-  answers = {270};
-  EXPECT_EQ(watch.far_ns(), 270);
-  EXPECT_EQ(watch.usual_ns(), 62);  // nobody worked there
-  answers = {20};
-  EXPECT_TRUE(std::isnan(watch.far_ns()));  // nearer
-  next = 0;
-  answers = {270, 270, 270, 64};  // an idle core is slow at first
-  EXPECT_TRUE(std::isnan(watch.far_ns()));
-  CoreWatch blind({}, {60});
-  EXPECT_TRUE(std::isnan(blind.ask()));
-  EXPECT_TRUE(std::isnan(blind.far_ns()));
 }
 
 }  // namespace

@@ -18,7 +18,6 @@ constexpr const char* kImplausible = "IMPLAUSIBLE";      // verdict
 constexpr const char* kImplausibleCode = "implausible";  // of a warning
 constexpr double kFaultRatio = 10;        // page faults per step that differ more than this
 constexpr double kRareBlocks = 0.01;      // that met a migrated vCPU, of all: not worth a word
-constexpr double kShortWait_s = 0.5;      // nor is this
 constexpr double kFewFaultsPerStep = 10;  // and are more than this are pointed at
 
 /// Keys of a worker's environment that differ between languages by nature.
@@ -28,13 +27,11 @@ const std::set<std::string> kMayDiffer = {"language", "compiler", "build_type", 
 const std::set<std::string> kMustAgree = {"dtype",         "autocast", "tf32",
                                           "memory_format", "threads",  "optimizer"};
 
-/// Median step time of each round by its number, of those that count or of those excluded.
-std::map<int, double> block_medians(const Invocation& invocation, bool excluded) {
+/// Median step time of each round that counts, by its number.
+std::map<int, double> block_medians(const Invocation& invocation) {
   std::map<int, double> medians;
-  for (const auto& round : invocation.rounds) {
-    if (round.excluded == excluded && !round.step_ns.empty()) {
-      medians[round.round] = median(round.step_ns);
-    }
+  for (const auto& round : rounds_that_count(invocation)) {
+    if (!round.step_ns.empty()) medians[round.round] = median(round.step_ns);
   }
   return medians;
 }
@@ -47,11 +44,10 @@ const Invocation* same_invocation(const RuntimeResult& row, int number) {
 }
 
 /// The invocation's log ratio: the median over the rounds that both measured. Empty if none.
-std::vector<double> paired_ratios(const Invocation& reference, const Invocation& runtime,
-                                  bool excluded) {
-  const auto ours = block_medians(runtime, excluded);
+std::vector<double> paired_ratios(const Invocation& reference, const Invocation& runtime) {
+  const auto ours = block_medians(runtime);
   std::vector<double> reference_ns, runtime_ns;
-  for (const auto& [round, time_ns] : block_medians(reference, excluded)) {
+  for (const auto& [round, time_ns] : block_medians(reference)) {
     const auto found = ours.find(round);
     if (found == ours.end()) continue;
     reference_ns.push_back(time_ns);
@@ -62,13 +58,13 @@ std::vector<double> paired_ratios(const Invocation& reference, const Invocation&
 
 }  // namespace
 
-std::vector<double> invocation_log_ratios(const RuntimeResult& reference, const RuntimeResult& row,
-                                          bool excluded) {
+std::vector<double> invocation_log_ratios(const RuntimeResult& reference,
+                                          const RuntimeResult& row) {
   std::vector<double> logs;
   for (const auto& invocation : row.invocations) {
     const auto* other = same_invocation(reference, invocation.invocation);
     if (other == nullptr) continue;
-    const auto ratios = paired_ratios(*other, invocation, excluded);
+    const auto ratios = paired_ratios(*other, invocation);
     if (!ratios.empty()) logs.push_back(median(ratios));
   }
   return logs;
@@ -311,8 +307,6 @@ void analyze_case(Results& results, CaseResult& result) {
                        seconds(row, "compile", 0) + seconds(row, "first_step", kUnknown);
     const bool usable = row.status == Status::ok && reference != nullptr && &row != reference;
     row.speedup = usable ? speedup_over(*reference, row, results.plan.confidence) : Speedup{};
-    row.excluded_speedup =
-        usable ? std::exp(median(invocation_log_ratios(*reference, row, true))) : kUnknown;
     if (row.is_copy()) result.noise_floor = row.speedup.ratio;
   }
   for (auto& row : result.runtimes) {
@@ -378,18 +372,14 @@ void warn_of_implausible(std::vector<Warning>& warnings, const CaseResult& resul
 /// The host migrated vCPUs: what that did to the numbers.
 void warn_of_cores(std::vector<Warning>& warnings, const Results& results) {
   const auto& cores = results.cores;
-  const bool waited = results.waited_s > kShortWait_s;
-  if (std::isnan(cores.usual_ns) || (cores.migrated_share < kRareBlocks && !waited)) return;
-  auto text =
-      fmt::format("the host migrates vCPUs: core-to-core latency is {:.0f} ns", cores.usual_ns);
-  if (cores.migrated_share >= kRareBlocks) {
-    text += fmt::format(
-        ", and took {:.0f} ns in {:.2g} % of the blocks; rounds with such blocks are in "
-        "results.json and excluded from the tables",
-        cores.migrated_ns, 100 * cores.migrated_share);
-  }
-  if (waited) text += fmt::format("; the run waited {:.0f} s for them to return", results.waited_s);
-  warnings.push_back({"vcpus-migrated", "info", text, "", ""});
+  if (std::isnan(cores.usual_ns) || cores.migrated_share < kRareBlocks) return;
+  warnings.push_back(
+      {"vcpus-migrated", "info",
+       fmt::format("the host migrates vCPUs: core-to-core latency was {:.0f} ns in {:.2g} % of the "
+                   "blocks, {:.0f} ns usually; rounds with such blocks are in results.json and "
+                   "excluded from the tables",
+                   cores.migrated_ns, 100 * cores.migrated_share, cores.usual_ns),
+       "", ""});
   for (const auto& result : results.cases) {
     if (!result.mixed) continue;
     warnings.push_back({"vcpus-mixed", "warning",

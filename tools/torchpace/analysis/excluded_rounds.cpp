@@ -96,8 +96,7 @@ void exclude(CaseResult& result, double usual_ns, double confidence) {
   result.excluded_share = all > 0 ? aside / all : 0;
 }
 
-}  // namespace
-
+/// Core-to-core latencies of all rounds.
 std::vector<double> all_core_latency_ns(const Results& results) {
   std::vector<double> times_ns;
   for (const auto& result : results.cases) {
@@ -107,6 +106,8 @@ std::vector<double> all_core_latency_ns(const Results& results) {
   }
   return times_ns;
 }
+
+}  // namespace
 
 void exclude_rounds(Results& results) {
   const auto times_ns = all_core_latency_ns(results);

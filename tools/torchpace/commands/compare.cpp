@@ -67,7 +67,6 @@ Results resumed(const CompareOptions& options, Results fresh, std::vector<Case>&
   fresh.plan.pairs = earlier.plan.pairs;
   fresh.created = earlier.created;
   fresh.elapsed_s = earlier.elapsed_s;
-  fresh.waited_s = earlier.waited_s;
   for (auto& warning : earlier.warnings) fresh.warn(std::move(warning));
   fresh.cases = std::move(earlier.cases);
   return fresh;

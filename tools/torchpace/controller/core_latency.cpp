@@ -22,7 +22,6 @@ constexpr int kRoundTrips = 20;  // of one reading: the clock's own cost must no
 constexpr size_t kReadings = 11;
 constexpr double kLimit_s = 0.01;  // of all readings: two that share a core take turns of ms
 constexpr int kReady = -1, kNotBound = -2, kStop = -3;
-constexpr int kAsks = 50;  // until a core that was idle has its speed
 
 /// Alone in its pair of cache lines, which are fetched together.
 struct alignas(128) Flag {
@@ -94,30 +93,5 @@ double core_latency_ns(int threads) {
 }
 
 bool same_place(double a_ns, double b_ns) { return std::abs(std::log2(a_ns / b_ns)) < 1; }
-
-bool is_far(double ns, double usual_ns) { return ns > usual_ns && !same_place(ns, usual_ns); }
-
-CoreWatch::CoreWatch(std::function<double()> source, std::vector<double> seen_ns)
-    : source_(std::move(source)), seen_ns_(std::move(seen_ns)) {}
-
-double CoreWatch::ask() {
-  if (!source_) return kUnknown;
-  const double now_ns = source_();
-  if (!std::isnan(now_ns)) seen_ns_.push_back(now_ns);
-  return now_ns;
-}
-
-double CoreWatch::usual_ns() const { return median(seen_ns_); }
-
-double CoreWatch::far_ns() const {
-  if (!source_ || seen_ns_.empty()) return kUnknown;
-  const double usual = usual_ns();
-  double now_ns = kUnknown;
-  for (int i = 0; i < kAsks; ++i) {
-    now_ns = source_();
-    if (!is_far(now_ns, usual)) return kUnknown;
-  }
-  return now_ns;
-}
 
 }  // namespace torchpace::cli

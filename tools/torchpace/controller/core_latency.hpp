@@ -3,9 +3,6 @@
 // every parallel step waits longer at its barriers, and one runtime has more barriers than another.
 #pragma once
 
-#include <functional>
-#include <vector>
-
 namespace torchpace::cli {
 
 /// Latency in ns between the cores of the first and the last of `threads` bound threads
@@ -17,30 +14,5 @@ double core_latency_ns(int threads);
 /// Whether two latencies are of the same placement of the vCPUs: within a factor of 2.
 /// Repeated readings differ by 1.3 at most; cores of one die and of two dies by 3 to 6.
 bool same_place(double a_ns, double b_ns);
-
-/// The cores are farther apart than usual. False where either is not known.
-bool is_far(double ns, double usual_ns);
-
-/// Measures the latency, and remembers.
-class CoreWatch {
- public:
-  /// `source` gives the latency; without one nothing is ever known. `seen` is what
-  /// was seen before.
-  explicit CoreWatch(std::function<double()> source, std::vector<double> seen_ns);
-
-  /// The latency now. NaN: not known.
-  double ask();
-
-  /// Median of all that was seen. NaN: nothing was.
-  double usual_ns() const;
-
-  /// The latency while the cores are farther apart than usual, else NaN. Asks again and
-  /// again before it believes that, since a core that was idle is slow at first. Not remembered.
-  double far_ns() const;
-
- private:
-  std::function<double()> source_;
-  std::vector<double> seen_ns_;
-};
 
 }  // namespace torchpace::cli

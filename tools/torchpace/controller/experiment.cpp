@@ -79,8 +79,7 @@ ExperimentState::ExperimentState(ExperimentOptions given, Results& into, Progres
     : options(std::move(given)),
       results(into),
       progress(shown),
-      budget(into.plan, into.elapsed_s),
-      cores(options.core_latency_ns, all_core_latency_ns(into)) {}
+      budget(into.plan, into.elapsed_s) {}
 
 void ExperimentState::save() {
   results.elapsed_s = budget.elapsed_s();

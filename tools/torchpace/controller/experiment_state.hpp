@@ -9,7 +9,6 @@
 #include <string>
 #include <vector>
 
-#include "controller/core_latency.hpp"
 #include "controller/exporter_client.hpp"
 #include "controller/time_budget.hpp"
 #include "controller/worker_client.hpp"
@@ -29,11 +28,12 @@ struct ExperimentOptions {
   double export_timeout_s = 3600;  // for the files of one case
   std::filesystem::path output;    // folder, exists
   double worker_timeout_s = 30;
-  bool adapts_invocations = false;          // fewer where the time does not suffice
-  std::function<double()> core_latency_ns;  // core-to-core latency (core_latency.hpp); empty: not asked
-  std::set<std::string> probed;             // runtimes that are asked for probes in each invocation
-  std::optional<Explanation> explanation;   // the names of the two that each case explains
-  std::vector<Warning> warnings;            // of the plan
+  bool adapts_invocations = false;  // fewer where the time does not suffice
+  std::function<double()>
+      core_latency_ns;           // core-to-core latency (core_latency.hpp); empty: not asked
+  std::set<std::string> probed;  // runtimes that are asked for probes in each invocation
+  std::optional<Explanation> explanation;  // the names of the two that each case explains
+  std::vector<Warning> warnings;           // of the plan
 };
 
 struct ExperimentState {
@@ -48,7 +48,6 @@ struct ExperimentState {
   TemporaryFolder folder;       // of this run: what workers unpack and what they compare
   std::vector<Exported> files;  // of each case
   TimeBudget budget;
-  CoreWatch cores;
 };
 
 }  // namespace torchpace::cli

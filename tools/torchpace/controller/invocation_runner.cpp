@@ -20,9 +20,6 @@ constexpr double kMemoryShare = 0.8;    // of what is available, for all workers
 constexpr double kRoundsShare = 0.35;   // of the time, at least, where invocations are chosen
 constexpr int kFewestInvocations = 6;   // whose intervals are order statistics
 constexpr double kCannotTakePart = -1;  // width of an interval
-constexpr double kWaitingShare = 0.25;  // of the time, at most, for the cores to come back
-constexpr double kWaitingStep_s = 0.2;
-constexpr double kLeastOfFixed = 2;  // a group at least over its fixed costs, until one is measured
 
 const Invocation* find_invocation(const RuntimeResult* row, int number) {
   if (row == nullptr) return nullptr;
@@ -239,56 +236,12 @@ void InvocationRunner::run() {
   }
 }
 
-/// Whether the rounds of this group have met the cores no farther apart than usual, often enough.
-bool InvocationRunner::met_cores_near(const Group& group, size_t index) const {
-  const double usual_ns = run_.cores.usual_ns();
-  for (size_t i = 1; i < group.rows.size();
-       ++i) {  // not the reference, which takes part in all pairs
-    const auto* found =
-        find_invocation(run_.results.cases[index].find(group.rows[i]), group.invocation);
-    if (found == nullptr) continue;
-    return std::count_if(found->rounds.begin(), found->rounds.end(), [&](const Round& round) {
-             return !is_far(round.core_latency_ns, usual_ns);
-           }) >= kFewestRounds;
-  }
-  return true;
-}
-
-/// Waits while the cores are farther apart than usual, as far as `spare_s` goes. False where they
-/// still are.
-bool InvocationRunner::await_cores(double spare_s) {
-  if (run_.options.plan.rounds > 0) return true;
-  double far_ns = run_.cores.far_ns();
-  if (std::isnan(far_ns)) return true;
-  double left_of_it_s =
-      std::min(spare_s, kWaitingShare * run_.results.plan.max_seconds - run_.results.waited_s);
-  if (left_of_it_s <= 0) return false;
-  const auto text =
-      fmt::format("waiting for vCPUs to return: core-to-core latency is {:.0f} ns, usually {:.0f}",
-                  far_ns, run_.cores.usual_ns());
-  run_.progress.status(text, run_.budget.estimated_left_s());
-  while (!std::isnan(far_ns) && left_of_it_s > 0) {
-    const auto begin = Clock::now();
-    sleep_s(kWaitingStep_s);
-    run_.progress.update(text, run_.budget.estimated_left_s());
-    far_ns = run_.cores.far_ns();
-    run_.results.waited_s += seconds_since(begin);
-    left_of_it_s -= seconds_since(begin);
-  }
-  return std::isnan(far_ns);
-}
-
-/// All cases once, and then, for as long as there is time, the one whose interval is widest, first
-/// of all those that have ran on migrated vCPUs only.
+/// All cases once, and then, for as long as there is time, the one whose interval is widest.
 void InvocationRunner::run_group(const Group& group, double groups_left) {
   const auto begin = Clock::now();
-  const double waited_before_s = run_.results.waited_s;
-  // Waiting is taken from all groups alike.
-  const auto used_s = [&] {
-    return seconds_since(begin) - (run_.results.waited_s - waited_before_s);
-  };
   const auto share_left_s = [&] {
-    return (run_.budget.remaining_s() + used_s()) / groups_left - used_s();
+    const double used_s = seconds_since(begin);
+    return (run_.budget.remaining_s() + used_s) / groups_left - used_s;
   };
   const auto count = static_cast<double>(group.cases.size());
   std::vector<WorkerSpec> specs;
@@ -306,19 +259,10 @@ void InvocationRunner::run_group(const Group& group, double groups_left) {
   WorkerPool pool(specs, {.worker_timeout_s = run_.options.worker_timeout_s,
                           .compile_s = run_.options.plan.compile_timeout,
                           .loads = parallel_loads()});
-  if (shortest_session_s_ == 0) {
-    shortest_session_s_ =
-        kLeastOfFixed * invocation_s() / (count * static_cast<double>(row_groups().size()));
-  }
-  const auto spare_s = [&] {
-    return run_.budget.remaining_s() -
-           shortest_session_s_ * static_cast<double>(run_.budget.sessions_left());
-  };
   std::vector<int> sessions(group.cases.size(), 1);
   std::vector<double> widths, session_s;
   fixed_s_ = seconds_since(begin);
   for (size_t i = 0; i < group.cases.size(); ++i) {
-    await_cores(spare_s());
     const auto time = run_one_session(pool, group, group.cases[i], true,
                                       share_left_s() / (count - static_cast<double>(i)));
     widths.push_back(time.rounds_s > 0 ? width_of(run_.results.cases[group.cases[i]])
@@ -327,20 +271,10 @@ void InvocationRunner::run_group(const Group& group, double groups_left) {
     fixed_s_ += time.fixed_s;
     run_.budget.finish_first_session();
   }
-  shortest_session_s_ = used_s() / count;
   while (run_.options.plan.rounds == 0) {
-    auto needs = widths;
-    std::vector<bool> probes(group.cases.size());  // those of the first session were of far cores
-    for (size_t i = 0; i < needs.size(); ++i) {
-      probes[i] = needs[i] != kCannotTakePart && !met_cores_near(group, group.cases[i]);
-      if (probes[i]) needs[i] = INFINITY;
-    }
-    const auto next = next_session(needs, sessions);
+    const auto next = next_session(widths, sessions);
     if (!next || session_s[*next] > share_left_s()) break;
-    // Where the cores do not come back, the time serves the groups to come.
-    if (!await_cores(spare_s() - session_s[*next])) break;
-    const auto time =
-        run_one_session(pool, group, group.cases[*next], probes[*next], share_left_s());
+    const auto time = run_one_session(pool, group, group.cases[*next], false, share_left_s());
     if (time.rounds_s == 0) widths[*next] = kCannotTakePart;
     ++sessions[*next];
   }
@@ -362,12 +296,10 @@ SessionTime InvocationRunner::run_one_session(WorkerPool& pool, const Group& gro
       .asks_gemm_peak = probes};
   const auto time =
       run_session(pool, result, run_.files[index], group.invocation, rule, random_,
-                  {.core_latency_ns = [this] { return run_.cores.ask(); },
-                   .after_round =
-                       [&](int rounds) {
-                         run_.progress.update(fmt::format("{}, round {}", text, rounds),
-                                              run_.budget.estimated_left_s());
-                       }});
+                  {.core_latency_ns = run_.options.core_latency_ns, .after_round = [&](int rounds) {
+                     run_.progress.update(fmt::format("{}, round {}", text, rounds),
+                                          run_.budget.estimated_left_s());
+                   }});
   run_.budget.count_session();
   return time;
 }

@@ -45,8 +45,6 @@ class InvocationRunner {
   double invocation_s() const;
   size_t parallel_loads() const;
   void run_group(const Group& group, double groups_left);
-  bool await_cores(double spare_s);
-  bool met_cores_near(const Group& group, size_t index) const;
   SessionTime run_one_session(WorkerPool& pool, const Group& group, size_t index, bool probes,
                               double budget_s);
   std::vector<Group> missing_groups();  // of all invocations that were asked for
@@ -58,8 +56,7 @@ class InvocationRunner {
 
   ExperimentState& run_;
   std::mt19937_64 random_;
-  double fixed_s_ = 0;             // what the last group took besides rounds and further sessions
-  double shortest_session_s_ = 0;  // a first session's share of a group, without further ones
+  double fixed_s_ = 0;  // what the last group took besides rounds and further sessions
 };
 
 }  // namespace torchpace::cli

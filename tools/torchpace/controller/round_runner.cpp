@@ -42,11 +42,11 @@ void run_round(std::vector<Participant>& participants, const std::vector<size_t>
   for (size_t place = 0; place < order.size(); ++place) {
     auto& participant = participants[order[place]];
     attempt(participant, [&](WorkerClient& client) {
-      const double core_latency_ns = core_latency_ns ? core_latency_ns() : kUnknown;
+      const double latency_ns = core_latency_ns ? core_latency_ns() : kUnknown;
       const ScopedResume running(client);
       auto round =
           client.run(block.samples, block.warmup, block.steps_per_sample, participant.step_s);
-      round.core_latency_ns = core_latency_ns;
+      round.core_latency_ns = latency_ns;
       round.round = number;
       round.position = static_cast<int>(place) + 1;
       measured.emplace_back(&participant, std::move(round));

@@ -243,10 +243,10 @@ std::vector<Case> chosen_cases(const CompareOptions& options, const Catalog& cat
   return catalog.expand(options.cases, preset.size, axes, trained);
 }
 
-/// How to ask where the cores are. Tests name a file with the answers in TORCHPACE_MESSAGE_NS, of
-/// which the last is given again and again.
+/// How to measure the core-to-core latency. Tests name a file with the answers in
+/// TORCHPACE_CORE_LATENCY_NS, of which the last is given again and again.
 std::function<double()> core_latency_source(const PlanRecord& plan) {
-  if (const auto name = variable("TORCHPACE_MESSAGE_NS"); !name.empty()) {
+  if (const auto name = variable("TORCHPACE_CORE_LATENCY_NS"); !name.empty()) {
     return [file = std::make_shared<std::ifstream>(name), ns = kUnknown]() mutable {
       double next = 0;
       return *file >> next ? ns = next : ns;

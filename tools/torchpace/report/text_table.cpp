@@ -154,14 +154,8 @@ std::vector<std::string> skipped_lines(const CaseResult& result,
 
 std::string excluded_text(const CaseResult& result) {
   if (result.excluded_share < kShownShare) return "";
-  std::vector<std::string> ratios;
-  for (const auto& row : result.runtimes) {
-    if (row.is_copy() || std::isnan(row.excluded_speedup)) continue;
-    ratios.push_back(fmt::format("{} {}x", row.runtime, show_number(row.excluded_speedup, 3)));
-  }
-  return fmt::format("{} of rounds excluded: vCPUs had migrated{}{}",
-                     show_share(result.excluded_share), ratios.empty() ? "" : "; there ",
-                     fmt::join(ratios, ", "));
+  return fmt::format("{} of rounds excluded: vCPUs had migrated to another die",
+                     show_share(result.excluded_share));
 }
 
 std::string verdict_text(const RuntimeResult& row) {

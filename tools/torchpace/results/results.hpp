@@ -150,7 +150,6 @@ struct RuntimeResult {
   double involuntary_switches_per_step = kUnknown;
   double cold_total_s = kUnknown;      // until the end of the first step
   double break_even_steps = kUnknown;  // infinite: never
-  double excluded_speedup = kUnknown;  // median speedup in the rounds that are excluded
   std::string implausible;             // why it cannot have done the work of its case
   std::vector<std::string> differs;    // keys of the environment; the speedup has a mark
 
@@ -268,7 +267,6 @@ struct Results {
   std::string created;    // UTC, ISO 8601
   bool complete = false;
   double elapsed_s = 0;
-  double waited_s = 0;  // of that, for the cores to come back
   Cores cores;
   PlanRecord plan;
   Json environment = Json::object();  // of the machine

@@ -122,7 +122,6 @@ void describe(auto& io, Is<RuntimeResult> auto& row) {
   io.optional("compile_s", row.compile_s);
   io.optional("compile_cached", row.compile_cached);
   io.derived("break_even_steps", Steps{row.break_even_steps});
-  io.derived("excluded_speedup", row.excluded_speedup);
   io.derived_unless_empty("implausible", row.implausible);
   io.optional("peak_bytes", row.peak_bytes);
   io.derived("gemm_peak_share", row.gemm_peak_share);
@@ -251,7 +250,6 @@ void describe(auto& io, Is<Results> auto& results) {
   io.required("created", results.created);
   io.required("complete", results.complete);
   io.optional("elapsed_s", results.elapsed_s);
-  io.optional("waited_s", results.waited_s);
   io.derived("cores", results.cores);
   io.required("plan", results.plan);
   io.required("environment", results.environment);
