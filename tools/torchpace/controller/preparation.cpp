@@ -176,7 +176,6 @@ void Preparation::run_preflight(size_t first, size_t end) {
                              run_.progress.status(fmt::format("preflight: {} in {}",
                                                               preflight_case.item.name, runtime),
                                                   run_.budget.estimated_left_s());
-                             run_.cores.ask();
                            },
                        .after = [&] { run_.save(); },
                        .warn = [&](Warning warning) { run_.results.warn(std::move(warning)); }});

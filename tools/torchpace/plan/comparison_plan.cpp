@@ -91,7 +91,7 @@ std::vector<Version> chosen_versions(const CompareOptions& options,
     };
     progress.status(
         fmt::format("torch {}: looking for its environment and build, else making them", torch));
-    versions.push_back({torch, installation_of_version(torch, installation, say)});
+    versions.push_back({torch, installation_of_version(torch, installation, log)});
   }
   return versions;
 }

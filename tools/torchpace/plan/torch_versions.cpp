@@ -106,7 +106,7 @@ Installation installation_of_version(const std::string& version, const Installat
         version));
   }
   // Also where both are there: it makes a build up to date that is older than the sources.
-  set_up(tree, version, say);
+  set_up(tree, version, log);
   for (const auto& suffix : {"-" + version, std::string()}) {
     if (const auto found = below(tree, suffix); is_whole(found, version)) return found;
   }

@@ -15,7 +15,7 @@ void check_versions(const std::vector<std::string>& versions);
 
 /// The installation of a version: `current` if its torch is that one, else .venv-V and
 /// build/release-V of the source tree (scripts/common.sh), which setup.sh makes or brings up to
-/// date; `say` gets its output line by line. Throws Error, Interrupted on Ctrl-C.
+/// date; `log` gets its output line by line. Throws Error, Interrupted on Ctrl-C.
 Installation installation_of_version(const std::string& version, const Installation& current,
                                      const std::function<void(const std::string&)>& log);
 
