@@ -40,6 +40,7 @@ struct Workload {
   torch::ScalarType dtype = torch::kFloat32;
   Phase phase = Phase::kThroughput;
   std::string optimizer = {};  // as recorded: "adam per-tensor"
+  std::string gemm = "torch";  // whose matrix products: torch, torchpace where an artifact says so
   double compile_s = 0;        // of the load, what compiled
   double check_s = 0;          // of the load, what only checks the file: it counts nowhere
   double flops = 0;

@@ -164,7 +164,7 @@ def test_contents_survive_the_metadata():
     step = TrainingStep(
         module, F.mse_loss, (torch.ones(4, 3),), torch.ones(4, 2), Recipe("sgd"), "none"
     )
-    contents = step.contents(deterministic=True)
+    contents = step.contents(deterministic=True, gemm="torch")
     metadata = contents.metadata() | {"torchpace.device": "cpu"}
     assert Contents.parse(Path("x.pt2"), metadata) == contents
     del metadata["torchpace.state"]

@@ -39,7 +39,9 @@ def whole() -> dict[str, bytes | dict[str, str]]:
         Recipe("adam", accumulate=2),
         "none",
     )
-    metadata = step.contents(deterministic=False).metadata() | aot.conditions(torch.device("cpu"))
+    metadata = step.contents(deterministic=False, gemm="torch").metadata() | aot.conditions(
+        torch.device("cpu")
+    )
     return {
         LIBRARY: b"no library" * 100,
         METADATA: metadata | {"AOTI_DEVICE_KEY": "cpu"},
@@ -84,7 +86,7 @@ WRONG = {
         f"no {key}": (lambda e, key=key: metadata(e, **{key: None}), f"torchpace.{key}")
         for key in (
             *("torch", "device", "threads", "state", "parameters", "optimizer"),
-            *("inputs", "target", "autocast", "deterministic"),
+            *("inputs", "target", "autocast", "deterministic", "gemm"),
         )
     },
     "no metadata": (lambda e: without(e, METADATA), "without metadata"),
@@ -124,6 +126,7 @@ WRONG = {
     "inputs": (lambda e: metadata(e, inputs="4x:float32"), "found ValueError"),
     "target": (lambda e: metadata(e, target="4x2"), "the dtype ''"),
     "deterministic": (lambda e: metadata(e, deterministic="yes"), "not 0 or 1"),
+    "gemm": (lambda e: metadata(e, gemm="mkl"), "not torchpace or torch"),
     "parent folder": (lambda e: {**e, "step/../../x": b""}, "own folder"),
     "absolute name": (lambda e: {**e, "/tmp/x": b""}, "own folder"),
 }

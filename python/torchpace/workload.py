@@ -91,6 +91,11 @@ class Workload(ABC):
         """
 
     @property
+    def gemm(self) -> str:
+        """Whose matrix products its kernels have: torch, or torchpace where an artifact says so."""
+        return "torch"
+
+    @property
     def optimizer_name(self) -> str:
         """As it is recorded; empty outside the train phase."""
         return factory.name(self.settings) if self.phase == "train" else ""

@@ -39,6 +39,7 @@ PackageMetadata right_metadata() {
       {"torchpace.optimizer", "kind=adam beta1=0.9 beta2=0.999 accumulate=2"},
       {"torchpace.autocast", "none"},
       {"torchpace.deterministic", "0"},
+      {"torchpace.gemm", "torch"},
   };
 }
 
@@ -111,7 +112,7 @@ TEST_F(TrainingPackageTest, RefusesOtherConditions) {
 
 TEST_F(TrainingPackageTest, RefusesIncompleteMetadata) {
   for (const auto* key : {"torch", "device", "threads", "state", "parameters", "optimizer",
-                          "inputs", "target", "autocast", "deterministic"})
+                          "inputs", "target", "autocast", "deterministic", "gemm"})
     expect(key, {}, std::string("no torchpace.") + key);
   expect({{kLibrary, "no library"}, {kInitial, ""}}, "expected the metadata of the package");
   expect({{kMetadata, "{}"}, {kInitial, ""}}, "expected an AOTInductor package");
@@ -158,6 +159,7 @@ TEST_F(TrainingPackageTest, RefusesWrongNames) {
   expect("inputs", "?x3:float32", "no tensor can have");
   expect("target", "4:float8", "got 'float8'");
   expect("deterministic", "yes", "not 0 or 1");
+  expect("gemm", "mkl", "not torchpace or torch");
 }
 
 TEST_F(TrainingPackageTest, RefusesDamagedArchives) {

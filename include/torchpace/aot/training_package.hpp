@@ -65,6 +65,7 @@ struct TrainingPackage {
   std::string optimizer;  // a settings line: kind=adam beta1=0.9 ...
   std::string autocast;   // none, bfloat16
   bool deterministic = false;
+  std::string gemm;  // whose matrix products: torchpace, torch
 
   std::string kind() const { return Settings::parse(optimizer).require<std::string>("kind"); }
   /// Flat tensors that the optimizer keeps; the first is of the gradient itself.
@@ -120,6 +121,9 @@ struct TrainingPackage {
     if (deterministic != "0" && deterministic != "1")
       throw std::invalid_argument("deterministic '" + deterministic + "', not 0 or 1");
     result.deterministic = deterministic == "1";
+    result.gemm = text("torchpace.gemm");
+    if (result.gemm != "torchpace" && result.gemm != "torch")
+      throw std::invalid_argument("gemm '" + result.gemm + "', not torchpace or torch");
     result.check();
     return result;
   }

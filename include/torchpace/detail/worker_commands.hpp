@@ -321,6 +321,7 @@ class Worker {
       all.emplace_back("autocast", workload_->axes.autocast_name());
       all.emplace_back("memory_format", workload_->axes.memory_format_name());
       all.emplace_back("optimizer", workload_->optimizer);
+      all.emplace_back("gemm", workload_->gemm);
     }
     return environment_json(all);
   }

@@ -145,6 +145,7 @@ inline std::vector<Runtime> compiled_training_runtimes() {
             .axes = axes,
             .dtype = dtype_of(s),
             .optimizer = package.kind() + " compiled",
+            .gemm = package.gemm,
             .flops = model.cost.training_flops,
             .items = model.cost.items,
             .item = model.cost.item,

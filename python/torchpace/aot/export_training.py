@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from torchpace import models, scratch
 from torchpace.aot import inductor, training_check
 from torchpace.aot.patches.concat import joined_in_place
-from torchpace.aot.patches.gemm import torchpace_gemm
+from torchpace.aot.patches import gemm as gemm_patch
 from torchpace.aot.training_package import INITIAL, Recipe
 from torchpace.aot.training_step import TrainingStep, deterministic_algorithms
 from torchpace.errors import InputError, Skipped
@@ -71,6 +71,7 @@ def export_training(
     accumulate: int = 1,
     autocast: str | torch.dtype | None = None,
     deterministic: bool = False,
+    gemm: str = "torchpace",
     compile_timeout: float | None = COMPILE_LIMIT_S,
     check: bool = True,
     inductor_configs: dict[str, Any] | None = None,
@@ -79,7 +80,8 @@ def export_training(
     """Writes the package of `module`'s training step, with its present state, to `path` (.pt2).
 
     inputs, target: one batch on the module's device; the package takes batches of these shapes.
-    weight_decay: 0.01 for adamw, else 0. compile_timeout: seconds for the compiler, which runs in a
+    weight_decay: 0.01 for adamw, else 0. gemm: whose float32 matrix products the step has on a CPU,
+    torchpace's where the processor suits them, or torch's. compile_timeout: seconds for the compiler, which runs in a
     process of its own that the limit ends; None compiles in this process without a limit. check:
     steps of the package must be those of eager torch on this batch (training_check.py), else there
     is no file. progress: says on standard error what goes on. Each module keeps the mode that it
@@ -91,6 +93,8 @@ def export_training(
         raise InputError(f"expected a file *.pt2 to write, got {path}")
     if not path.absolute().parent.is_dir():
         raise InputError(f"{path}: expected a folder {path.absolute().parent}, found none")
+    if gemm not in gemm_patch.CHOICES:
+        raise InputError(f"gemm: expected {' or '.join(gemm_patch.CHOICES)}, got {gemm}")
     if weight_decay is None:
         weight_decay = factory.WEIGHT_DECAY if optimizer == "adamw" else 0.0
     recipe = Recipe(
@@ -118,10 +122,12 @@ def export_training(
             program = step.trace()
             arguments = tuple(map(spec_of, step.arguments()))
         say(f"traced: {len(program.graph.nodes)} operations, {step.elements} trained numbers")
-        metadata = step.contents(deterministic).metadata() | _conditions(step.device)
+        gemm = gemm_patch.choice(gemm, step.device)
+        metadata = step.contents(deterministic, gemm).metadata() | _conditions(step.device)
         device = str(step.device)
         code, package = process.folder / "code.pt2", process.folder / "package.pt2"
-        job = Job(program, arguments, device, metadata, deterministic, inductor_configs or {})
+        configs = inductor_configs or {}
+        job = Job(program, arguments, device, metadata, deterministic, gemm, configs)
         if compile_timeout is not None:
             process.begin_compile(job, code)
         with deterministic_algorithms(deterministic), _half_of_the_threads(compile_timeout):
@@ -156,6 +162,7 @@ class Job:
     device: str
     metadata: dict[str, str]
     deterministic: bool
+    gemm: str
     configs: dict[str, Any]
 
 
@@ -171,7 +178,7 @@ def compile_package(job: Job, path: Path) -> None:
         with contextlib.ExitStack() as scope:
             scope.enter_context(deterministic_algorithms(job.deterministic))
             scope.enter_context(torch.no_grad())
-            scope.enter_context(torchpace_gemm())
+            scope.enter_context(gemm_patch.gemm_of(job.gemm))
             scope.enter_context(joined_in_place())
             with FakeTensorMode(allow_non_fake_inputs=True):
                 arguments = tuple(
@@ -438,6 +445,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--accumulate", type=int, default=1)
     parser.add_argument("--autocast", default="none", choices=tuple(AUTOCAST))
     parser.add_argument("--deterministic", action="store_true")
+    parser.add_argument("--gemm", default="torchpace", choices=gemm_patch.CHOICES)
     parser.add_argument("--compile-timeout", type=float, default=COMPILE_LIMIT_S, metavar="SECONDS")
     options = parser.parse_args(arguments)
     for wish in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -467,6 +475,7 @@ def _export(options: argparse.Namespace) -> int:
         accumulate=options.accumulate,
         autocast=options.autocast,
         deterministic=options.deterministic,
+        gemm=options.gemm,
         compile_timeout=options.compile_timeout,
         progress=True,
     )

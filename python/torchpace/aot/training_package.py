@@ -166,6 +166,7 @@ class Contents:
     device: str  # type
     autocast: str
     deterministic: bool
+    gemm: str  # whose matrix products: torchpace, torch
 
     def metadata(self) -> dict[str, str]:
         return {
@@ -177,6 +178,7 @@ class Contents:
             "torchpace.optimizer": self.recipe.line(),
             "torchpace.autocast": self.autocast,
             "torchpace.deterministic": str(int(self.deterministic)),
+            "torchpace.gemm": self.gemm,
         }
 
     @staticmethod
@@ -200,6 +202,8 @@ class Contents:
                 parse_spec(text)
             if metadata["torchpace.deterministic"] not in ("0", "1"):
                 raise ValueError("deterministic: not 0 or 1")
+            if metadata["torchpace.gemm"] not in ("torchpace", "torch"):
+                raise ValueError("gemm: not torchpace or torch")
             return Contents(
                 recipe,
                 layout,
@@ -208,6 +212,7 @@ class Contents:
                 metadata["torchpace.device"],
                 metadata["torchpace.autocast"],
                 metadata["torchpace.deterministic"] == "1",
+                metadata["torchpace.gemm"],
             )
         except (KeyError, ValueError, InputError) as error:
             raise InputError(

@@ -65,7 +65,7 @@ class TrainingStep:
         self.trained, self.elements = _lay_out(trained, self.dtype)
         self.initial, self.layout = self._state(parameters)
 
-    def contents(self, deterministic: bool) -> Contents:
+    def contents(self, deterministic: bool, gemm: str) -> Contents:
         return Contents(
             self.recipe,
             self.layout,
@@ -74,6 +74,7 @@ class TrainingStep:
             self.device.type,
             self.autocast,
             deterministic,
+            gemm,
         )
 
     def initial_bytes(self) -> bytes:

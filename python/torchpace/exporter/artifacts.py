@@ -45,7 +45,7 @@ LIMIT_S = 120.0  # where the line names no compile_timeout
 # an optimizer, and `torchscript` and `runners` are obeyed by what loads it.
 UNRELATED = (
     *("case", "family", "state", "golden", "tokens", "artifact", "make", "compile_timeout"),
-    *("optimizer", "lr", "eps", "torchscript", "runners"),
+    *("optimizer", "lr", "eps", "torchscript", "runners", "gemm"),
 )
 
 

@@ -35,7 +35,7 @@ from torchpace.workload import (
 UNRELATED = {
     *("case", "family", "device", "threads", "swap", "state", "golden", "tokens", "artifact"),
     *("tf32", "memory_format", "torchscript", "aot", "freezing", "dynamic", "fullgraph", "runners"),
-    *(*models.MEASURED_KEYS, "stamp"),
+    *(*models.MEASURED_KEYS, "stamp", "gemm"),
 }
 INTERNAL_KEYS = ("output_bytes", "computes_in")  # of what is measured: of no use to a worker
 MAXIMUM_BATCHES = 8

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from torchpace.aot import inductor
+from torchpace.aot.patches import gemm
 from torchpace.errors import InputError
 from torchpace.exporter.artifacts import gpu, refused
 from torchpace.io.tensor_spec import spec_of
@@ -37,6 +38,8 @@ from torchpace.runtimes.detail.inference_workload import (
 from torchpace.settings import Settings
 from torchpace.workload import Workload
 
+# Keys of the settings line that its artifact depends on, beside those that all do.
+RELATED = ("gemm",)
 RUNTIMES = {"py-aot": "torch.export and AOTInductor, the package loaded from Python"}
 ARTIFACTS = {"py-aot": "aot"}
 FORMAT = "1"
@@ -66,11 +69,14 @@ def make_artifact(kind: str, target: Path, settings: Settings, model: ModuleType
     path = target / "model.pt2"
     with torch.no_grad():
         program = _export(source)
-        configs = _configs(source) | {"aot_inductor.metadata": _metadata(source)}
+        chosen = gemm.choice(settings.text("gemm", "torch", gemm.CHOICES), source.device)
+        configs = _configs(source, chosen)
+        configs |= {"aot_inductor.metadata": _metadata(source) | {"torchpace.gemm": chosen}}
         try:
-            torch._inductor.aoti_compile_and_package(
-                program, package_path=str(path), inductor_configs=configs
-            )
+            with gemm.gemm_of(chosen):
+                torch._inductor.aoti_compile_and_package(
+                    program, package_path=str(path), inductor_configs=configs
+                )
         except Exception as error:
             raise refused("AOTInductor: expected a program that it can compile", error) from None
     shutil.rmtree(target / "caches")
@@ -99,11 +105,13 @@ def _has_batch(x: Tensor, size: int) -> bool:
     return x.dim() > 0 and x.size(0) == size
 
 
-def _configs(source: Source) -> dict[str, Any]:
+def _configs(source: Source, chosen: str) -> dict[str, Any]:
     settings = source.settings
     autotune = settings.text("aot", "autotune", ("autotune", "default")) == "autotune"
     freezing = settings.flag("freezing", True) and source.device.type == "cpu"
-    return {"max_autotune": autotune, "freezing": freezing}
+    # Packed for torch's products, a frozen weight is out of reach of others.
+    packs = {"cpp.weight_prepack": False} if chosen == "torchpace" else {}
+    return {"max_autotune": autotune, "freezing": freezing, **packs}
 
 
 def _metadata(source: Source) -> dict[str, str]:

@@ -14,11 +14,9 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from torchpace.aot import (
-    export_training,
-    inductor,
-)
+from torchpace.aot import export_training, inductor
 from torchpace.aot.compiled_training import CompiledTraining
+from torchpace.aot.patches import gemm
 from torchpace.errors import InputError, Skipped
 from torchpace.optim import factory
 from torchpace.runtimes.detail.inference_workload import artifact_of
@@ -39,7 +37,7 @@ from torchpace.workload import (
 RUNTIMES = {"py-compiled-train": "the whole training step as one compiled package, from Python"}
 ARTIFACTS = {"py-compiled-train": "compiled-train"}
 # Keys of the settings line that its artifact depends on, beside those that all do.
-RELATED = ("optimizer", "eps")
+RELATED = ("optimizer", "eps", "gemm")
 
 
 def load(name: str, settings: Settings, model: ModuleType) -> Workload:
@@ -73,6 +71,7 @@ def make_artifact(kind: str, target: Path, settings: Settings, model: ModuleType
         optimizer=kind,
         eps=settings.number("eps", factory.ADAM_EPS),
         autocast=settings.text("autocast", "none"),
+        gemm=settings.text("gemm", "torchpace", gemm.CHOICES),
         compile_timeout=None,  # the process that makes artifacts has one
         check=False,  # parity checks ten steps
     )
@@ -143,6 +142,10 @@ class CompiledTrain(Workload):
 
     def _parameters(self) -> dict[str, Tensor]:
         return {n: p for n, p in self.training.parameters().items() if n in self.names}
+
+    @property
+    def gemm(self) -> str:
+        return self.training.contents.gemm
 
     @property
     def optimizer_name(self) -> str:

@@ -170,7 +170,10 @@ class Worker:
         if self.workload is None:
             return environment.describe(None)
         found = environment.describe(self.workload.settings)
-        return found | {"optimizer": self.workload.optimizer_name}
+        return found | {
+            "optimizer": self.workload.optimizer_name,
+            "gemm": self.workload.gemm,
+        }
 
     def parts(self, rest: str) -> dict:
         workload = self._loaded("parts")

@@ -24,8 +24,8 @@ constexpr double kFewFaultsPerStep = 10;  // and are more than this are pointed 
 const std::set<std::string> kMayDiffer = {"language", "compiler", "build_type", "python"};
 
 /// Keys that make a comparison unfair where they differ: such a row has a mark.
-const std::set<std::string> kMustAgree = {"dtype",         "autocast", "tf32",
-                                          "memory_format", "threads",  "optimizer"};
+const std::set<std::string> kMustAgree = {"dtype",   "autocast",  "tf32", "memory_format",
+                                          "threads", "optimizer", "gemm"};
 
 /// Median step time of each round that counts, by its number.
 std::map<int, double> block_medians(const Invocation& invocation) {

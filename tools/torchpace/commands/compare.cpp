@@ -208,9 +208,10 @@ void register_compare(CLI::App& app, CommandLine& line) {
            "Cases, names or patterns: gptlite_train,dnn_*/size:smoke (default: all)");
   add_repeated(command, "--set", o->set, "KEY=VALUES",
                "Values of a setting: layers=64, batch=1:64*2; lists and ranges multiply out");
-  add_list(command, "--runtimes", o->runtimes, "NAMES",
-           "Runtimes, names or patterns: all, cpp-eager, py-* (default: *-eager; of the preset "
-           "paper: all)");
+  add_list(
+      command, "--runtimes", o->runtimes, "NAMES",
+      "Runtimes, names or patterns: all, cpp-eager, py-*; RUNTIME@KEY:VALUE for a row with a "
+      "setting of its own, cpp-aot@gemm:torchpace (default: *-eager; of the preset paper: all)");
   command
       .add_option("--reference", o->reference,
                   "Baseline for speedups (default: py-eager, else the last worker)")

@@ -152,6 +152,9 @@ void register_export_training(CLI::App& app, CommandLine& line) {
   pass_on("--clip-norm", "X", "Norm that gradients are scaled down to (default: no clipping)")
       ->check(number);
   pass_on("--accumulate", "N", "Batches per update (default: 1)")->check(count);
+  pass_on("--gemm", "NAME",
+          "Matrix products of a float32 step on the CPU: torchpace or torch (default: torchpace "
+          "where the processor suits them)");
   pass_on("--autocast", "NAME", "Autocast: none or bfloat16 (default: none)")
       ->check(one_of({"none", "bfloat16"}));
   command.add_flag_callback(

@@ -120,7 +120,7 @@ void Preparation::make_artifact(size_t index, const WorkerSpec& spec, Exporter& 
   const auto shared = std::find_if(
       run_.options.runtimes.begin(), run_.options.runtimes.end(), [&](const WorkerSpec& s) {
         return s.artifact == spec.artifact && s.exporter == spec.exporter &&
-               files.artifacts.contains(s.runtime);
+               s.settings.values() == spec.settings.values() && files.artifacts.contains(s.runtime);
       });
   if (shared != run_.options.runtimes.end()) {
     files.artifacts[spec.runtime] = files.artifacts[shared->runtime];
@@ -129,7 +129,8 @@ void Preparation::make_artifact(size_t index, const WorkerSpec& spec, Exporter& 
     run_.progress.status(fmt::format("artifact {} of {}, {:g} s at most", spec.artifact,
                                      run_.options.cases[index].name, limit_s),
                          run_.budget.estimated_left_s());
-    files.artifacts[spec.runtime] = exporter.make_artifact(files.settings, spec.artifact, limit_s);
+    files.artifacts[spec.runtime] =
+        exporter.make_artifact(files.settings_of(spec.runtime), spec.artifact, limit_s);
   }
   const auto& artifact = files.artifacts[spec.runtime];
   if (!artifact.note.empty()) {

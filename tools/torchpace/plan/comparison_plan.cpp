@@ -111,16 +111,18 @@ std::string base_of(const std::string& runtime) { return runtime.substr(0, runti
 /// torchpace's own runtimes that `patterns` choose, of every version.
 std::vector<WorkerSpec> chosen_of_ours(const CompareOptions& options,
                                        std::vector<std::string> patterns,
-                                       const std::vector<Version>& versions) {
+                                       const std::vector<Version>& versions,
+                                       const ValueCheck& check) {
   if (patterns.empty()) patterns.emplace_back("all");
   std::vector<WorkerSpec> chosen;
   for (size_t i = 0; i < versions.size(); ++i) {
     std::vector<std::string> problems;
     const auto known = discover_runtimes(versions[i].installation, problems);
-    auto of_version = choose_runtimes(known, patterns, problems);
+    auto of_version = choose_runtimes(known, patterns, problems, check);
     const auto reference = base_of(options.reference);
-    if (!has_runtime(of_version, reference) && has_runtime(known, reference)) {
-      const auto more = choose_runtimes(known, {reference}, problems);
+    if (!has_runtime(of_version, options.reference) && !has_runtime(of_version, reference) &&
+        has_runtime(known, reference)) {
+      const auto more = choose_runtimes(known, {reference}, problems, check);
       of_version.insert(of_version.begin(), more.begin(), more.end());
     }
     if (options.runtimes.empty()) {
@@ -137,13 +139,14 @@ std::vector<WorkerSpec> chosen_of_ours(const CompareOptions& options,
 
 /// The runtimes that take part, the user's own among them.
 std::vector<WorkerSpec> chosen_runtimes(const CompareOptions& options, const Preset& preset,
-                                        const std::vector<Version>& versions) {
+                                        const std::vector<Version>& versions,
+                                        const ValueCheck& check) {
   std::vector<WorkerSpec> own;
   for (const auto& text : options.workers) own.push_back(own_worker(text));
   std::vector<WorkerSpec> chosen;
   if (own.empty() || !options.runtimes.empty()) {
     chosen = chosen_of_ours(options, options.runtimes.empty() ? preset.runtimes : options.runtimes,
-                            versions);
+                            versions, check);
   }
   for (auto& spec : own) {
     require(!has_runtime(chosen, spec.runtime), "--worker", "a name that no other runtime has",
@@ -183,8 +186,8 @@ std::vector<std::string> take_modes(std::vector<Axis>& axes) {
 /// The rows of the files of --model.
 std::vector<WorkerSpec> rows_of(const CompareOptions& options, const std::vector<ModelFile>& files,
                                 const std::vector<std::string>& modes,
-                                const std::vector<Version>& versions) {
-  const auto known = chosen_of_ours(options, runtimes_of(files, options.runtimes), versions);
+                                const std::vector<Version>& versions, const ValueCheck& check) {
+  const auto known = chosen_of_ours(options, runtimes_of(files, options.runtimes), versions, check);
   return file_rows(files, known, modes, options.runtimes);
 }
 
@@ -347,8 +350,11 @@ ExperimentOptions planned(const CompareOptions& options, const Installation& cur
   ExperimentOptions experiment;
   const auto versions = chosen_versions(options, current);
   const auto& installation = versions.front().installation;
-  experiment.runtimes = files.empty() ? chosen_runtimes(options, preset, versions)
-                                      : rows_of(options, files, modes, versions);
+  const auto check = [&](const std::string& key, const std::string& value) {
+    catalog.check_row_setting(key, value);
+  };
+  experiment.runtimes = files.empty() ? chosen_runtimes(options, preset, versions, check)
+                                      : rows_of(options, files, modes, versions, check);
   experiment.adapts_invocations = !options.invocations && !options.rounds;
   experiment.plan = plan_record(options, preset, files, experiment.runtimes, host);
   auto& plan = experiment.plan;

@@ -247,14 +247,52 @@ WorkerSpec own_worker(const std::string& text) {
   return spec;
 }
 
+namespace {
+
+/// What stands behind a runtime's name in --runtimes, @KEY:VALUE, each as a setting.
+Settings settings_behind(const std::string& pattern, const ValueCheck& check) {
+  Settings settings;
+  for (const auto& part : split_list(pattern.substr(pattern.find('@') + 1), '@')) {
+    const auto colon = part.find(':');
+    if (colon == std::string::npos || colon == 0 || colon + 1 == part.size()) {
+      throw Error(fmt::format("--runtimes: expected RUNTIME@KEY:VALUE, found '{}'", pattern));
+    }
+    const auto key = part.substr(0, colon), value = part.substr(colon + 1);
+    check(key, value);
+    settings.set(key, value);
+  }
+  return settings;
+}
+
+/// The known runtimes of `RUNTIME@KEY:VALUE`, each a row of its own with these settings; nothing
+/// where the pattern is none or names a row that is known, such as a version of torch's.
+std::vector<WorkerSpec> with_settings(const std::vector<WorkerSpec>& known,
+                                      const std::string& pattern, const ValueCheck& check) {
+  const auto at = pattern.find('@');
+  if (at == std::string::npos || pattern.find(':', at) == std::string::npos) return {};
+  std::vector<WorkerSpec> rows;
+  for (auto spec : known) {
+    if (!matches(pattern.substr(0, at), spec.runtime)) continue;
+    spec.settings = settings_behind(pattern, check);
+    spec.runtime += pattern.substr(at);
+    rows.push_back(std::move(spec));
+  }
+  return rows;
+}
+
+}  // namespace
+
 std::vector<WorkerSpec> choose_runtimes(const std::vector<WorkerSpec>& known,
                                         const std::vector<std::string>& patterns,
-                                        const std::vector<std::string>& problems) {
+                                        const std::vector<std::string>& problems,
+                                        const ValueCheck& check) {
   const auto names = names_of(known);
   const auto why = problems.empty() ? "" : fmt::format(" ({})", fmt::join(problems, "; "));
   std::vector<WorkerSpec> chosen;
   for (const auto& pattern : patterns) {
-    bool matched = false;
+    auto rows = with_settings(known, pattern, check);
+    bool matched = !rows.empty();
+    for (auto& row : rows) chosen.push_back(std::move(row));
     for (const auto& spec : known) {
       if (pattern != "all" && !matches(pattern, spec.runtime)) continue;
       matched = true;

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <filesystem>
+#include <functional>
 #include <optional>
 #include <string>
 #include <vector>
@@ -51,11 +52,16 @@ std::vector<WorkerSpec> discover_runtimes(const Installation& installation,
 /// NAME=COMMAND of --worker. Throws Error.
 WorkerSpec own_worker(const std::string& text);
 
-/// The runtimes that patterns choose, `all` being every one. Throws Error: exit code 2 for an
-/// unknown name, 4 for a pattern that matches nothing.
+/// Throws Error where a key is none that a row may have of its own, or a value is none of its.
+using ValueCheck = std::function<void(const std::string& key, const std::string& value)>;
+
+/// The runtimes that patterns choose, `all` being every one. RUNTIME@KEY:VALUE is a row of its own
+/// with this setting. Throws Error: exit code 2 for an unknown name, 4 for a pattern that matches
+/// nothing.
 std::vector<WorkerSpec> choose_runtimes(const std::vector<WorkerSpec>& known,
                                         const std::vector<std::string>& patterns,
-                                        const std::vector<std::string>& problems);
+                                        const std::vector<std::string>& problems,
+                                        const ValueCheck& check);
 
 struct EnvironmentOptions {
   int threads = 1;

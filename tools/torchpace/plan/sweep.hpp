@@ -70,6 +70,10 @@ class Catalog {
   /// Throws Error for an unknown name.
   Preset preset(const std::string& name) const;
 
+  /// Throws Error where `key` is no setting that one row may have of its own, since it would make
+  /// it another case, or `value` is none of its values.
+  void check_row_setting(const std::string& key, const std::string& value) const;
+
   /// The cases that the patterns choose, in the order of cases.json; all of `size` without
   /// patterns. `common` is added to every settings line. Throws Error: exit code 2 for an unknown
   /// name or key, 4 for a pattern that matches nothing.

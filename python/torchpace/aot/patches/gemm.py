@@ -1,4 +1,4 @@
-"""float32 matrix products of a compiled training step on the CPU, by gemm.h instead of at::mm.
+"""float32 matrix products of compiled code on the CPU, by gemm.h instead of at::mm.
 
 Why and how much: docs/training.md, "Where the time goes".
 """
@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 SOURCE = Path(__file__).with_name("gemm.h")
+CHOICES = ("torchpace", "torch")  # values of the setting `gemm`
 # Each thread packs its operands for itself: measured with few, expected to lose with many.
 MOST_THREADS = 8
 
@@ -50,11 +51,22 @@ inline AOTITorchError aoti_torch_cpu_torchpace_mm_out(
 """
 
 
-@contextlib.contextmanager
-def torchpace_gemm() -> Iterator[None]:
-    """In the block, Inductor compiles float32 mm and addmm of static shapes on the CPU to gemm.h,
-    if the processor has AVX-512 or AVX2 and is not Intel's.
+def choice(asked: str, device: torch.device) -> str:
+    """What compiled code for `device` gets where `asked` is asked for: gemm.h only on a CPU with
+    AVX-512 or AVX2 that is not Intel's, for few threads.
     """
+    usable = device.type == "cpu" and _threads() <= MOST_THREADS and not _is_intel() and _has_isa()
+    return asked if usable else "torch"
+
+
+@contextlib.contextmanager
+def gemm_of(chosen: str) -> Iterator[None]:
+    """In the block, with "torchpace", Inductor compiles float32 mm and addmm of static shapes on
+    the CPU to gemm.h.
+    """
+    if chosen == "torch":
+        yield
+        return
     from torch._inductor import lowering
 
     aten = torch.ops.aten
@@ -95,13 +107,10 @@ def _addmm(
 
 def _product(bias: Any, a: Any, b: Any) -> Any:
     """The node of Inductor's, or None where gemm.h cannot do it."""
-    from torch._inductor import cpu_vec_isa, ir
+    from torch._inductor import ir
 
-    if _threads() > MOST_THREADS or _is_intel():
-        return None
     tensors = [x for x in (bias, a, b) if x is not None]
-    isa = cpu_vec_isa.pick_vec_isa()
-    if not isinstance(isa, (cpu_vec_isa.VecAVX512, cpu_vec_isa.VecAVX2)) or any(
+    if any(
         x.get_device().type != "cpu"
         or x.get_dtype() != torch.float32
         or not all(isinstance(size, int) or size.is_Integer for size in x.get_size())
@@ -151,6 +160,13 @@ def _is_intel() -> bool:
         return "GenuineIntel" in Path("/proc/cpuinfo").read_text()
     except OSError:
         return False
+
+
+def _has_isa() -> bool:
+    from torch._inductor import cpu_vec_isa
+
+    isa = cpu_vec_isa.pick_vec_isa()
+    return isinstance(isa, (cpu_vec_isa.VecAVX512, cpu_vec_isa.VecAVX2))
 
 
 def _threads() -> int:
