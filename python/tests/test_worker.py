@@ -222,7 +222,8 @@ def test_a_reference_of_another_model_fails_with_names(worker, exported, tmp_pat
 def test_standard_output_carries_answers_only():
     """A library that prints to file descriptor 1 must not break the protocol."""
     code = (
-        "import os, sys; from torchpace.worker.protocol import open_protocol; answer = open_protocol(); "
+        "import os, sys; from torchpace.worker.protocol import open_protocol; "
+        "answer = open_protocol(); "
         "print('noise', flush=True); os.write(1, b'more noise\\n'); answer({'a': 1})"
     )
     environment = os.environ | {"PYTHONPATH": str(PYTHON)}

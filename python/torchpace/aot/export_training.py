@@ -33,8 +33,8 @@ from torch import Tensor, nn
 
 from torchpace import models, scratch
 from torchpace.aot import inductor, training_check
-from torchpace.aot.patches.concat import joined_in_place
 from torchpace.aot.patches import gemm as gemm_patch
+from torchpace.aot.patches.concat import joined_in_place
 from torchpace.aot.training_package import INITIAL, Recipe
 from torchpace.aot.training_step import TrainingStep, deterministic_algorithms
 from torchpace.errors import InputError, Skipped
@@ -81,12 +81,12 @@ def export_training(
 
     inputs, target: one batch on the module's device; the package takes batches of these shapes.
     weight_decay: 0.01 for adamw, else 0. gemm: whose float32 matrix products the step has on a CPU,
-    torchpace's where the processor suits them, or torch's. compile_timeout: seconds for the compiler, which runs in a
-    process of its own that the limit ends; None compiles in this process without a limit. check:
-    steps of the package must be those of eager torch on this batch (training_check.py), else there
-    is no file. progress: says on standard error what goes on. Each module keeps the mode that it
-    has, train or eval. Leaves the module and the random state as they are. Raises InputError on
-    what cannot be exported, in one line that names it.
+    torchpace's where the processor suits them, or torch's. compile_timeout: seconds for the
+    compiler, which runs in a process of its own that the limit ends; None compiles in this process
+    without a limit. check: steps of the package must be those of eager torch on this batch
+    (training_check.py), else there is no file. progress: says on standard error what goes on. Each
+    module keeps the mode that it has, train or eval. Leaves the module and the random state as they
+    are. Raises InputError on what cannot be exported, in one line that names it.
     """
     path = Path(path)
     if path.suffix != ".pt2":

@@ -1,4 +1,7 @@
-"""A case's files: its state (weights and batches) and its golden run. Layout: docs/worker-protocol.md."""
+"""A case's files: its state (weights and batches) and its golden run.
+
+Layout: docs/worker-protocol.md.
+"""
 
 from __future__ import annotations
 
