@@ -14,6 +14,20 @@ write_basic_package_version_file("${torchpace_BINARY_DIR}/torchpaceConfigVersion
 install(FILES "${torchpace_BINARY_DIR}/torchpaceConfig.cmake" "${torchpace_BINARY_DIR}/torchpaceConfigVersion.cmake"
   "${CMAKE_CURRENT_LIST_DIR}/TorchpaceLibTorch.cmake" DESTINATION "${package_folder}")
 
+# The programs with the Python package that they start, and nothing of the source tree. LibTorch is not installed: the
+# program finds that of the Python that it is given.
+foreach(target IN ITEMS torchpace_program torchpace_worker torchpace_run)
+  if(TARGET ${target})
+    install(TARGETS ${target} RUNTIME DESTINATION "${CMAKE_INSTALL_BINDIR}")
+  endif()
+endforeach()
+if(TARGET torchpace_program)
+  install(DIRECTORY "${torchpace_SOURCE_DIR}/python/torchpace" DESTINATION "${CMAKE_INSTALL_DATADIR}/torchpace/python"
+    PATTERN "__pycache__" EXCLUDE)
+  install(FILES "${torchpace_SOURCE_DIR}/tools/torchpace/results/results.schema.json"
+    DESTINATION "${CMAKE_INSTALL_DATADIR}/torchpace")
+endif()
+
 add_custom_target(torchpace_bundled)  # builds them
 
 function(torchpace_bundle)

@@ -30,8 +30,16 @@ fs::path program_folder() {
   return fs::read_symlink("/proc/self/exe", ignored).parent_path();
 }
 
-/// The nearest folder above the program that is a source tree of torchpace; empty if there is none.
+/// The Python package that was installed with this program; empty where it runs from its build.
+fs::path installed_package() {
+  const auto folder = program_folder() / "../share/torchpace/python";
+  return is_file(folder / "torchpace/__init__.py") ? fs::canonical(folder) : fs::path();
+}
+
+/// The nearest folder above the program that is a source tree of torchpace; empty for an installed
+/// program, which needs none.
 fs::path source_tree() {
+  if (!installed_package().empty()) return {};
   for (auto folder = program_folder(); !folder.empty(); folder = folder.parent_path()) {
     if (is_file(folder / "python/torchpace/__init__.py")) return folder;
     if (folder == folder.root_path()) break;
@@ -50,9 +58,7 @@ fs::path find_package(const fs::path& tree) {
     throw Error(fmt::format(
         "TORCHPACE_PYTHON_PATH: expected a folder with torchpace/__init__.py, found '{}'", named));
   }
-  if (!tree.empty()) return tree / "python";
-  const auto installed = program_folder() / "../share/torchpace/python";
-  return is_file(installed / "torchpace/__init__.py") ? fs::canonical(installed) : fs::path();
+  return tree.empty() ? installed_package() : tree / "python";
 }
 
 std::string find_python(const std::string& option, const fs::path& tree) {
