@@ -25,6 +25,7 @@
 #include <utility>
 #include <vector>
 
+#include "torchpace/detail/other_load.hpp"
 #include "torchpace/detail/standard_output.hpp"
 #include "torchpace/environment.hpp"
 #include "torchpace/optim/factory.hpp"
@@ -260,7 +261,10 @@ inline int benchmark_main(int argc, char** argv) {
   }
   detail::CountingReporter reporter{
       std::unique_ptr<benchmark::BenchmarkReporter>(benchmark::CreateDefaultDisplayReporter())};
+  const detail::OtherLoad others;
   const auto matched = benchmark::RunSpecifiedBenchmarks(&reporter, file.get());
+  if (const auto warning = others.warning(); !warning.empty())
+    std::cerr << program_name << ": " << warning << '\n';
   benchmark::Shutdown();
   const auto& program = detail::benchmark_program();
   detail::current_case().workload.reset();

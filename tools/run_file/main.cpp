@@ -431,6 +431,7 @@ int run(const Options& options) {
 
   std::vector<std::string> rows, comparisons;
   int code = kOk;
+  const detail::OtherLoad others;
   for (std::size_t i = 0; i < all_inputs.size(); ++i) {
     const auto row = measure_row(loaded, all_inputs[i], options);
     rows.push_back(row_json(row));
@@ -446,6 +447,8 @@ int run(const Options& options) {
       print("compared", text.str());
     }
   }
+  if (const auto warning = others.warning(); !warning.empty())
+    std::cerr << "torchpace: " << warning << '\n';
   const auto peak = memory(options.device);
   if (!options.json) {
     print("peak memory", memory_text(peak, options.device));
