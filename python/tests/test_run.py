@@ -469,12 +469,17 @@ def test_a_lost_write_is_no_success(files, tmp_path):
                 [*command, *more], stdout=full, stderr=subprocess.PIPE, text=True, timeout=60
             )
             assert done.returncode == 1, done.stderr
-            assert "is the disk full?" in done.stderr and len(done.stderr.splitlines()) == 1
+            assert "is the disk full?" in done.stderr and len(errors_of(done)) == 1
         worker = program().parent / "torchpace_worker"
         done = subprocess.run(
             [worker, "--list"], stdout=full, stderr=subprocess.PIPE, text=True, timeout=60
         )
         assert done.returncode == 1 and "is the disk full?" in done.stderr
+
+
+def errors_of(done: subprocess.CompletedProcess[str]) -> list[str]:
+    """Its lines on standard error without the one that says how busy others keep the machine."""
+    return [line for line in done.stderr.splitlines() if "other programs kept" not in line]
 
 
 def test_a_closed_pipe_is_no_error(files, tmp_path):
@@ -483,7 +488,7 @@ def test_a_closed_pipe_is_no_error(files, tmp_path):
     command = [str(program()), "run", "--seconds", "0.2", str(files / "net.pt"), "--input", "4x8"]
     done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=60)
     os.close(writer)
-    assert done.returncode == 0 and done.stderr == ""
+    assert done.returncode == 0 and errors_of(done) == []
 
 
 def test_other_outputs_are_no_comparison(files, tmp_path):

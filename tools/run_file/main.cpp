@@ -19,6 +19,7 @@
 #include <thread>
 #include <torchpace/benchmark.hpp>
 #include <torchpace/detail/operator_libraries.hpp>
+#include <torchpace/detail/other_load.hpp>
 #include <torchpace/detail/standard_output.hpp>
 #include <torchpace/environment.hpp>
 #include <torchpace/outputs.hpp>
