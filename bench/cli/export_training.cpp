@@ -63,7 +63,9 @@ int export_training(const ExportTrainingOptions& options) {
   check(installation);
   auto words = options.words;
   words.insert(words.begin(), options.target);
-  Process python(python_command(installation, "torchpace.training", words));
+  auto command = python_command(installation, "torchpace.training", words);
+  command.environment["PYTHONWARNINGS"] = "";  // =error would end it where torch itself warns
+  Process python(command);
   python.close_input();
   python.echo_errors(true);
   std::string ending;

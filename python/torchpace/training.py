@@ -302,7 +302,7 @@ def start_without_compile_variables() -> None:
         for name in found:
             del os.environ[name]
         print(
-            f"torchpace.training: unset {', '.join(found)}, on which no package may depend",
+            f"torchpace: export-training: unset {', '.join(found)}, on which no package may depend",
             file=sys.stderr,
             flush=True,
         )
@@ -442,10 +442,10 @@ def main(arguments: list[str] | None = None) -> int:
         inductor.work_in_own_folder()
         return _export(options)
     except (InputError, Skipped) as error:
-        print(f"torchpace.training: {error}", file=sys.stderr)
+        print(f"torchpace: export-training: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("torchpace.training: interrupted", file=sys.stderr)
+        print("torchpace: export-training: interrupted", file=sys.stderr)
         return 130
 
 
