@@ -246,6 +246,32 @@ def test_a_package_of_others_is_tried_in_a_process_of_its_own(exporter, saved, p
     assert worker.close() == 0
 
 
+def test_a_package_of_channels_last_inputs(exporter, saved):
+    net, x = nn.Conv2d(3, 4, 3).eval(), torch.randn(2, 3, 8, 8)
+    program = torch.export.export(net, (x.to(memory_format=torch.channels_last),))
+    path = saved / "image.pt2"
+    torch._inductor.aoti_compile_and_package(program, package_path=str(path))
+    error = exporter.ask(case(path, input="2x3x8x8").line())["error"]
+    assert "unmatched stride" in error and "2x3x8x8:float32:channels_last" in error
+    fits = case(path, input="2x3x8x8", memory_format="channels_last")
+    answer = exporter.ask(fits.line())
+    row = fits.replace(state=answer["state"], artifact=path, **answer["set"])
+    worker = Process("torchpace.worker", "--runtime", "py-aot", greets=True)
+    assert "load_s" in worker.ask(f"load {row.line()}")
+    assert worker.close() == 0
+
+
+def test_a_file_that_kills_its_process_is_refused_alone(exporter, saved, tmp_path, monkeypatch):
+    """The code behind a custom operator may do anything."""
+    kills = tmp_path / "sitecustomize.py"
+    kills.write_text(
+        "import os, sys\nif 'torchpace.trial' in sys.orig_argv:\n    os.kill(os.getpid(), 11)\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{PYTHON}")
+    tried = trial.try_file(saved / "Plain.pt", [torch.randn(4, 8)], case(saved / "Plain.pt"))
+    assert tried.refused.endswith("expected a file that runs, it died of SIGSEGV; make it again")
+
+
 @pytest.mark.skipif(program() is None, reason="torchpace is not built")
 def test_one_file_in_both_languages(saved, tmp_path):
     """The smallest whole run: every mode in both languages, checked against plain Python."""

@@ -1,14 +1,15 @@
 """Runs a compiled file a few times: what it takes and returns, and what is wrong with it.
 
-    python -m torchpace.trial LINE    # of a package, in a process of its own: `ok` or one line
+    python -m torchpace.trial LINE    # one file, in a process of its own: a line of JSON
 
-A package's code checks nothing and may bring its process down, so AOTInductor's checks of inputs
-are on there. Of a TorchScript file the exporter finds it out itself.
+A file's code may bring its process down; that of a package checks nothing, so AOTInductor's checks
+of inputs are on here.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import signal
@@ -18,6 +19,7 @@ import tempfile
 import traceback
 import warnings
 import zipfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -94,35 +96,92 @@ def is_embedding(module: Any) -> bool:
 
 
 def try_file(path: Path, inputs: list[Tensor], settings: Settings) -> Tried:
-    """Runs a compiled file on these inputs, a few times. Never raises: what is wrong with a file
-    costs only its own rows.
+    """Runs a compiled file on these inputs, a few times, in a process of its own. AOTInductor's
+    checks of inputs are on: without them its code reads past the end of a tensor that is too small.
+    Never raises: what is wrong with a file costs only its own rows.
     """
     try:
         expect_whole(path)
-        if is_package(path):
-            return _try_package(path, inputs, settings)
-        return _try_script(path, inputs)
+        return _try_in_process(path, inputs, settings)
     except (InputError, Skipped) as error:
         return Tried(path, [], [], refused=" ".join(str(error).split()))
 
 
-def _try_script(path: Path, inputs: list[Tensor]) -> Tried:
+def _try_in_process(path: Path, inputs: list[Tensor], settings: Settings) -> Tried:
+    with tempfile.TemporaryDirectory(prefix="torchpace-") as folder:
+        asked, answered = Path(folder, "inputs.pt"), Path(folder, "outputs.pt")
+        tensor_file.save(asked, {str(i): x for i, x in enumerate(inputs)})
+        line = settings.replace(file=path, state=asked, values=answered).line()
+        environment = os.environ | {"AOTI_RUNTIME_CHECK_INPUTS": "1", "TMPDIR": folder}
+        try:
+            done = subprocess.run(
+                [sys.executable, "-m", "torchpace.trial", line],
+                capture_output=True,
+                text=True,
+                errors="replace",
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                timeout=LIMIT_S,
+            )
+        except subprocess.TimeoutExpired:
+            raise InputError(
+                f"{path}: expected a file that runs, found no end within {LIMIT_S:g} s"
+            ) from None
+        sys.stderr.write(done.stderr)  # the exporter's log has the traceback
+        answer = done.stdout.strip().splitlines()[-1:]
+        if done.returncode == 0 and answer:
+            content = tensor_file.load(answered, "outputs")
+            values = [content[str(i)] for i in range(len(content))]
+            return Tried(path, values=values, **json.loads(answer[0]))
+    refused_input = re.findall(r"^Error: (input_handles.*)$", done.stderr, re.MULTILINE)
+    if refused_input:
+        others = "others with --input"
+        if "unmatched stride" in refused_input[0]:
+            others += ", channels_last ones as 2x3x8x8:float32:channels_last"
+        raise InputError(
+            f"{path}: expected the inputs that the package was made for, found {_shapes(inputs)}: "
+            f"{refused_input[0]}; give {others}"
+        )
+    if done.returncode < 0:
+        name = signal.Signals(-done.returncode).name
+        raise InputError(f"{path}: expected a file that runs, it died of {name}; make it again")
+    raise InputError(answer[0] if answer else f"{path}: it does not run: {_last(done.stderr)}")
+
+
+def _run(settings: Settings) -> dict[str, Any]:
+    """The life of that process: writes the outputs, returns what it has found out otherwise. Raises
+    InputError.
+    """
+    from torchpace.worker.commands import set_threads
+    from torchpace.workload import device_of, load_libraries
+
+    load_libraries(settings)
+    set_threads(settings)
+    path, device = Path(settings.text("file")), device_of(settings)
+    content = tensor_file.load(settings.text("state"), "inputs")
+    inputs = [content[str(i)] for i in range(len(content))]
+    with torch.no_grad():
+        found, values = (
+            _run_package(path, [x.to(device) for x in inputs], device)
+            if is_package(path)
+            else _run_script(path, inputs)
+        )
+    if not values:
+        raise InputError(f"{path}: expected a forward that returns tensors, found none")
+    tensor_file.save(
+        settings.text("values"), {str(i): outputs.plain(x) for i, x in enumerate(values)}
+    )
+    return found
+
+
+def _run_script(path: Path, inputs: list[Tensor]) -> tuple[dict[str, Any], list[Tensor]]:
     module = load_script(path)
     if not hasattr(module, "forward"):
         raise InputError(f"{path}: expected a file with a method forward, found none")
-    buffers = dict(module.named_buffers())
-    with torch.no_grad(), warnings.catch_warnings():
+    with _running(path, inputs, _takes(module)), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        try:
-            result = _watched(path, module, inputs, buffers)
-            flops = _flops_of(module, inputs)
-        except (InputError, Skipped):
-            raise
-        except Exception as error:
-            raise InputError(_does_not_run(path, error, inputs, _takes(module))) from None
-    named = dict(outputs.named(result))
-    if not named:
-        raise InputError(f"{path}: expected a forward that returns tensors, found none")
+        result = _watched(path, module, inputs, dict(module.named_buffers()))
+        flops = _flops_of(module, inputs)
     weights = {
         id(p): p.nbytes
         for m in module.modules()
@@ -130,7 +189,35 @@ def _try_script(path: Path, inputs: list[Tensor]) -> Tried:
         if not is_embedding(m)
     }
     names = outputs.names_of(result)
-    return Tried(path, names, list(named.values()), flops, sum(weights.values()))
+    found = {"names": names, "flops": flops, "weight_bytes": sum(weights.values())}
+    return found, outputs.flat(result)
+
+
+def _run_package(
+    path: Path, inputs: list[Tensor], device: torch.device
+) -> tuple[dict[str, Any], list[Tensor]]:
+    from torchpace.runtimes.aot import Loader, expect_conditions
+
+    expect_conditions(path, device)
+    try:
+        loader = Loader(path, device)
+    except Exception as error:
+        raise InputError(does_not_load(path, error)) from None
+    with _running(path, inputs, ""):
+        values = _watched(path, lambda *x: loader.run(list(x)), inputs, {})
+    names = [f"{outputs.ROOT}.{i}" for i in range(len(values))]
+    return {"names": names if len(names) > 1 else [outputs.ROOT]}, values
+
+
+@contextlib.contextmanager
+def _running(path: Path, inputs: list[Tensor], takes: str) -> Iterator[None]:
+    """Turns what a forward raises into one line."""
+    try:
+        yield
+    except (InputError, Skipped):
+        raise
+    except Exception as error:
+        raise InputError(_does_not_run(path, error, inputs, takes)) from None
 
 
 def load_script(path: Path) -> Any:
@@ -184,74 +271,6 @@ def _watched(path: Path, function: Any, inputs: list[Tensor], buffers: dict[str,
                     f"output {index} moves by {moved:.1g} with {why}; {advice}"
                 )
     return result
-
-
-def _try_package(path: Path, inputs: list[Tensor], settings: Settings) -> Tried:
-    """In a process of its own, with AOTInductor's checks of inputs on: without them its code reads
-    past the end of a tensor that is too small.
-    """
-    with tempfile.TemporaryDirectory(prefix="torchpace-") as folder:
-        asked, answered = Path(folder, "inputs.pt"), Path(folder, "outputs.pt")
-        tensor_file.save(asked, {str(i): x for i, x in enumerate(inputs)})
-        line = settings.replace(file=path, state=asked, values=answered).line()
-        environment = os.environ | {"AOTI_RUNTIME_CHECK_INPUTS": "1", "TMPDIR": folder}
-        try:
-            done = subprocess.run(
-                [sys.executable, "-m", "torchpace.trial", line],
-                capture_output=True,
-                text=True,
-                errors="replace",
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                timeout=LIMIT_S,
-            )
-        except subprocess.TimeoutExpired:
-            reason = f"{path}: expected a package that runs, found no end within {LIMIT_S:g} s"
-            return Tried(path, [], [], refused=reason)
-        answer = done.stdout.strip().splitlines()[-1:]
-        if done.returncode == 0 and answer == ["ok"]:
-            content = tensor_file.load(answered, "outputs")
-            values = [content[str(i)] for i in range(len(content))]
-            names = [f"{outputs.ROOT}.{i}" for i in range(len(values))]
-            return Tried(path, names if len(values) > 1 else [outputs.ROOT], values)
-    said = re.findall(r"^Error: (input_handles.*)$", done.stderr, re.MULTILINE)
-    if said:
-        raise InputError(
-            f"{path}: expected the inputs that the package was made for, found {_shapes(inputs)}: "
-            f"{said[0]}; give others with --input"
-        )
-    if done.returncode < 0:
-        name = signal.Signals(-done.returncode).name
-        raise InputError(f"{path}: expected a package that runs, it died of {name}; make it again")
-    raise InputError(answer[0] if answer else f"{path}: it does not run: {_last(done.stderr)}")
-
-
-def _run_package(settings: Settings) -> None:
-    """The life of that process. Raises InputError."""
-    from torchpace.runtimes.aot import Loader, expect_conditions
-    from torchpace.worker.commands import set_threads
-    from torchpace.workload import device_of, load_libraries
-
-    load_libraries(settings)
-    set_threads(settings)
-    path, device = Path(settings.text("file")), device_of(settings)
-    expect_conditions(path, device)
-    content = tensor_file.load(settings.text("state"), "inputs")
-    inputs = [content[str(i)].to(device) for i in range(len(content))]
-    try:
-        loader = Loader(path, device)
-    except Exception as error:
-        raise InputError(does_not_load(path, error)) from None
-    with torch.no_grad():
-        try:
-            values = _watched(path, lambda *x: loader.run(list(x)), inputs, {})
-        except InputError:
-            raise
-        except Exception as error:
-            raise InputError(_does_not_run(path, error, inputs, "")) from None
-    tensor_file.save(
-        settings.text("values"), {str(i): outputs.plain(x) for i, x in enumerate(values)}
-    )
 
 
 def _takes(module: Any) -> str:
@@ -309,16 +328,16 @@ def _shapes(inputs: list[Tensor]) -> str:
 
 
 def main() -> int:
-    """One settings line; `ok` or one line of what is wrong."""
+    """A settings line; a line of JSON, or with exit code 1 one of what is wrong."""
     die_with_parent()
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what the package prints is no answer
+    os.dup2(2, 1)  # what the file's code prints is no answer
     try:
-        _run_package(Settings.parse(sys.argv[1]))
+        found = _run(Settings.parse(sys.argv[1]))
     except (InputError, Skipped) as error:
         print(" ".join(str(error).split()), file=answers)
         return 1
-    print("ok", file=answers)
+    print(json.dumps(found), file=answers)
     answers.flush()
     os._exit(0)  # without the destructors of a package's library
 

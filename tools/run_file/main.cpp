@@ -455,7 +455,7 @@ int run(const Options& options) {
     print("peak memory", memory_text(peak, options.device));
     if (other) {
       print_file(other->loaded);
-      std::printf("  a speedup above 1: this second file is faster\n");
+      if (code == kOk) std::printf("  a speedup above 1: this second file is faster\n");
     }
     return code;
   }

@@ -169,7 +169,10 @@ def noted_warnings() -> Iterator[list[str]]:
     for warning in caught:
         if issubclass(warning.category, torch.jit.TracerWarning):
             text = str(warning.message).partition(". ")[0].splitlines()[0]
-            note = f"TracerWarning at {Path(warning.filename).name}:{warning.lineno}: {text[:160]}"
+            file = Path(warning.filename)
+            inside = file.is_relative_to(Path(torch.__file__).parent)  # of a program's own module
+            where = "" if inside else f" at {file.name}:{warning.lineno}"
+            note = f"TracerWarning{where}: {text[:160]}"
             if note not in notes:
                 notes.append(note)
 

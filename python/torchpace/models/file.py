@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from torchpace.errors import InputError, Skipped
+from torchpace.execution_options import Axes
 from torchpace.io.tensor_spec import parse_spec
 from torchpace.models import ELEMENT_BYTES, Cost
 from torchpace.models.imported import Imported, draw
@@ -130,7 +131,7 @@ class Program(Imported):
         if not others:
             return measured
         generator = torch.Generator().manual_seed(0)
-        inputs = list(self.inputs(settings, generator, None))[:-1]
+        inputs = _laid_out(self.inputs(settings, generator, None)[:-1], settings)
         return measured | _refusals([try_file(path, inputs, settings) for path in others])
 
     def _expect_batch(self, settings: Settings) -> None:
@@ -219,7 +220,8 @@ class File:
         self._files = paths
         self._expect_batch(settings)
         settings = settings.replace(below=_below(settings, paths))
-        *inputs, _ = self.inputs(settings, torch.Generator().manual_seed(0), None)
+        drawn = self.inputs(settings, torch.Generator().manual_seed(0), None)[:-1]
+        inputs = _laid_out(drawn, settings)
         tried = [try_file(path, inputs, settings) for path in paths]
         good = next((t for t in tried if not t.refused), None)
         if settings.text("phase") == "latency":
@@ -254,10 +256,19 @@ class File:
         batch = given_batch(parse_specs(settings.text("input")))
         if batch in (None, 1):
             return
-        if refused := next((t.refused for t in tried if t.refused), ""):
-            raise Skipped(f"it takes no batch of 1: {refused}")
+        drawn = self.inputs(settings.replace(phase="inference"), torch.Generator(), None)[:-1]
+        for one in tried:
+            if one.refused and not try_file(one.path, _laid_out(drawn, settings), settings).refused:
+                raise Skipped(f"it takes no batch of 1: {one.refused}")
         if any(x.dim() and len(x) == batch for t in tried for x in t.values):
             raise Skipped(f"{self.path.name}: it returns {batch} rows for one: its batch is fixed")
+
+
+def _laid_out(inputs: tuple[Tensor, ...], settings: Settings) -> list[Tensor]:
+    """In the memory format of the case."""
+    axes = Axes.of(settings)
+    axes.check_inputs(inputs)
+    return [axes.place(x) for x in inputs]
 
 
 def paths_of(settings: Settings) -> list[Path]:

@@ -461,7 +461,7 @@ TEST_F(Compare, BadInputIsOneLineAndExitCode2) {
         "--model: expected module:factory, not a file: my_model:make, with its folder as the "
         "current one");
   fails("compare --load-library /no/such.so", kBadInput,
-        "--load-library: expected a shared library (.so), found '/no/such.so'");
+        "--load-library: expected a shared library (.so) that can be read, found '/no/such.so'");
   fails(pair("", "--export-timeout 0"), kBadInput, "--export-timeout: expected a number above 0");
   fails(pair("", "--output '" + (folder / "file" / "x").string() + "'"), kBadInput,
         "cannot be written");

@@ -260,6 +260,11 @@ class ModelFiles : public ::testing::Test {
   std::string program(const std::string& name) const {
     return write(name, archive({{"e/models/model.json", "{}"}, {"e/archive_format", "pt2"}}));
   }
+  static Settings settings_of(const std::string& path, const std::string& input) {
+    Catalogue own(kCasesJson);
+    own.import_files(read_model_files({path}), input.empty() ? Words{} : Words{input}, "", {});
+    return own.expand({}, "quick", {}, {}).front().settings;
+  }
   /// The names of the cases that files give.
   static Words cases(const Words& paths, const Words& inputs, const Words& set = {}) {
     Catalog own(kCasesJson);
@@ -290,6 +295,23 @@ TEST_F(ModelFiles, TheirKindStandsInTheDirectory) {
   EXPECT_EQ(file.name, "a-b-c");
   EXPECT_EQ(file.path, folder_ / "a b:c.pt");
   EXPECT_TRUE(file.stamp.ends_with(" " + file.path)) << file.stamp;
+}
+
+TEST_F(ModelFiles, AMemoryFormatBehindAnInputIsThatOfTheCase) {
+  const auto spec = [](const Settings& settings) {
+    return settings.get("input", "") + " " + settings.get("memory_format", "contiguous");
+  };
+  EXPECT_EQ(spec(settings_of(script("m.pt"), "4x3x8x8")), "4x3x8x8 contiguous");
+  EXPECT_EQ(spec(settings_of(script("m.pt"), "4x3x8x8:float32:channels_last")),
+            "4x3x8x8:float32 channels_last");
+  EXPECT_EQ(spec(settings_of(script("m.pt"), "4x3:float32:contiguous")), "4x3:float32 contiguous");
+  // What a package of torchpace says of itself.
+  const auto own = package("k.pt2", "?x3x8x8:float32:channels_last;?x4:int64");
+  EXPECT_EQ(spec(settings_of(own, "")), "?x3x8x8:float32;?x4:int64 channels_last");
+  expect_error([&] { settings_of(script("m.pt"), "4x3x8:float32:channels_last"); }, kBadInput,
+               "expected channels_last for every input of four sizes");
+  const auto mixed = package("l.pt2", "2x3x8x8:float32:channels_last;2x3x8x8:float32");
+  expect_error([&] { settings_of(mixed, ""); }, kBadInput, "a case has one memory format");
 }
 
 TEST_F(ModelFiles, WhatIsNoModelIsRefusedInOneLine) {

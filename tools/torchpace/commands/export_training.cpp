@@ -87,7 +87,9 @@ int export_training(const ExportTrainingOptions& options) {
   check(installation);
   auto words = options.words;
   words.insert(words.begin(), options.target);
-  Process python(python_command(installation, "torchpace.aot.export_training", words));
+  auto call = python_command(installation, "torchpace.aot.export_training", words);
+  call.environment["PYTHONWARNINGS"] = "";  // =error would end it where torch itself warns
+  Process python(call);
   python.close_input();
   python.echo_errors(true);
   std::string ending;

@@ -367,12 +367,16 @@ ExperimentOptions planned(const CompareOptions& options, const Installation& cur
                                                        .binds_threads = !is_cuda(plan.device)},
                                                       installation));
   }
-  if (!options.threads && threads_of_environment()) {
-    experiment.warnings.push_back(
-        {"threads", "info",
-         fmt::format("threads: {}, as OMP_NUM_THREADS says; --threads for another number",
-                     plan.threads),
-         "", ""});
+  if (const auto named = variable("OMP_NUM_THREADS"); !options.threads && !named.empty()) {
+    const auto text =
+        threads_of_environment()
+            ? fmt::format("threads: {}, as OMP_NUM_THREADS says; --threads for another number",
+                          plan.threads)
+            : fmt::format(
+                  "threads: {}: OMP_NUM_THREADS is ignored, expected a number above 0, "
+                  "found '{}'",
+                  plan.threads, named);
+    experiment.warnings.push_back({"threads", "info", text, "", ""});
   }
   Settings common{{"dtype", plan.dtype},
                   {"threads", std::to_string(plan.threads)},

@@ -114,9 +114,10 @@ void set_all(Settings& settings, const Json& values) {
   }
 }
 
-/// `1x3x224x224` or `1x3x224x224:float32`.
+/// `1x3x224x224`, `1x3x224x224:float32` or `1x3x224x224:float32:channels_last`.
 bool is_input(const std::string& text) {
-  static const std::regex kInput("[1-9][0-9]*(x[1-9][0-9]*)*(:[a-z]+[0-9]*)?");
+  static const std::regex kInput(
+      "[1-9][0-9]*(x[1-9][0-9]*)*(:[a-z]+[0-9]*(:contiguous|:channels_last)?)?");
   return std::regex_match(text, kInput);
 }
 
@@ -127,6 +128,26 @@ void check_inputs(const std::vector<std::string>& inputs) {
           "--input: expected sizes and a dtype such as 1x3x224x224:float32, found '{}'", input));
     }
   }
+}
+
+/// Sets the key `input`, and `memory_format` where a spec says channels_last: a case has one memory
+/// format for all its inputs of four dimensions.
+void set_inputs(Json& settings, const std::string& specs) {
+  if (specs.empty()) return;
+  static const std::regex kFormat(":(contiguous|channels_last)(?=;|$)");
+  static const std::regex kImage("([0-9?]+x){3}[0-9?]+(:[a-z]+[0-9]*)?");
+  static const std::regex kChannelsLast("([0-9?]+x){3}[0-9?]+:[a-z]+[0-9]*:channels_last");
+  settings["input"] = std::regex_replace(specs, kFormat, "");
+  if (specs.find(":channels_last") == std::string::npos) return;
+  for (const auto& spec : split_list(specs, ';')) {
+    const bool says = spec.ends_with(":channels_last");
+    if (says ? std::regex_match(spec, kChannelsLast) : !std::regex_match(spec, kImage)) continue;
+    throw Error(fmt::format(
+        "--input: expected channels_last for every input of four sizes and for no other, found "
+        "'{}'; a case has one memory format",
+        specs));
+  }
+  settings["memory_format"] = "channels_last";
 }
 
 /// The phases of a file. Those of which only a run can tell are both given, and left out then.
@@ -269,7 +290,7 @@ void Catalog::import_models(const std::vector<std::string>& texts, const std::st
     // Two modules may name their factories alike.
     const auto name = families.contains(factory) ? module + "." + factory : factory;
     Json settings = {{"factory", text}, {"path", path}};
-    if (!inputs.empty()) settings["input"] = fmt::format("{}", fmt::join(inputs, ";"));
+    set_inputs(settings, fmt::format("{}", fmt::join(inputs, ";")));
     families[name] = {{"model", "imported"}, {"settings", settings}, {"sizes", Json::object()}};
   }
   json_["families"] = families;
@@ -298,7 +319,7 @@ void Catalog::import_files(const std::vector<ModelFile>& files,
         file.path));
   }
   Json settings = {{"file", file.path}, {"stamp", file.stamp}};
-  if (!specs.empty()) settings["input"] = specs;
+  set_inputs(settings, specs);
   if (!others.empty()) settings["others"] = others;
   if (!below.empty()) settings["below"] = below;
   json_["families"] = {{file.name,
