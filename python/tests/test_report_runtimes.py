@@ -206,7 +206,7 @@ def test_an_undecided_runtime_that_may_be_as_fast_is_named():
     assert [each["runtime"] for each in near] == ["perhaps"]
     name, sentence, others = headline.finding(case, 0.02, "")
     assert name == "sure"
-    assert "Not told apart from perhaps 1.2×" in sentence
+    assert "Not significantly different from perhaps 1.2×" in sentence
     assert others == "The same as reference within 2 %: no 1.00× [0.99, 1.01]."
 
 
@@ -274,8 +274,10 @@ def test_the_answer_stands_before_everything_else(html, results):
         star = "*" if best["differs"] else ""
         assert f">{best['runtime']} {number_format.ratio(best['speedup'], star)}<" in first
         near = [r for r in others if r["speedup"]["high"] >= best["speedup"]["low"]]
-        assert (f">not told apart from {near[0]['runtime']}" in first) if near else True
-    assert "all others are slower for sure" in first
+        assert (
+            (f">not significantly different from {near[0]['runtime']}" in first) if near else True
+        )
+    assert "significantly faster than all others" in first
 
 
 def test_a_single_case_has_its_answer_in_words(tmp_path, results):

@@ -12,7 +12,7 @@ def speedup(row):
 
 
 def fastest(case):
-    """(row that leads or None, rows not told apart from it), as the file says."""
+    """(row that leads or None, rows not significantly different from it), as the file says."""
     rows = {row["runtime"]: row for row in case["runtimes"]}
     said = case["fastest"] or {"runtime": None, "equals": []}
     return rows.get(said["runtime"]), [rows[name] for name in said["equals"] if name in rows]
@@ -68,7 +68,7 @@ def finding(case, delta, missing):
     if leader["runtime"] == reference:
         sentence = "(the reference) is fastest."
     if near:
-        sentence += f" Not told apart from {listed(near)}: the intervals overlap."
+        sentence += f" Not significantly different from {listed(near)}: the intervals overlap."
     return leader["runtime"], sentence, of_others
 
 

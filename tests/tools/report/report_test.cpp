@@ -228,7 +228,7 @@ TEST(Report, NamesTheFastestAndWhatCannotBeToldFromIt) {
   analyze(results);
   EXPECT_NE(printed(results).find(result.name + ": cpp-compiled-train, " +
                                   show_ratio(fast.speedup.ratio).both() +
-                                  "; not told apart from cpp-eager"),
+                                  "; not significantly different from cpp-eager"),
             std::string::npos);
   for (auto* row : {&fast, &close}) {
     for (auto& invocation : row->invocations) scale(invocation, 4);

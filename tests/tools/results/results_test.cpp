@@ -452,15 +452,15 @@ TEST(Derive, NotesOfACaseAreGroupedByTheirText) {
 TEST(ResultsFile, IsWrittenWholeOrNotAtAll) {
   const Folder folder;
   const auto file = folder.path / "results.json";
-  save_results(example(), file);
+  save_json(to_json(example()), file);
   EXPECT_EQ(to_json(load_results(folder.path)).dump(), to_json(load_results(file)).dump());
   EXPECT_FALSE(fs::exists(file.string() + ".tmp"));
-  EXPECT_THROW(save_results(example(), folder.path / "none" / "results.json"), Error);
+  EXPECT_THROW(save_json(to_json(example()), folder.path / "none" / "results.json"), Error);
   // A device that is always full stands for the disk.
   fs::create_symlink("/dev/full", file.string() + ".tmp");
   const auto before = fs::file_size(file);
   try {
-    save_results(example(), file);
+    save_json(to_json(example()), file);
     FAIL();
   } catch (const Error& error) {
     EXPECT_NE(std::string(error.what()).find("No space left"), std::string::npos) << error.what();
@@ -472,7 +472,7 @@ TEST(ResultsFile, BytesThatAreNoTextAreReplaced) {
   const Folder folder;
   auto results = example();
   results.cases[0].runtimes[1].reason = "last words: \xff\xfe";
-  save_results(results, folder.path / "results.json");
+  save_json(to_json(results), folder.path / "results.json");
   EXPECT_NO_THROW(load_results(folder.path));
 }
 

@@ -11,6 +11,7 @@
 #include "commands/command.hpp"
 #include "plan/runtime_discovery.hpp"
 #include "report/console_report.hpp"
+#include "report/display.hpp"
 #include "support/console.hpp"
 #include "support/error.hpp"
 
@@ -20,16 +21,25 @@ namespace {
 struct ReportOptions {
   std::vector<std::string> paths;
   std::string output, fail_on, python;
+  bool json = false;
 };
 
 int report_files(const ReportOptions& options) {
-  const auto& [paths, output, fail_on_text, python] = options;
+  const auto& [paths, output, fail_on_text, python, json] = options;
   std::optional<FailOn> fail_on;
   if (!fail_on_text.empty()) fail_on = parse_fail_on(fail_on_text);
   std::vector<NamedResults> files;
   for (const auto& path : paths) {
     files.push_back({path, load_results(path)});
     analyze(files.back().results);
+  }
+  if (json) {
+    if (files.size() > 1) throw Error("--json: expected one file of results, found several");
+    std::cout << to_json_with_display(files[0].results)
+                     .dump(-1, ' ', false, Json::error_handler_t::replace)
+              << "\n"
+              << std::flush;
+    return kOk;
   }
   const bool color = isatty(STDOUT_FILENO) == 1;
   int worst = kOk;
@@ -73,6 +83,7 @@ void register_report(CLI::App& app, CommandLine& line) {
       "Exit with code 5 where a whole interval is below X: speedup<X");
   add("--python", o->python, "PATH",
       "Python interpreter for report.html (default: TORCHPACE_PYTHON, .venv, python3)");
+  command.add_flag("--json", o->json, "Print results.json anew, analyzed again, and nothing else");
   command.callback([o, &line] { line.action = [o] { return report_files(*o); }; });
 }
 

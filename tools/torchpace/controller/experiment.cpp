@@ -10,6 +10,7 @@
 #include <system_error>
 
 #include "analysis/analyze.hpp"
+#include "report/display.hpp"
 #include "analysis/plausibility.hpp"
 #include "controller/invocation_runner.hpp"
 #include "controller/preparation.hpp"
@@ -86,7 +87,7 @@ void ExperimentState::save() {
   analyze(results);
   std::error_code ignored;  // removed while we measured: no reason to lose what there is
   fs::create_directories(options.output, ignored);
-  save_results(results, options.output / "results.json");
+  save_json(to_json_with_display(results), options.output / "results.json");
 }
 
 void Experiment::run() {

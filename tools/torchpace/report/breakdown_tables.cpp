@@ -95,7 +95,7 @@ std::string note_of(const Explanation& explanation, const Scale& scale) {
                     explanation.from);
   }
   if (std::isnan(explanation.explained)) {
-    text += ": not told apart from nothing";
+    text += ": not significantly different from zero";
   } else {
     text += fmt::format("; the bars account for {:.0f} % of it",
                         std::max(0.0, 100 * explanation.explained));

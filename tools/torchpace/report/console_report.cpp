@@ -9,6 +9,7 @@
 #include <string_view>
 
 #include "report/breakdown_tables.hpp"
+#include "report/headline.hpp"
 #include "report/number_format.hpp"
 #include "report/text_table.hpp"
 #include "support/error.hpp"
@@ -23,7 +24,6 @@ constexpr size_t kTableWidth = 112;  // long names of runtimes stay on their row
 constexpr size_t kFewCases = 3;      // of more, cold start and memory are in report.md
 constexpr size_t kNameWidth = 32;    // a longer name has a line of its own
 constexpr double kHtmlLimitSeconds = 300;
-constexpr double kQuotableWidth = 0.05;  // of the A/A interval
 
 /// Escape sequences, or nothing where the terminal has no color.
 struct Style {
@@ -146,15 +146,7 @@ class CaseTable {
 
   void print() {
     out_ << style_.bold(result_.name) << "\n";
-    std::string about = "noise (A/A) " + show_ratio(result_.noise_floor).both();
-    if (result_.flops > 0) about += "; " + show_amount(result_.flops, "FLOP") + " a step";
-    if (result_.gemm_peak_flops_per_s > 0) {
-      about += "; GEMM peak " + show_amount(result_.gemm_peak_flops_per_s, "FLOP/s");
-    }
-    if (result_.items > 0) {
-      about += fmt::format("; {:g} {} a step", result_.items, result_.item);
-    }
-    out_ << wrapped("  ", about, 2);
+    out_ << wrapped("  ", about_text(result_), 2);
     const auto heads = headings(result_);
     out_ << style_.dim(line("", heads[0])) << "\n" << style_.dim(line("runtime", heads[1])) << "\n";
     for (const auto& row : result_.runtimes) {
@@ -293,78 +285,8 @@ void print_warnings(const Results& results, std::ostream& out, const Style& styl
   if (!warnings.empty()) out << "\n";
 }
 
-/// How often each verdict fell: `FASTER 3, SLOWER 1`.
-std::string tally(const Results& results) {
-  std::vector<std::string> parts;
-  for (const char* word : {"FASTER", "SLOWER", "SAME", "UNSURE", "INVALID", "IMPLAUSIBLE"}) {
-    size_t count = 0;
-    for (const auto& result : results.cases) {
-      count += static_cast<size_t>(
-          std::count_if(result.runtimes.begin(), result.runtimes.end(), [&](const auto& row) {
-            return row.speedup.verdict == word && !row.is_copy() && !row.is_condition();
-          }));
-    }
-    if (count > 0) parts.push_back(fmt::format("{} {}", word, count));
-  }
-  return parts.empty() ? "no verdict" : fmt::format("{}", fmt::join(parts, ", "));
-}
-
-/// Names of all runtimes but the reference, copies and conditions, in the order in which they come.
-std::vector<std::string> compared(const Results& results) {
-  std::vector<std::string> names;
-  for (const auto& result : results.cases) {
-    for (const auto& row : result.runtimes) {
-      const bool known = std::find(names.begin(), names.end(), row.runtime) != names.end();
-      const bool judged = !row.is_copy() && !row.is_condition() && row.runtime != result.reference;
-      if (!known && judged) names.push_back(row.runtime);
-    }
-  }
-  return names;
-}
-
-/// Geometric mean of a runtime's speedups, in a line; only if it was measured on every case.
-std::string mean_line(const Results& results, const std::string& runtime) {
-  double logs = 0;
-  std::vector<std::string> missing, implausible;
-  for (const auto& result : results.cases) {
-    const auto* row = result.find(runtime);
-    if (row == nullptr || row->status != Status::ok || std::isnan(row->speedup.ratio.median)) {
-      missing.push_back(result.name);
-    } else if (!result.counts(*row)) {
-      implausible.push_back(result.name);
-    } else {
-      logs += std::log(row->speedup.ratio.median);
-    }
-  }
-  if (!missing.empty()) {
-    const auto where = missing.size() < results.cases.size()
-                           ? fmt::format("{}", fmt::join(missing, ", "))
-                           : std::string("any case");
-    return fmt::format("{}: no geometric mean, not measured on {}", runtime, where);
-  }
-  if (!implausible.empty()) {
-    return fmt::format("{}: no geometric mean, implausible on {}", runtime,
-                       fmt::join(implausible, ", "));
-  }
-  const double mean = std::exp(logs / static_cast<double>(results.cases.size()));
-  return fmt::format("{}: geometric mean of {} speedups {}", runtime, results.cases.size(),
-                     show_ratio(Interval{.median = mean}).median);
-}
-
-/// The fastest runtime of a case, and those that are not told apart from it. Empty if none is
-/// known.
-std::string fastest_text(const CaseResult& result) {
-  if (!result.fastest) return "";
-  const auto& [runtime, equals] = *result.fastest;
-  const auto& row = *result.find(runtime);
-  const auto speedup = runtime == result.reference ? " (the reference)"
-                                                   : ", " + show_ratio(row.speedup.ratio).both();
-  return runtime + speedup + (row.differs.empty() ? "" : "*") +
-         (equals.empty() ? "" : fmt::format("; not told apart from {}", fmt::join(equals, ", ")));
-}
-
 void print_fastest(const Results& results, std::ostream& out, const Style& style) {
-  if (compared(results).size() < 2) return;
+  if (!has_several(results)) return;
   std::string lines;
   for (const auto& result : results.cases) {
     if (const auto text = fastest_text(result); !text.empty())
@@ -373,56 +295,11 @@ void print_fastest(const Results& results, std::ostream& out, const Style& style
   if (!lines.empty()) out << style.bold("fastest") << "\n" << lines << "\n";
 }
 
-/// Whether the run may be quoted; empty where it may. A reference that differs from its own copy
-/// by chance differs from others by chance.
-std::string noise_text(const Results& results) {
-  const CaseResult* widest = nullptr;
-  long count = 0;
-  const auto width = [](const CaseResult& result) {
-    return result.noise_floor.bounded() ? result.noise_floor.relative_width() : 0;
-  };
-  for (const auto& result : results.cases) {
-    if (width(result) <= kQuotableWidth) continue;
-    ++count;
-    if (widest == nullptr || width(result) > width(*widest)) widest = &result;
-  }
-  if (widest == nullptr) return "";
-  return fmt::format(
-      "Too noisy to quote: the A/A interval of {} of {} is wider than {:g} % ({}: {}). Stop other "
-      "programs (torchpace doctor names them) or take more --invocations.",
-      count, counted(std::ssize(results.cases), "case"), 100 * kQuotableWidth, widest->name,
-      show_share(width(*widest)));
-}
-
-/// How many verdicts may be wrong by chance; empty where there is none.
-std::string chance_text(const Results& results) {
-  long judged = 0;
-  for (const auto& result : results.cases) {
-    for (const auto& row : result.runtimes) {
-      if (result.counts(row) && !row.is_copy() && row.runtime != result.reference &&
-          row.speedup.ratio.bounded()) {
-        ++judged;
-      }
-    }
-  }
-  if (judged == 0) return "";
-  const double wrong = static_cast<double>(judged) * (1 - results.plan.confidence);
-  return fmt::format("{} at {:g} % confidence: {} may miss the true speedup by chance",
-                     counted(judged, "interval"), 100 * results.plan.confidence,
-                     wrong < 1 ? std::string("less than one") : fmt::format("about {:.0f}", wrong));
-}
-
 void print_summary(const Results& results, std::ostream& out, const Style& style) {
   out << style.bold("summary") << "\n";
-  if (const auto text = noise_text(results); !text.empty())
-    out << style.paint("33", wrapped("  ", text, 4));
-  out << wrapped(
-      "  ", fmt::format("{}: {}", counted(std::ssize(results.cases), "case"), tally(results)), 4);
-  if (const auto text = chance_text(results); !text.empty()) out << wrapped("  ", text, 4);
-  if (results.cases.size() < 2) return;
-  const auto folded = folded_rows(results);
-  for (const auto& runtime : compared(results)) {
-    if (!is_folded(folded, runtime)) out << wrapped("  ", mean_line(results, runtime), 4);
+  for (const auto& line : summary_lines(results)) {
+    const auto text = wrapped("  ", line, 4);
+    out << (line.starts_with("Too noisy") ? style.paint("33", text) : text);
   }
 }
 

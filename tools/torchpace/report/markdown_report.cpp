@@ -56,15 +56,7 @@ std::string verdict_of(const RuntimeResult& row) {
 }
 
 std::string case_table(const CaseResult& result, const std::vector<Folded>& folded) {
-  auto text = fmt::format("## {}\n\nnoise (A/A) {}", cell(result.name),
-                          show_ratio(result.noise_floor).both());
-  if (result.flops > 0) text += fmt::format("; {} a step", show_amount(result.flops, "FLOP"));
-  if (result.gemm_peak_flops_per_s > 0) {
-    text += fmt::format("; GEMM peak {}", show_amount(result.gemm_peak_flops_per_s, "FLOP/s"));
-  }
-  if (result.items > 0) {
-    text += fmt::format("; {:g} {} a step", result.items, result.item);
-  }
+  auto text = fmt::format("## {}\n\n{}", cell(result.name), about_text(result));
   text += "\n\n";
   text += line({"runtime", "verdict", "speedup", "step", "p90", "p99", "items/s", "FLOP/s",
                 "% of GEMM peak", "max abs error", "page faults/step", "samples", "cold start",

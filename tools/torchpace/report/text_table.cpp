@@ -40,6 +40,13 @@ bool any_peak(const Results& results, const char* kind) {
   return false;
 }
 
+std::string counted_note(const CaseResult& result) {
+  const auto text = counted_bytes(result);
+  return text.empty() ? "" : "counted: " + text;
+}
+
+}  // namespace
+
 std::string counted_bytes(const CaseResult& result) {
   std::vector<std::string> parts;
   for (const char* key : {"parameters", "gradients", "optimizer", "activations"}) {
@@ -48,10 +55,18 @@ std::string counted_bytes(const CaseResult& result) {
       parts.push_back(fmt::format("{} {}", key, show_bytes(found->second)));
     }
   }
-  return parts.empty() ? "" : fmt::format("counted: {}", fmt::join(parts, ", "));
+  return fmt::format("{}", fmt::join(parts, ", "));
 }
 
-}  // namespace
+std::string about_text(const CaseResult& result) {
+  auto text = "noise (A/A) " + show_ratio(result.noise_floor).both();
+  if (result.flops > 0) text += "; " + show_amount(result.flops, "FLOP") + " per step";
+  if (result.gemm_peak_flops_per_s > 0) {
+    text += "; GEMM peak " + show_amount(result.gemm_peak_flops_per_s, "FLOP/s");
+  }
+  if (result.items > 0) text += fmt::format("; {:g} {} per step", result.items, result.item);
+  return text;
+}
 
 Table cold_table(const Results& results) {
   Table table{.title = "cold start",
@@ -99,7 +114,7 @@ Table memory_table(const Results& results) {
     }
   }
   for (const auto& result : results.cases) {
-    TableGroup group{.name = result.name, .note = counted_bytes(result), .rows = {}};
+    TableGroup group{.name = result.name, .note = counted_note(result), .rows = {}};
     for (const auto& row : result.runtimes) {
       if (row.is_copy() || row.is_condition() || row.peak_bytes.empty()) continue;
       std::vector<std::string> cells{row.runtime};

@@ -23,6 +23,12 @@ struct Table {
   std::vector<TableGroup> groups;  // of cases that have rows
 };
 
+/// Bytes counted tensor by tensor: `parameters 13 MiB, gradients 13 MiB`; empty if not known.
+std::string counted_bytes(const CaseResult& result);
+
+/// What stands above a case's table: noise, FLOPs and items of a step, GEMM peak.
+std::string about_text(const CaseResult& result);
+
 /// The stages of a fresh process until its first step, and what they cost in steps.
 Table cold_table(const Results& results);
 

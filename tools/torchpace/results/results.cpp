@@ -96,9 +96,9 @@ Results load_results(const std::filesystem::path& path) {
   }
 }
 
-void save_results(const Results& results, const std::filesystem::path& path) {
+void save_json(const Json& json, const std::filesystem::path& path) {
   // What a worker wrote on standard error may not be UTF-8: replaced, not thrown.
-  const auto text = to_json(results).dump(-1, ' ', false, Json::error_handler_t::replace) + "\n";
+  const auto text = json.dump(-1, ' ', false, Json::error_handler_t::replace) + "\n";
   const auto temporary = path.string() + ".tmp";
   const int file = open(temporary.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
   try {

@@ -292,6 +292,6 @@ Results load_results(const std::filesystem::path& path);
 
 /// Writes to a temporary name beside `path`, syncs and renames: an old file stays whole until the
 /// new one is. Throws Error in one line (disk full, no permission).
-void save_results(const Results& results, const std::filesystem::path& path);
+void save_json(const Json& json, const std::filesystem::path& path);
 
 }  // namespace torchpace::cli

@@ -56,12 +56,14 @@ def headline(case):
     reference = case["reference"]
     leader, near = fastest(case)
     if leader is None:
-        return "no runtime is faster for sure", f"than {reference}"
+        return "no runtime is significantly faster", f"than {reference}"
     names = [row["runtime"] for row in near]
     if len(names) > 2:
         names[1:] = [f"{len(names) - 1} more"]
     certainty = (
-        f"not told apart from {joined(names)}" if names else "all others are slower for sure"
+        f"not significantly different from {joined(names)}"
+        if names
+        else "significantly faster than all others"
     )
     if leader["runtime"] == reference:
         return f"{reference}, the reference", certainty

@@ -22,7 +22,7 @@ from torchpace.report.headline import (
 TITLE = "Speedup of every runtime"
 CAPTION = (
     "Each mark is a speedup over the reference, the line its interval; the fastest stands first, "
-    "in bold with all that are not told apart from it. The grey band is the interval of the "
+    "in bold with all that are not significantly different from it. The grey band is the interval of the "
     "reference against a second copy of itself: what this machine calls different although nothing "
     "differs. Right of 1 is faster."
 )
