@@ -22,9 +22,9 @@ from torchpace.report.headline import (
 TITLE = "Speedup of every runtime"
 CAPTION = (
     "Each mark is a speedup over the reference, the line its interval; the fastest stands first, "
-    "in bold with all that are not significantly different from it. The grey band is the interval of the "
-    "reference against a second copy of itself: what this machine calls different although nothing "
-    "differs. Right of 1 is faster."
+    "in bold with all that are not significantly different from it. The grey band is the interval "
+    "of the reference against a second copy of itself: what this machine calls different although "
+    "nothing differs. Right of 1 is faster."
 )
 WORDS = 300
 # Pixels above the first case, for the ticks.
