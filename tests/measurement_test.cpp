@@ -15,7 +15,7 @@ Measurement example() {
   m.item = "tokens";
   m.flops = 2e9;
   m.warmup_steps = 10;
-  m.stopped = "interval 0.5 % wide";
+  m.stopped = "95% CI is 0.5% wide";
   return m;
 }
 
@@ -33,7 +33,7 @@ TEST(Measurement, PrintsWhatItCannotSay) {
   std::ostringstream text;
   text << example();
   EXPECT_NE(text.str().find("p90 1.04 ms, p99 n/a (needs 368)"), std::string::npos) << text.str();
-  EXPECT_NE(text.str().find("stopped: interval 0.5 % wide"), std::string::npos) << text.str();
+  EXPECT_NE(text.str().find("stopped: 95% CI is 0.5% wide"), std::string::npos) << text.str();
   EXPECT_NE(text.str().find("tokens/s"), std::string::npos) << text.str();
 }
 

@@ -51,13 +51,13 @@ TEST(Measure, SaysWhyItStopped) {
       measure(step_of(20e3), torch::kCPU,
               {.stop = {.relative_width = 1e-9, .min_samples = 1000, .max_seconds = 0.1},
                .max_warmup_steps = 5});
-  EXPECT_NE(hurried.stopped.find("samples (wanted 1000)"), std::string::npos) << hurried.stopped;
+  EXPECT_NE(hurried.stopped.find("samples (target 1000)"), std::string::npos) << hurried.stopped;
 
   double us = 100;
   const auto restless = [&us] { step_of(us = us > 1000 ? 100 : us * 1.3)(); };
   const auto wide =
       measure(restless, torch::kCPU, {.stop = {.relative_width = 1e-9, .max_seconds = 0.2}});
-  EXPECT_NE(wide.stopped.find("(wanted 1e-07 %)"), std::string::npos) << wide.stopped;
+  EXPECT_NE(wide.stopped.find("(target 1e-07%)"), std::string::npos) << wide.stopped;
 }
 
 TEST(Measure, CountsFaultsPerBlock) {

@@ -9,24 +9,17 @@
 #include <chrono>
 #include <cmath>
 #include <cstdint>
-#include <limits>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "torchpace/device.hpp"
 #include "torchpace/measurement.hpp"
+#include "torchpace/stopping_criterion.hpp"
 
 namespace torchpace {
 
 enum class Phase { kThroughput, kLatency };
-
-/// Sampling ends when the median's 95 % interval is narrow enough, or when time is up.
-struct StopRule {
-  double relative_width = 0.01;  // of the median's interval
-  std::size_t min_samples = 20;
-  double max_seconds = 10;
-};
 
 struct MeasureOptions {
   Phase phase = Phase::kThroughput;
@@ -204,32 +197,13 @@ Measurement measure(Step&& step, const torch::Device& device, const MeasureOptio
         static_cast<int64_t>(std::ceil(options.block_below_ns / std::max(step_ns, 1.0)));
   }
   start = detail::Clock::now();
-  double width = std::numeric_limits<double>::infinity();
-  std::size_t next_look = options.stop.min_samples;
+  StoppingCriterion criterion(options.stop);
   do {
     const double sample_ns = std::max(step_ns, 1.0) * static_cast<double>(m.steps_per_sample);
     const auto samples = static_cast<std::size_t>(std::clamp(50e6 / sample_ns, 1.0, 1000.0));
     append(m, run_block(step, device, options.phase, samples, m.steps_per_sample));
-    if (m.step_ns.size() < next_look && seconds() < options.stop.max_seconds) continue;
-    // Looking sorts all samples: each time at a tenth more of them.
-    width = m.step().relative_width();
-    next_look = m.step_ns.size() + m.step_ns.size() / 10;
-  } while ((m.step_ns.size() < options.stop.min_samples || width > options.stop.relative_width) &&
-           seconds() < options.stop.max_seconds);
-
-  char text[160];
-  const bool narrow = width <= options.stop.relative_width;
-  const bool enough = m.step_ns.size() >= options.stop.min_samples;
-  if (narrow && enough) {
-    std::snprintf(text, sizeof text, "interval %.2g %% wide", 100 * width);
-  } else if (!enough) {
-    std::snprintf(text, sizeof text, "%.3g s are over with %zu samples (wanted %zu)",
-                  options.stop.max_seconds, m.step_ns.size(), options.stop.min_samples);
-  } else {
-    std::snprintf(text, sizeof text, "%.3g s are over, interval %.2g %% wide (wanted %.2g %%)",
-                  options.stop.max_seconds, 100 * width, 100 * options.stop.relative_width);
-  }
-  m.stopped = text;
+  } while (!criterion.is_met(m.step_ns, seconds()));
+  m.stopped = criterion.reason();
   const auto peak = memory(device);
   m.peak_resident_bytes = std::max(0.0, peak.resident_peak_bytes - resident_before);
   m.peak_allocated_bytes = peak.device_allocated_peak_bytes;

@@ -21,4 +21,5 @@
 #include <torchpace/parity.hpp>
 #include <torchpace/settings.hpp>
 #include <torchpace/statistics.hpp>
+#include <torchpace/stopping_criterion.hpp>
 #include <torchpace/timing.hpp>

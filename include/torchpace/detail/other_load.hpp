@@ -67,7 +67,8 @@ class OtherLoad {
     const auto now = source_();
     const double elapsed = now.wall - begin_.wall;
     if (elapsed < 0.1) return std::numeric_limits<double>::quiet_NaN();
-    return std::fmax(0, (now.all - begin_.all) - (now.own - begin_.own)) / elapsed;
+    const double others = (now.all - begin_.all) - (now.own - begin_.own);
+    return others < 0 ? 0 : others / elapsed;  // ticks are coarse
   }
 
   /// One line where they kept more than a fifth of a core busy; else empty.
