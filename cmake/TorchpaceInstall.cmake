@@ -4,28 +4,28 @@ include(CMakePackageConfigHelpers)
 set(package_folder "${CMAKE_INSTALL_LIBDIR}/cmake/torchpace")
 
 install(DIRECTORY "${torchpace_SOURCE_DIR}/include/torchpace"
-  DESTINATION "${CMAKE_INSTALL_INCLUDEDIR}" FILES_MATCHING PATTERN "*.hpp")
-install(TARGETS torchpace torchpace_core EXPORT torchpaceTargets)
-install(EXPORT torchpaceTargets NAMESPACE torchpace:: DESTINATION "${package_folder}")
+  DESTINATION "${CMAKE_INSTALL_INCLUDEDIR}" COMPONENT headers FILES_MATCHING PATTERN "*.hpp")
+install(TARGETS torchpace torchpace_core EXPORT torchpaceTargets COMPONENT headers)
+install(EXPORT torchpaceTargets NAMESPACE torchpace:: DESTINATION "${package_folder}" COMPONENT headers)
 configure_package_config_file("${CMAKE_CURRENT_LIST_DIR}/torchpaceConfig.cmake.in" "${torchpace_BINARY_DIR}/torchpaceConfig.cmake"
   INSTALL_DESTINATION "${package_folder}" NO_SET_AND_CHECK_MACRO)
 write_basic_package_version_file("${torchpace_BINARY_DIR}/torchpaceConfigVersion.cmake"
   COMPATIBILITY SameMinorVersion ARCH_INDEPENDENT)
 install(FILES "${torchpace_BINARY_DIR}/torchpaceConfig.cmake" "${torchpace_BINARY_DIR}/torchpaceConfigVersion.cmake"
-  "${CMAKE_CURRENT_LIST_DIR}/TorchpaceLibTorch.cmake" DESTINATION "${package_folder}")
+  "${CMAKE_CURRENT_LIST_DIR}/TorchpaceLibTorch.cmake" DESTINATION "${package_folder}" COMPONENT headers)
 
 # The programs with the Python package that they start, and nothing of the source tree. LibTorch is not installed: the
 # program finds that of the Python that it is given.
 foreach(target IN ITEMS torchpace_program torchpace_worker torchpace_run)
   if(TARGET ${target})
-    install(TARGETS ${target} RUNTIME DESTINATION "${CMAKE_INSTALL_BINDIR}")
+    install(TARGETS ${target} RUNTIME DESTINATION "${CMAKE_INSTALL_BINDIR}" COMPONENT programs)
   endif()
 endforeach()
 if(TARGET torchpace_program)
   install(DIRECTORY "${torchpace_SOURCE_DIR}/python/torchpace" DESTINATION "${CMAKE_INSTALL_DATADIR}/torchpace/python"
-    PATTERN "__pycache__" EXCLUDE)
+    COMPONENT python PATTERN "__pycache__" EXCLUDE PATTERN "native" EXCLUDE)
   install(FILES "${torchpace_SOURCE_DIR}/tools/torchpace/results/results.schema.json"
-    DESTINATION "${CMAKE_INSTALL_DATADIR}/torchpace")
+    DESTINATION "${CMAKE_INSTALL_DATADIR}/torchpace" COMPONENT programs)
 endif()
 
 add_custom_target(torchpace_bundled)  # builds them

@@ -29,8 +29,12 @@ endfunction()
 # The torch package that an interpreter would import, "" if there is none.
 function(_torchpace_ask_python interpreter result)
   set(${result} "" PARENT_SCOPE)
+  set(environment "")
+  if(DEFINED SKBUILD)  # pip hides by PYTHONPATH what is installed, torch among it, from a build
+    set(environment "${CMAKE_COMMAND}" -E env --unset=PYTHONPATH)
+  endif()
   execute_process(
-    COMMAND "${interpreter}" -c
+    COMMAND ${environment} "${interpreter}" -c
             "import importlib.util as u; s = u.find_spec('torch'); print(s.submodule_search_locations[0] if s and s.origin else '')"
     OUTPUT_VARIABLE folder ERROR_QUIET OUTPUT_STRIP_TRAILING_WHITESPACE RESULT_VARIABLE status)
   if(status EQUAL 0 AND folder)
