@@ -15,6 +15,7 @@ RESULTS = {
     "environment": dict,
     "warnings": list,
     "cases": list,
+    "display": dict,
 }
 PLAN = {
     "arguments": list,
@@ -37,6 +38,13 @@ FASTEST = {"runtime": str, "equals": list}
 EXPLANATION = {"from": str, "to": str}
 EXPLANATION_OPTIONAL = {"from_ns": dict, "to_ns": dict, "explained": NUMBER}
 EXPLANATION_OPTIONAL |= {"bars": list, "notes": list}
+DISPLAY = {"took": str, "tally": dict, "footnotes": list, "left_out": list, "warnings": list}
+DISPLAY |= {"cases": list}
+CASE_DISPLAY = {"about": str, "noise": str, "leader": str, "sentence": str, "others": str}
+CASE_DISPLAY |= {"ranking": list, "skipped": list, "missing": list, "below": list, "rows": list}
+CASE_DISPLAY |= {"counted": str, "counted_sum": str}
+ROW_TEXTS = ("speedup", "step", "p90", "p99", "items", "flops", "gemm_peak", "error", "faults")
+ROW_DISPLAY = dict.fromkeys((*ROW_TEXTS, "samples"), str) | {"cold": dict, "peaks": dict}
 RUNTIME = {"runtime": str, "status": str, "reason": str}
 RUNTIME_OPTIONAL = {
     "copy_of": str,
@@ -96,7 +104,36 @@ def read_results(path):
         check.keys(f"/warnings/{i}", warning, WARNING)
     for i, case in enumerate(results["cases"]):
         check_case(check, f"/cases/{i}", case)
+    give_display(check, results)
     return results
+
+
+def give_display(check, results):
+    """Gives each case and row what the file shows of it: `display` and `text`."""
+    display = results["display"]
+    check.keys("/display", display, DISPLAY)
+    check.length("/display/cases", display["cases"], results["cases"])
+    for i, (case, shown) in enumerate(zip(results["cases"], display["cases"], strict=True)):
+        at = f"/display/cases/{i}"
+        check.keys(at, shown, CASE_DISPLAY)
+        check.length(f"{at}/rows", shown["rows"], case["runtimes"])
+        case["display"] = shown
+        names = {row["runtime"] for row in case["runtimes"]}
+        for j, name in enumerate(shown["ranking"]):
+            if name not in names:
+                raise check.error(f"{at}/ranking/{j}", "a runtime of the case", name)
+        for j, (row, text) in enumerate(zip(case["runtimes"], shown["rows"], strict=True)):
+            check.keys(f"{at}/rows/{j}", text, ROW_DISPLAY)
+            row["text"] = text
+        if case["explanation"]:
+            check.keys(at, shown, {"explanation": dict})
+            text = shown["explanation"]
+            check.keys(f"{at}/explanation", text, {"from": str, "to": str, "bars": list})
+            bars = case["explanation"]["bars"]
+            check.length(f"{at}/explanation/bars", text["bars"], bars)
+            case["explanation"]["text"] = text
+            for bar, words in zip(bars, text["bars"], strict=True):
+                bar["text"] = words
 
 
 def check_case(check, at, case):
@@ -183,6 +220,11 @@ class Check:
         """Checks a type; true and false are no numbers."""
         if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
             raise self.error(at, words(kind), value)
+
+    def length(self, at, values, others):
+        """Checks that a list has as many members as another."""
+        if len(values) != len(others):
+            raise self.error(at, f"a list of {len(others)}", values)
 
     def number(self, at, value):
         """Checks a number or null."""

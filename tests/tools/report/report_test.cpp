@@ -10,6 +10,7 @@
 
 #include "analysis/analyze.hpp"
 #include "report/console_report.hpp"
+#include "report/display.hpp"
 #include "report/number_format.hpp"
 #include "support/error.hpp"
 
@@ -117,6 +118,41 @@ TEST(Numbers, CountColumnsOfUnicode) {
   EXPECT_EQ(columns("läufer"), 6U);
   EXPECT_EQ(columns("日本"), 4U);
   EXPECT_EQ(columns("µs π"), 4U);
+}
+
+/// The fixtures of the page: what they show is what this program makes of them.
+TEST(Display, IsInTheFixturesOfThePage) {
+  for (const char* name : {"results.json", "explanation.json"}) {
+    const auto path = kFixtures / name;
+    auto file = Json::parse(read(path));
+    auto results = load_results(path);
+    analyze(results);
+    const auto found = display(results);
+    if (std::getenv("TORCHPACE_UPDATE_GOLDEN") != nullptr) {
+      file["display"] = found;
+      std::ofstream(path) << file.dump(1) << "\n";
+    }
+    EXPECT_EQ(Json::parse(found.dump()), file["display"]) << name;
+  }
+}
+
+TEST(Display, RanksAndSaysWhatTheTerminalSays) {
+  const auto results = fixture();
+  const auto shown = display(results);
+  const auto text = printed(results);
+  for (const auto& line : shown["summary"]) {
+    EXPECT_NE(text.find(line.get<std::string>().substr(0, 40)), std::string::npos) << line;
+  }
+  for (size_t i = 0; i < results.cases.size(); ++i) {
+    double last = INFINITY;
+    for (const auto& name : shown["cases"][i]["ranking"]) {
+      const auto& row = *results.cases[i].find(name.get<std::string>());
+      EXPECT_FALSE(row.is_copy() || row.is_condition()) << name;
+      EXPECT_LE(row.speedup.ratio.median, last);
+      last = row.speedup.ratio.median;
+    }
+    EXPECT_EQ(shown["cases"][i]["rows"].size(), results.cases[i].runtimes.size());
+  }
 }
 
 TEST(Report, DerivingTheFixtureGivesItsOwnSummaries) {

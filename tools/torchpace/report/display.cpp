@@ -4,6 +4,7 @@
 
 #include <cmath>
 
+#include "report/console_report.hpp"
 #include "report/headline.hpp"
 #include "report/number_format.hpp"
 #include "report/text_table.hpp"
@@ -69,6 +70,24 @@ Json explanation_text(const Explanation& explanation) {
           {"bars", bars}};
 }
 
+/// What a case lacks: its skipped rows, and those that failed or are invalid, with their reasons.
+std::vector<std::string> missing_lines(const CaseResult& result,
+                                       const std::vector<Folded>& folded) {
+  auto lines = skipped_lines(result, folded);
+  for (const auto& row : result.runtimes) {
+    if (row.is_copy() || (row.status != Status::failed && row.status != Status::invalid)) continue;
+    if (is_folded(folded, row.runtime)) continue;
+    lines.push_back(fmt::format("{} {}: {}", row.runtime, to_string(row.status), row.reason));
+  }
+  return lines;
+}
+
+std::string counted_sum(const CaseResult& result) {
+  double sum = 0;
+  for (const auto& [part, bytes] : result.memory_bytes) sum += bytes;
+  return sum > 0 ? show_bytes(sum) : "";
+}
+
 Json case_text(const Results& results, const CaseResult& result,
                const std::vector<Folded>& folded) {
   const auto& [leader, sentence, others] = headline(result, results.plan.delta);
@@ -85,7 +104,9 @@ Json case_text(const Results& results, const CaseResult& result,
                {"ranking", ranked},
                {"skipped", skipped_lines(result, folded)},
                {"below", below},
+               {"missing", missing_lines(result, folded)},
                {"counted", counted_bytes(result)},
+               {"counted_sum", counted_sum(result)},
                {"rows", rows}};
   if (result.explanation) json["explanation"] = explanation_text(*result.explanation);
   return json;
@@ -99,7 +120,13 @@ Json display(const Results& results) {
   const auto folded = folded_rows(results);
   for (const auto& each : folded) left_out.push_back(each.runtime + ": " + each.text);
   for (const auto& result : results.cases) cases.push_back(case_text(results, result, folded));
+  Json warnings = Json::array();
+  for (const auto& line : grouped_warnings(results)) {
+    warnings.push_back({{"severity", line.severity}, {"text", line.text}});
+  }
   return {{"summary", summary_lines(results)},
+          {"took", show_seconds(results.elapsed_s)},
+          {"warnings", warnings},
           {"tally", verdicts},
           {"footnotes", footnotes(results)},
           {"left_out", left_out},

@@ -1,5 +1,4 @@
 // Numbers in words. A number never shows a digit that its interval does not support.
-// Twin: python/torchpace/report/number_format.py.
 #pragma once
 
 #include <string>

@@ -68,7 +68,7 @@ def bar_words(results, key, phrase):
     parts = []
     for case in results["cases"]:
         for row in case["runtimes"]:
-            said = [phrase(k, v) for k, v in row[key].items()]
+            said = [phrase(row, k) for k, v in row[key].items() if v is not None]
             if any(said) and not row["copy_of"]:
                 parts.append(f"{case['case']}, {row['runtime']}: {', '.join(filter(None, said))}")
     return "; ".join(parts)

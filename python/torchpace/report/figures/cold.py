@@ -2,7 +2,6 @@
 
 from matplotlib.patches import Patch
 
-from torchpace.report import number_format
 from torchpace.report.figures.bars import (
     FOOT,
     HEADING,
@@ -89,19 +88,12 @@ def row_height(pen, row):
 
 def texts_of(pen, row):
     """What stands beside a row: time to the first step's end, time of compiling, break-even."""
-    steps, compile_s = row["break_even_steps"], row["compile_s"]
-    ready, compiled = (
-        number_format.seconds(total(row)),
-        number_format.seconds(compile_s) if compile_s else "",
-    )
+    texts = row["text"]["cold"]
+    ready, compiled = texts["ready"], texts.get("compile_s", "") if row["compile_s"] else ""
     if compiled and not pen.is_wide:
         # Only on a wide page has the time a place beside its bar, which says what it is.
         ready, compiled = f"{ready}, compiled in {compiled}", ""
-    return (
-        ready,
-        compiled,
-        "" if steps is None else number_format.break_even(steps),
-    )
+    return ready, compiled, texts.get("break_even", "")
 
 
 def draw_case(pen, figure, rows, heights, top, colors, compiles):
@@ -136,5 +128,5 @@ def draw_case(pen, figure, rows, heights, top, colors, compiles):
 def describe(results):
     """Cold starts in words."""
     return "Cold start of a fresh process. " + bar_words(
-        results, "cold_s", lambda k, v: f"{STAGES.get(k, k)} {number_format.seconds(v)}"
+        results, "cold_s", lambda row, k: f"{STAGES.get(k, k)} {row['text']['cold'][k]}"
     )

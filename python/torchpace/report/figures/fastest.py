@@ -1,7 +1,7 @@
 """The answer at a glance: one row a case with its fastest runtime."""
 
 from torchpace.report.figures.ratios import draw_interval, draw_noise, ratio_axes, ratio_bounds
-from torchpace.report.headline import compared, fastest, footnotes, joined, speedup
+from torchpace.report.headline import compared, fastest, joined
 
 TITLE = "Fastest on each case"
 CAPTION = (
@@ -18,7 +18,7 @@ def draw(results, pen):
         return None
     step = 44 if pen.is_wide else 96
     head, foot = 22, 24
-    notes = [line for text in footnotes(results) for line in pen.wrap(text, pen.width)]
+    notes = [line for text in results["display"]["footnotes"] for line in pen.wrap(text, pen.width)]
     height = step * len(cases)
     figure = pen.figure(head + height + foot + 18 * len(notes))
     left = 230 if pen.is_wide else 8
@@ -39,11 +39,7 @@ def draw(results, pen):
 def draw_case(pen, axes, case, y):
     """Dots of all runtimes, and the leader's interval above them."""
     leader, _ = fastest(case)
-    others = [
-        row["speedup"]["median"]
-        for row in compared(case)
-        if row is not leader and not row["condition_of"]
-    ]
+    others = [row["speedup"]["median"] for row in compared(case) if row is not leader]
     axes.plot(
         others, [y] * len(others), linestyle="none", marker="o", markersize=5, color=pen.muted
     )
@@ -67,7 +63,7 @@ def headline(case):
     )
     if leader["runtime"] == reference:
         return f"{reference}, the reference", certainty
-    return f"{leader['runtime']} {speedup(leader)}", certainty
+    return f"{leader['runtime']} {leader['text']['speedup']}", certainty
 
 
 def write_case(pen, figure, case, y, step):

@@ -2,7 +2,7 @@
 
 from matplotlib.patches import Patch
 
-from torchpace.report import number_format
+from torchpace.report import units
 from torchpace.report.figures.bars import (
     FOOT,
     HEADING,
@@ -73,7 +73,7 @@ def draw_case(pen, figure, case, rows, top, height, step):
     width = pen.width - left - right
     counted = counted_of(case)
     most = max(sum(counted.values()), *(max(r["peak_bytes"].values(), default=0) for r in rows), 0)
-    scale, unit = number_format.of_unit(most, number_format.SIZES)
+    scale, unit = units.of_unit(most, units.SIZES)
     axes = bar_axes(pen, figure, (left, top, width, height), most / scale, unit)
     axes.grid(pen.is_wide, axis="x")
     beside = pen.width - right + 14
@@ -83,7 +83,7 @@ def draw_case(pen, figure, case, rows, top, height, step):
         middle = 12 if pen.is_wide else y - 4 - THICK / 2
         parts = [(value / scale, pen.colors[COUNTED[key][1]]) for key, value in counted.items()]
         stack(pen, axes, middle, parts)
-        columns = [(beside, number_format.size(sum(counted.values())))]
+        columns = [(beside, case["display"]["counted_sum"])]
         write_row(pen, figure, "counted", columns, top, top + middle)
     for row in rows:
         draw_row(pen, axes, row, y, step, scale)
@@ -105,10 +105,10 @@ def draw_row(pen, axes, row, y, step, scale):
 
 def lines_of(row):
     """What stands beside a row: resident, and what the device holds."""
-    peak = row["peak_bytes"]
-    device = [number_format.size(peak[key]) for key in reversed(DEVICE) if peak.get(key)]
+    peak, texts = row["peak_bytes"], row["text"]["peaks"]
+    device = [texts[key] for key in reversed(DEVICE) if peak.get(key)]
     return [
-        number_format.size(peak[RESIDENT]) if peak.get(RESIDENT) else "",
+        texts[RESIDENT] if peak.get(RESIDENT) else "",
         "device " + ", ".join(device) if device else "",
     ]
 
@@ -118,5 +118,7 @@ def describe(results):
     return "Peak memory of a fresh process. " + bar_words(
         results,
         "peak_bytes",
-        lambda k, v: f"{NAMES.get(k, k)} {number_format.size(v)}" if v else "",
+        lambda row, k: (
+            f"{NAMES.get(k, k)} {row['text']['peaks'][k]}" if row["peak_bytes"][k] else ""
+        ),
     )

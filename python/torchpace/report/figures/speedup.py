@@ -1,6 +1,5 @@
 """Speedups of every runtime over the reference as a forest plot, the fastest first."""
 
-from torchpace.report import number_format
 from torchpace.report.figures.ratios import (
     draw_interval,
     draw_noise,
@@ -9,15 +8,7 @@ from torchpace.report.figures.ratios import (
     verdict_color,
 )
 from torchpace.report.figures.style import LINE, TEXT
-from torchpace.report.headline import (
-    broken,
-    compared,
-    fastest,
-    footnotes,
-    never_measured,
-    not_measured,
-    speedup,
-)
+from torchpace.report.headline import broken, compared, fastest
 
 TITLE = "Speedup of every runtime"
 CAPTION = (
@@ -33,14 +24,11 @@ HEAD = 22
 
 def sections(results):
     """[(case, rows measured, (row, word, why) that count nowhere, line on those skipped)]."""
-    left_out = never_measured(results)
     found = []
     for case in results["cases"]:
-        rows = [r for r in case["runtimes"] if not r["copy_of"] and r["runtime"] not in left_out]
         wrong = broken(case)
-        skipped = not_measured([r for r in rows if r["status"] == "skipped"])
         if compared(case) or wrong:
-            found.append((case, in_order(case), wrong, skipped))
+            found.append((case, in_order(case), wrong, "; ".join(case["display"]["skipped"])))
     return found
 
 
@@ -96,19 +84,19 @@ def draw(results, pen):
 
 def notes_below(results, pen):
     """Lines under the picture: what no case has, and what the mark means."""
-    missing = [
-        {"runtime": runtime, "status": "skipped", "reason": reason}
-        for runtime, reason in never_measured(results).items()
+    texts = [f"{line}." for line in results["display"]["left_out"]]
+    return [
+        line
+        for text in texts + results["display"]["footnotes"]
+        for line in pen.wrap(text, pen.width)
     ]
-    texts = [f"On no case: {not_measured(missing)}."] if missing else []
-    return [line for text in texts + footnotes(results) for line in pen.wrap(text, pen.width)]
 
 
 def draw_row(pen, figure, axes, row, y, step, case, leads):
     """One row: name, interval with the verdict's mark, verdict and speedup in words."""
     is_reference = row["runtime"] == case["reference"]
     verdict = "reference" if is_reference else row["speedup"]["verdict"].replace("NONE", "")
-    number = f"noise {number_format.ratio(case['noise_floor'])}" if is_reference else speedup(row)
+    number = f"noise {case['display']['noise']}" if is_reference else row["text"]["speedup"]
     color = pen.muted if is_reference else verdict_color(pen, row["speedup"]["verdict"])
     weight = "bold" if leads else "normal"
     if pen.is_wide:
@@ -145,7 +133,7 @@ def describe(results):
     parts = []
     for case, rows, wrong, skipped in sections(results):
         said = [
-            f"{row['runtime']} {row['speedup']['verdict']} {speedup(row)}"
+            f"{row['runtime']} {row['speedup']['verdict']} {row['text']['speedup']}"
             for row in rows
             if row["runtime"] != case["reference"]
         ]

@@ -4,7 +4,7 @@ import math
 
 import matplotlib.ticker
 
-from torchpace.report import number_format
+from torchpace.report import units
 from torchpace.report.figures.style import STEPS, TEXT, nice_ticks
 
 TITLE = "Step times"
@@ -58,7 +58,7 @@ def draw_samples(pen, figure, case, left, top, width, share):
     low = min(min(lane_ns) for lane_ns in lanes if lane_ns)
     high = window(lanes)
     is_log = high > 3 * low
-    scale, unit = (1, "") if is_log else number_format.of_unit(low, number_format.TIMES)
+    scale, unit = (1, "") if is_log else units.of_unit(low, units.TIMES)
     low, high = low / scale, high / scale
     if is_log:
         axes.set_xscale("log")
@@ -90,7 +90,7 @@ def draw_samples(pen, figure, case, left, top, width, share):
         )
         replace_by_dots(axes.lines[-1], width - 16)
         if beyond := [x for x in lanes[i] if x / scale > high]:
-            longest = number_format.seconds(max(beyond) / 1e9)
+            longest = units.time(max(beyond))
             axes.text(
                 1,
                 y + 50,
@@ -109,7 +109,7 @@ def draw_samples(pen, figure, case, left, top, width, share):
             if median["low"] is not None and median["high"] is not None:
                 ends = (median["low"] / scale, median["high"] / scale)
                 axes.plot(ends, (bar, bar), color=pen.ink, linewidth=2)
-        text = f"{pen.fit(name, width - 150)} · {number_format.duration(median)}"
+        text = f"{pen.fit(name, width - 150)} · {row['text']['step']}"
         axes.text(
             0,
             y + 10,
@@ -188,7 +188,7 @@ def decades(low, high):
 
 def tick_name(time_ns):
     """A tick with its unit, since a logarithmic axis spans several: `200 µs`."""
-    scale, unit = number_format.of_unit(time_ns, number_format.TIMES)
+    scale, unit = units.of_unit(time_ns, units.TIMES)
     return f"{time_ns / scale:g}{unit}"
 
 
@@ -196,9 +196,7 @@ def describe(results):
     """The step times in words."""
     parts = [
         f"{case['case']}: "
-        + ", ".join(
-            f"{r['runtime']} {number_format.duration(r['step_ns'])}" for r in measured(case)
-        )
+        + ", ".join(f"{r['runtime']} {r['text']['step']}" for r in measured(case))
         for case in results["cases"]
         if measured(case)
     ]

@@ -2,7 +2,7 @@
 
 import matplotlib.ticker
 
-from torchpace.report import number_format
+from torchpace.report import units
 from torchpace.report.figures.bars import THICK
 from torchpace.report.figures.style import LINE, STEPS
 
@@ -76,7 +76,7 @@ def draw_case(pen, figure, explanation, top, step):
     bars = bars_of(explanation)
     left = 230 if pen.is_wide else 24
     width = pen.width - left - (WORDS if pen.is_wide else 16)
-    scale, unit = number_format.of_unit(explanation["from_ns"]["median"], number_format.TIMES)
+    scale, unit = units.of_unit(explanation["from_ns"]["median"], units.TIMES)
     place = (left, top, width, step * (len(bars) + 2))
     axes = step_axes(pen, figure, place, bounds(explanation), scale, unit)
     at = explanation["from_ns"]["median"]
@@ -98,7 +98,7 @@ def draw_case(pen, figure, explanation, top, step):
         interval = [bar["ns"][key] for key in ("low", "high")]
         if None not in interval:  # too few invocations have none
             draw_line(pen, axes, [at - end for end in interval], middle, scale)
-        write(pen, figure, bar["name"], change(bar), top + y, top + middle)
+        write(pen, figure, bar["name"], bar["text"], top + y, top + middle)
         at -= bar["ns"]["median"]
     draw_total(pen, figure, axes, explanation, "to", top, step, step * (len(bars) + 1))
 
@@ -106,14 +106,14 @@ def draw_case(pen, figure, explanation, top, step):
 def draw_total(pen, figure, axes, explanation, end, top, step, y):
     """The step of one of the two runtimes: a mark with its interval."""
     interval, name = explanation[f"{end}_ns"], explanation[end]
-    scale, _ = number_format.of_unit(explanation["from_ns"]["median"], number_format.TIMES)
+    scale, _ = units.of_unit(explanation["from_ns"]["median"], units.TIMES)
     middle = y + (step / 2 if pen.is_wide else step - 9)
     color = pen.of(name) if name in pen.runtimes else pen.ink
     if interval["low"] is not None and interval["high"] is not None:
         ends = (interval["low"] / scale, interval["high"] / scale)
         axes.plot(ends, (middle, middle), color=color, linewidth=2.5)
     axes.plot(interval["median"] / scale, middle, marker="D", markersize=8, color=color)
-    write(pen, figure, name, number_format.duration(interval), top + y, top + middle)
+    write(pen, figure, name, explanation["text"][end], top + y, top + middle)
 
 
 def write(pen, figure, name, number, y, middle):
@@ -138,17 +138,6 @@ def bar_color(pen, bar):
     if bar["name"] == "unexplained" or undecided:
         return pen.muted
     return pen.faster if ns["median"] > 0 else pen.slower
-
-
-def change(bar):
-    """`−0.50 ms [−0.51, −0.49]`: how the step changes from the first runtime to the second."""
-    ns = bar["ns"]
-    turned = {
-        key: None if ns[other] is None else -ns[other]
-        for key, other in (("median", "median"), ("low", "high"), ("high", "low"))
-    }
-    text = number_format.duration(turned).replace("-", "−")
-    return text if text.startswith("−") or turned["median"] == 0 else f"+{text}"
 
 
 def bounds(explanation):
@@ -183,10 +172,7 @@ def describe(results):
     parts = []
     for case in explained(results):
         explanation = case["explanation"]
-        said = [f"{bar['name']} {change(bar)}" for bar in bars_of(explanation)]
-        ends = [
-            f"{explanation[k]} {number_format.duration(explanation[k + '_ns'])}"
-            for k in ("from", "to")
-        ]
+        said = [f"{bar['name']} {bar['text']}" for bar in bars_of(explanation)]
+        ends = [f"{explanation[k]} {explanation['text'][k]}" for k in ("from", "to")]
         parts.append(f"{case['case']}, from {ends[0]} to {ends[1]}: {', '.join(said)}")
     return "Where the time of a step goes between two runtimes. " + "; ".join(parts)
