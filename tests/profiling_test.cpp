@@ -17,7 +17,8 @@ std::shared_ptr<detail::EagerTraining> training() {
   torch::manual_seed(7);
   const TensorDict state = {{"input", torch::randn({2, 4, 8})},
                             {"target", torch::randint(8, {2, 4}, torch::kInt64)}};
-  auto batches = read_batches(state, "test", torch::kCPU, torch::kFloat32, Axes(), true);
+  auto batches =
+      read_batches(state, "test", torch::kCPU, torch::kFloat32, ExecutionOptions(), true);
   return std::make_shared<detail::EagerTraining>(make_dnn(kCase), std::move(batches), kCase);
 }
 

@@ -85,7 +85,7 @@ TEST(Worker, SaysWhichAxesAreInForce) {
   int steps = 0;
   auto worker = worker_of([&](const Settings& s) {
     auto w = counting(steps);
-    w.axes = Axes::from(s);
+    w.execution = ExecutionOptions::from(s);
     w.optimizer = "adam fused";
     return w;
   });

@@ -15,24 +15,24 @@
 
 namespace torchpace {
 
-struct Axes {
+struct ExecutionOptions {
   std::optional<torch::ScalarType> autocast = {};  // of forward and loss; none: no autocast
   bool tf32 = false;                               // of matrix products and convolutions on CUDA
   bool channels_last = false;                      // 4-D tensors: [N, C, H, W] stored as N, H, W, C
 
   /// Throws SettingsError on an unknown value and DeviceUnavailable for TF32 without CUDA.
-  static Axes from(const Settings& settings) {
+  static ExecutionOptions from(const Settings& settings) {
     const auto device = settings.get("device", "cpu");
-    Axes axes;
+    ExecutionOptions execution;
     if (settings.one_of("autocast", {"none", "bfloat16"}) == "bfloat16")
-      axes.autocast = torch::kBFloat16;
-    axes.tf32 = settings.get("tf32", false);
-    axes.channels_last =
+      execution.autocast = torch::kBFloat16;
+    execution.tf32 = settings.get("tf32", false);
+    execution.channels_last =
         settings.one_of("memory_format", {"contiguous", "channels_last"}) == "channels_last";
-    if (axes.tf32 && !device.starts_with("cuda")) {
+    if (execution.tf32 && !device.starts_with("cuda")) {
       throw DeviceUnavailable("tf32=1: TF32 is a mode of CUDA devices, the case is for " + device);
     }
-    return axes;
+    return execution;
   }
 
   /// Sets both TF32 switches of this process, so that 0 means IEEE float32 everywhere: by default
@@ -75,16 +75,16 @@ struct Axes {
   std::string memory_format_name() const { return channels_last ? "channels_last" : "contiguous"; }
 };
 
-/// Autocast of `axes` for the time of the scope; nothing where they have none. May be nested; the
-/// cache of cast weights goes with the outermost scope. For forward and loss, not for backward.
+/// Autocast of `execution` for the time of the scope; nothing where they have none. May be nested;
+/// the cache of cast weights goes with the outermost scope. For forward and loss, not for backward.
 class AutocastScope {
  public:
-  AutocastScope(const Axes& axes, const torch::Device& device)
-      : active_(axes.autocast.has_value()), device_(device.type()) {
+  AutocastScope(const ExecutionOptions& execution, const torch::Device& device)
+      : active_(execution.autocast.has_value()), device_(device.type()) {
     if (!active_) return;
     enabled_ = at::autocast::is_autocast_enabled(device_);
     dtype_ = at::autocast::get_autocast_dtype(device_);
-    at::autocast::set_autocast_dtype(device_, *axes.autocast);
+    at::autocast::set_autocast_dtype(device_, *execution.autocast);
     at::autocast::set_autocast_enabled(device_, true);
     at::autocast::increment_nesting();
   }

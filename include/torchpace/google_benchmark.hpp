@@ -241,7 +241,7 @@ inline int benchmark_main(int argc, char** argv) {
         !package.empty())
       program.settings.set("training_package", package);
     optimizer_choice(program.settings);  // a wrong value is refused before anything is measured
-    Axes::from(program.settings);
+    ExecutionOptions::from(program.settings);
   } catch (const DeviceUnavailable& e) {
     std::cerr << program_name << ": skipped: " << e.what() << '\n';
     return 77;

@@ -310,7 +310,7 @@ inline DispatchCost time_dispatch(const Workload& workload, std::size_t samples)
 /// own products have, on its device, with the threads of this process. On CUDA between events.
 inline std::vector<double> time_matmul(const Workload& workload, int64_t size,
                                        std::size_t samples) {
-  const auto dtype = workload.axes.precision(workload.dtype);
+  const auto dtype = workload.execution.precision(workload.dtype);
   const auto options = torch::TensorOptions().device(workload.device).dtype(dtype);
   // Numbers of its own: the workload's random state stays as it is.
   const auto generator = at::make_generator<at::CPUGeneratorImpl>(0);

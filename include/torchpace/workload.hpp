@@ -36,7 +36,7 @@ struct Workload {
   std::vector<Part> parts = {};   // what a step does, in its order; empty where it is one piece
   bool compiled_kernels = false;  // they run outside of operators
   torch::Device device = torch::kCPU;
-  Axes axes = {};  // in force
+  ExecutionOptions execution = {};  // in force
   torch::ScalarType dtype = torch::kFloat32;
   Phase phase = Phase::kThroughput;
   std::string optimizer = {};  // as recorded: "adam per-tensor"

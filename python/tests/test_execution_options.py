@@ -3,7 +3,7 @@ import torch
 
 from torchpace import environment, models, parity
 from torchpace.errors import InputError, Skipped
-from torchpace.execution_options import Axes
+from torchpace.execution_options import ExecutionOptions
 from torchpace.io import tensor_file
 from torchpace.runtimes import eager
 from torchpace.settings import Settings, SettingsError
@@ -14,14 +14,14 @@ def load(settings):
 
 
 def test_defaults_and_bad_values():
-    assert Axes.of(Settings()) == Axes(None, False, torch.contiguous_format)
+    assert ExecutionOptions.of(Settings()) == ExecutionOptions(None, False, torch.contiguous_format)
     named = Settings(autocast="bfloat16", tf32=1, memory_format="channels_last", device="cuda")
-    assert Axes.of(named) == Axes(torch.bfloat16, True, torch.channels_last)
+    assert ExecutionOptions.of(named) == ExecutionOptions(torch.bfloat16, True, torch.channels_last)
     for wrong in ({"autocast": "float16"}, {"tf32": "on"}, {"memory_format": "nhwc"}):
         with pytest.raises(SettingsError, match="expected"):
-            Axes.of(Settings(**wrong))
+            ExecutionOptions.of(Settings(**wrong))
     with pytest.raises(Skipped, match="TF32 is a mode of CUDA devices, the case is for cpu"):
-        Axes.of(Settings(tf32=1))
+        ExecutionOptions.of(Settings(tf32=1))
 
 
 @pytest.mark.parametrize("on", [False, True])
@@ -29,7 +29,7 @@ def test_both_tf32_switches_are_always_set(on):
     kept = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     try:
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = not on
-        Axes(tf32=on).apply()
+        ExecutionOptions(tf32=on).apply()
         word = "on" if on else "off"
         assert environment.describe(None)["tf32"] == f"matmul {word}, cudnn {word}"
     finally:
@@ -63,8 +63,10 @@ def test_autocast_passes_its_own_parity_and_sees_a_swap(exported, family, phase)
 
 def test_the_truth_is_float64_without_autocast_and_its_spread_is_of_bfloat16(exported):
     goldens = [
-        tensor_file.load(exported("gptlite_inference/size:smoke", **axes)[1]["golden"], "golden")
-        for axes in ({}, {"autocast": "bfloat16"})
+        tensor_file.load(
+            exported("gptlite_inference/size:smoke", **execution)[1]["golden"], "golden"
+        )
+        for execution in ({}, {"autocast": "bfloat16"})
     ]
     assert torch.equal(goldens[0]["batch0.output"], goldens[1]["batch0.output"])
     assert (goldens[1]["spread.batch0.output"] > 1000 * goldens[0]["spread.batch0.output"]).all()
@@ -72,8 +74,8 @@ def test_the_truth_is_float64_without_autocast_and_its_spread_is_of_bfloat16(exp
 
 def test_axes_that_do_not_change_the_truth_share_it(exported):
     paths = {
-        exported("dnn_deep_train/size:smoke", **axes)[1]["golden"]
-        for axes in ({}, {"memory_format": "channels_last"}, {"tf32": 0}, {"runners": 2})
+        exported("dnn_deep_train/size:smoke", **execution)[1]["golden"]
+        for execution in ({}, {"memory_format": "channels_last"}, {"tf32": 0}, {"runners": 2})
     }
     assert len(paths) == 1
 

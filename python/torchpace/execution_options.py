@@ -23,19 +23,19 @@ _MEMORY_FORMATS = {
 
 
 @dataclass(frozen=True)
-class Axes:
+class ExecutionOptions:
     autocast: torch.dtype | None = None
     tf32: bool = False
     memory_format: torch.memory_format = torch.contiguous_format
 
     @staticmethod
-    def of(settings: Settings) -> Axes:
+    def of(settings: Settings) -> ExecutionOptions:
         """Raises SettingsError on an unknown value, Skipped for TF32 without CUDA."""
         device = settings.text("device", "cpu")
         tf32 = settings.flag("tf32", False)
         if tf32 and not device.startswith("cuda"):
             raise Skipped(f"tf32=1: TF32 is a mode of CUDA devices, the case is for {device}")
-        return Axes(
+        return ExecutionOptions(
             AUTOCAST[settings.text("autocast", "none", tuple(AUTOCAST))],
             tf32,
             _MEMORY_FORMATS[settings.text("memory_format", "contiguous", tuple(_MEMORY_FORMATS))],

@@ -20,7 +20,7 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from torchpace import models, module_state, outputs
 from torchpace.errors import InputError, Skipped
-from torchpace.execution_options import Axes
+from torchpace.execution_options import ExecutionOptions
 from torchpace.io import tensor_file
 from torchpace.models import Cost
 from torchpace.optim import factory
@@ -53,9 +53,9 @@ class Workload(ABC):
         self.phase = phase_of(settings)
         self.device = device_of(settings)
         self.dtype = dtype_of(settings)
-        self.axes = Axes.of(settings)
-        self.axes.apply()
-        self.autocast = self.axes.autocast_scope(self.device)  # entered by every step
+        self.execution = ExecutionOptions.of(settings)
+        self.execution.apply()
+        self.autocast = self.execution.autocast_scope(self.device)  # entered by every step
         self.cost: Cost = model.cost(settings)
         self.note = ""
 
@@ -103,15 +103,15 @@ class Workload(ABC):
     @property
     def precision(self) -> torch.dtype:
         """The dtype whose rounding parity must allow."""
-        return self.axes.precision(self.dtype)
+        return self.execution.precision(self.dtype)
 
     def place(self, x: Tensor) -> Tensor:
         """An input or target on the case's device, in its dtype and memory format."""
-        return self.axes.place(to_device(x, self.device, self.dtype))
+        return self.execution.place(to_device(x, self.device, self.dtype))
 
     def inputs_of(self, state: State) -> list[tuple[Tensor, ...]]:
         """The inputs of every batch, placed. Raises InputError where they fit no memory format."""
-        self.axes.check_inputs(state.inputs[0])
+        self.execution.check_inputs(state.inputs[0])
         return [tuple(self.place(x) for x in inputs) for inputs in state.inputs]
 
     def batches_of(self, state: State) -> list[tuple[tuple[Tensor, ...], Tensor]]:
@@ -263,7 +263,7 @@ def build(settings: Settings, model: ModuleType, state: State) -> nn.Module:
     state.copy_to(module, settings.text("model"), loss)
     if "swap" in settings:
         swap_parameters(dict(module.named_parameters()), settings.text("swap"))
-    return Axes.of(settings).place_module(module)
+    return ExecutionOptions.of(settings).place_module(module)
 
 
 def grad_mode_of(

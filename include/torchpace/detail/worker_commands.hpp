@@ -236,7 +236,7 @@ class Worker {
     if (paths.size() > 1) golden = read_tensors(paths[1]);
     auto workload = parity_workload();
     auto parity = check_parity(workload.values(), reference, golden ? &*golden : nullptr,
-                               workload.axes.precision(workload.dtype));
+                               workload.execution.precision(workload.dtype));
     if (settings_.get<double>("dropout", 0) != 0)
       parity.note += (parity.note.empty() ? "" : "; ") + std::string("checked at dropout 0");
     return JsonObject()
@@ -318,8 +318,8 @@ class Worker {
     auto all = environment(workload_ ? workload_->device : torch::Device(torch::kCPU));
     if (workload_) {
       all.emplace_back("dtype", settings_.get("dtype", "float32"));
-      all.emplace_back("autocast", workload_->axes.autocast_name());
-      all.emplace_back("memory_format", workload_->axes.memory_format_name());
+      all.emplace_back("autocast", workload_->execution.autocast_name());
+      all.emplace_back("memory_format", workload_->execution.memory_format_name());
       all.emplace_back("optimizer", workload_->optimizer);
       all.emplace_back("gemm", workload_->gemm);
     }

@@ -93,18 +93,18 @@ inline void swap_parameters(const torch::nn::Module& module, const std::string& 
 }
 
 /// The batches of a state file, on the device: floating point in `dtype`, in the memory format of
-/// `axes`. `path` names the file in the message. Throws c10::Error where they are missing or not as
-/// many, SettingsError where the axes do not fit them.
+/// `execution`. `path` names the file in the message. Throws c10::Error where they are missing or
+/// not as many, SettingsError where the execution options do not fit them.
 inline Batches read_batches(const TensorDict& state, const std::string& path,
-                            const torch::Device& device, torch::ScalarType dtype, const Axes& axes,
-                            bool needs_target) {
+                            const torch::Device& device, torch::ScalarType dtype,
+                            const ExecutionOptions& execution, bool needs_target) {
   const auto unbind = [&](const std::string& key) {
     const auto found = state.find(key);
     TORCH_CHECK(found != state.end() && found->second.dim() > 0 && found->second.size(0) > 0, path,
                 ": expected ", key, " [N, ...], found none; export the case again");
     std::vector<torch::Tensor> list;
     for (const auto& batch : found->second.unbind()) {
-      list.push_back(axes.place(
+      list.push_back(execution.place(
           batch.to(device, batch.is_floating_point() ? dtype : batch.scalar_type()).contiguous()));
     }
     return list;
@@ -125,15 +125,15 @@ inline Batches read_batches(const TensorDict& state, const std::string& path,
     batches.targets = unbind("target");
     check_count("target", batches.targets.size(), batches.all_inputs.size());
   }
-  axes.check_inputs(batches.inputs(0));
+  execution.check_inputs(batches.inputs(0));
   return batches;
 }
 
-/// Loads the case that `settings` describe (state, device, dtype, axes, swap) and returns its
-/// batches; parameters and buffers go into the model if it has a module. Throws c10::Error on a bad
-/// file, DeviceUnavailable where the device is not here.
+/// Loads the case that `settings` describe (state, device, dtype, execution options, swap) and
+/// returns its batches; parameters and buffers go into the model if it has a module. Throws
+/// c10::Error on a bad file, DeviceUnavailable where the device is not here.
 inline Batches load_state(const Settings& settings, const Model& model) {
-  const auto axes = Axes::from(settings);
+  const auto execution = ExecutionOptions::from(settings);
   const auto device = choose_device(settings.get("device", "cpu"));
   const auto dtype = dtype_of(settings);
   const auto path = settings.require<std::string>("state");
@@ -142,9 +142,9 @@ inline Batches load_state(const Settings& settings, const Model& model) {
     load_parameters(*model.module, state, path);
     if (settings.has("swap")) swap_parameters(*model.module, settings.get("swap", ""));
     model.module->to(device, dtype);
-    axes.place(*model.module);
+    execution.place(*model.module);
   }
-  return read_batches(state, path, device, dtype, axes, model.module != nullptr);
+  return read_batches(state, path, device, dtype, execution, model.module != nullptr);
 }
 
 }  // namespace torchpace

@@ -29,7 +29,8 @@ struct CompiledTrainingWorkload {
         learning_rate(settings.get("lr", kLearningRate)) {
     const auto path = settings.require<std::string>("state");
     const auto state = read_tensors(path);
-    batches = read_batches(state, path, device, dtype_of(settings), Axes::from(settings), true);
+    batches = read_batches(state, path, device, dtype_of(settings),
+                           ExecutionOptions::from(settings), true);
     const auto take = [&](const std::string& prefix, const TensorDict& own) {
       for (auto [name, tensor] : own) {
         const auto found = state.find(prefix + name);
@@ -125,16 +126,16 @@ inline std::vector<Runtime> compiled_training_runtimes() {
       throw DeviceUnavailable(
           "a compiled training step is for training; cpp-aot has a compiled forward");
     }
-    const auto axes = Axes::from(s);
-    axes.apply();
+    const auto execution = ExecutionOptions::from(s);
+    execution.apply();
     const auto device = choose_device(s.get("device", "cpu"));
     const auto shared = std::make_shared<detail::CompiledTrainingWorkload>(s, device);
     const auto fresh = detail::text_source(s);
     const auto& package = shared->training.package();
     const auto algorithm = optimizer_algorithm(s);
-    TORCH_CHECK(package.kind() == algorithm && package.autocast == axes.autocast_name(),
-                "artifact: expected a step of ", algorithm, " with autocast ", axes.autocast_name(),
-                ", found ", package.kind(), " with ", package.autocast,
+    TORCH_CHECK(package.kind() == algorithm && package.autocast == execution.autocast_name(),
+                "artifact: expected a step of ", algorithm, " with autocast ",
+                execution.autocast_name(), ", found ", package.kind(), " with ", package.autocast,
                 "; make it again for this case");
     return {.step = [shared] { shared->train(shared->step++); },
             .restore = [shared] { shared->restore(); },
@@ -142,7 +143,7 @@ inline std::vector<Runtime> compiled_training_runtimes() {
             .losses = [shared, fresh](int64_t steps) { return shared->losses(fresh, steps); },
             .compiled_kernels = true,
             .device = device,
-            .axes = axes,
+            .execution = execution,
             .dtype = dtype_of(s),
             .optimizer = package.kind() + " compiled",
             .gemm = package.gemm,

@@ -168,11 +168,11 @@ inline Workload load_graphed(const Settings& s, const Model& model) {
   }
   const auto phase = inference_phase(s, "");
   module.eval();
-  const auto axes = Axes::from(s);
-  axes.apply();
+  const auto execution = ExecutionOptions::from(s);
+  execution.apply();
   const auto forward = graphed(
-      [model, axes, device](const Tensors& inputs) {
-        AutocastScope scope(axes, device);
+      [model, execution, device](const Tensors& inputs) {
+        AutocastScope scope(execution, device);
         return Tensors{model.forward(inputs.at(0))};
       },
       device, batches.inputs(0));

@@ -54,7 +54,7 @@ struct EagerTraining {
   EagerTraining(Model m, Batches all, const Settings& settings)
       : model(std::move(m)),
         batches(std::move(all)),
-        axes(Axes::from(settings)),
+        execution(ExecutionOptions::from(settings)),
         device(batches.device()),
         kind(optimizer_choice(settings).first),
         optimizer(make_optimizer(settings, require_module(model).parameters())) {
@@ -66,7 +66,7 @@ struct EagerTraining {
   }
 
   torch::Tensor forward(const torch::Tensor& x, const torch::Tensor& y) {
-    AutocastScope scope(axes, device);
+    AutocastScope scope(execution, device);
     return model.loss(model.forward(x), y);
   }
 
@@ -141,7 +141,7 @@ struct EagerTraining {
 
   Model model;
   Batches batches;
-  Axes axes;
+  ExecutionOptions execution;
   torch::Device device;
   OptimizerKind kind;
   std::unique_ptr<Optimizer> optimizer;
@@ -155,7 +155,7 @@ struct EagerTraining {
 namespace detail {
 
 inline Workload training_workload(const std::shared_ptr<EagerTraining>& shared, BatchSource fresh) {
-  shared->axes.apply();
+  shared->execution.apply();
   const auto& model = shared->model;
   return {.step =
               [shared] {
@@ -168,7 +168,7 @@ inline Workload training_workload(const std::shared_ptr<EagerTraining>& shared, 
           .losses = [shared, fresh](int64_t steps) { return shared->losses(fresh, steps); },
           .parts = shared->parts(),
           .device = shared->device,
-          .axes = shared->axes,
+          .execution = shared->execution,
           .dtype = model.module->parameters().at(0).scalar_type(),
           .optimizer = shared->optimizer->name(),
           .flops = model.cost.training_flops,
@@ -189,8 +189,8 @@ inline BatchSource text_source(const Settings& s) {
 }  // namespace detail
 
 /// Training steps of `model` on its batches: zero_grad, forward, loss, backward, optimizer. Keys of
-/// `settings`: optimizer, lr, eps, and the axes. `fresh` feeds `losses`; without it they use the
-/// batches in turn. Throws DeviceUnavailable for a model without a module.
+/// `settings`: optimizer, lr, eps, and the execution options. `fresh` feeds `losses`; without it
+/// they use the batches in turn. Throws DeviceUnavailable for a model without a module.
 inline Workload eager_training(const Model& model, Batches batches, const Settings& settings = {},
                                BatchSource fresh = nullptr) {
   require_module(model);
@@ -200,19 +200,19 @@ inline Workload eager_training(const Model& model, Batches batches, const Settin
 }
 
 /// Forward passes of `model` in eval mode and InferenceMode, its batches in turn. Keys of
-/// `settings`: the axes. Throws DeviceUnavailable for a model without a module.
+/// `settings`: the execution options. Throws DeviceUnavailable for a model without a module.
 inline Workload eager_inference(const Model& model, Batches batches,
                                 Phase phase = Phase::kThroughput, const Settings& settings = {}) {
   const auto device = batches.device();
   const auto dtype = require_module(model).parameters().at(0).scalar_type();
-  const auto axes = Axes::from(settings);
-  axes.apply();
+  const auto execution = ExecutionOptions::from(settings);
+  execution.apply();
   auto shared = std::make_shared<const Batches>(std::move(batches));
   auto next = std::make_shared<int64_t>(0);
   model.module->eval();
-  const auto forward = [model, axes, device](const torch::Tensor& x) {
+  const auto forward = [model, execution, device](const torch::Tensor& x) {
     c10::InferenceMode inference;
-    AutocastScope scope(axes, device);
+    AutocastScope scope(execution, device);
     return model.forward(x);
   };
   const auto step = [forward, shared, next] { forward(shared->input((*next)++)); };
@@ -227,7 +227,7 @@ inline Workload eager_inference(const Model& model, Batches batches,
               },
           .parts = {{"forward", step}},
           .device = device,
-          .axes = axes,
+          .execution = execution,
           .dtype = dtype,
           .phase = phase,
           .flops = model.cost.forward_flops,

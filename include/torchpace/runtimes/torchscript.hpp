@@ -72,13 +72,13 @@ inline std::vector<Runtime> torchscript_runtimes() {
     const auto phase =
         inference_phase(s, "TorchScript files hold a forward pass for inference; cpp-eager trains");
     const auto device = choose_device(s.get("device", "cpu"));
-    const auto axes = Axes::from(s);
+    const auto execution = ExecutionOptions::from(s);
     const auto forward = torchscript_forward(
         load_torchscript(s.require<std::string>("artifact"), device,
                          s.one_of("torchscript", {"freeze", "plain", "optimize"})));
-    const auto under_autocast = [axes, device](const auto& function) {
-      return [function, axes, device](const Tensors& inputs) {
-        AutocastScope scope(axes, device);
+    const auto under_autocast = [execution, device](const auto& function) {
+      return [function, execution, device](const Tensors& inputs) {
+        AutocastScope scope(execution, device);
         return function(inputs);
       };
     };

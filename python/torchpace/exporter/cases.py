@@ -18,7 +18,7 @@ from torchpace import (
     workload,
 )
 from torchpace.data import text
-from torchpace.execution_options import Axes
+from torchpace.execution_options import ExecutionOptions
 from torchpace.exporter import cache, golden, memory
 from torchpace.io import tensor_file
 from torchpace.optim import factory
@@ -50,7 +50,12 @@ def check(settings: Settings, model: ModuleType) -> None:
     """Raises SettingsError or Skipped for settings that no runtime can take, before anything is
     made.
     """
-    phase, _, _, _ = phase_of(settings), dtype_of(settings), device_of(settings), Axes.of(settings)
+    phase, _, _, _ = (
+        phase_of(settings),
+        dtype_of(settings),
+        device_of(settings),
+        ExecutionOptions.of(settings),
+    )
     if phase == "train":
         factory.parse(settings)
     dtype = settings.text("dtype", "float32")

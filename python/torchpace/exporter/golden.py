@@ -14,7 +14,7 @@ from torch import Tensor
 
 from torchpace import module_state, outputs, parity, rounding, workload
 from torchpace.errors import InputError, Skipped
-from torchpace.execution_options import Axes
+from torchpace.execution_options import ExecutionOptions
 from torchpace.optim import factory
 from torchpace.rounding import RandomRounding
 from torchpace.runtimes import eager
@@ -93,7 +93,10 @@ def golden_values(
     spread.<name> [2] holds the two norms by which `shadows` perturbed runs moved it; for an output
     of several batches the largest of all. Raises InputError where rounding changes a shape.
     """
-    stored, computed = dtype_of(settings), Axes.of(settings).precision(dtype_of(settings))
+    stored, computed = (
+        dtype_of(settings),
+        ExecutionOptions.of(settings).precision(dtype_of(settings)),
+    )
     inside = getattr(torch, settings.text("computes_in", "float32"))
     if inside.itemsize < computed.itemsize:  # a model that autocasts itself, but not in float64
         computed = inside

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from torchpace.errors import InputError, Skipped
-from torchpace.execution_options import Axes
+from torchpace.execution_options import ExecutionOptions
 from torchpace.io.tensor_spec import parse_spec
 from torchpace.models import ELEMENT_BYTES, Cost
 from torchpace.models.imported import Imported, draw
@@ -266,9 +266,9 @@ class File:
 
 def _laid_out(inputs: tuple[Tensor, ...], settings: Settings) -> list[Tensor]:
     """In the memory format of the case."""
-    axes = Axes.of(settings)
-    axes.check_inputs(inputs)
-    return [axes.place(x) for x in inputs]
+    execution = ExecutionOptions.of(settings)
+    execution.check_inputs(inputs)
+    return [execution.place(x) for x in inputs]
 
 
 def paths_of(settings: Settings) -> list[Path]:

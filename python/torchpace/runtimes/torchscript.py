@@ -55,7 +55,7 @@ def make_artifact(kind: str, target: Path, settings: Settings, model: ModuleType
     expect_inference(settings, "TorchScript")
     source = Source(settings, model)
     with _without_deprecations(), torch.no_grad():
-        compiled = None if source.axes.autocast else _script(source)
+        compiled = None if source.execution.autocast else _script(source)
         how = "scripted" if compiled else "traced"
         if compiled is None:
             compiled = _trace(source)

@@ -38,7 +38,8 @@ inline Phase inference_phase(const Settings& settings, const std::string& why_no
 /// The batches of a case for a runtime that needs no module: its weights are in the artifact.
 inline Batches load_batches(const Settings& settings, const torch::Device& device) {
   const auto path = settings.require<std::string>("state");
-  return read_batches(read_tensors(path), path, device, dtype_of(settings), Axes::from(settings),
+  return read_batches(read_tensors(path), path, device, dtype_of(settings),
+                      ExecutionOptions::from(settings),
                       /*needs_target=*/false);
 }
 
@@ -93,8 +94,8 @@ inline Workload inference_workload(const CompiledForward& forward, Batches batch
                                    const Cost& cost, const Settings& settings, Phase phase,
                                    bool compiled_kernels = true) {
   const auto device = batches.device();
-  const auto axes = Axes::from(settings);
-  axes.apply();
+  const auto execution = ExecutionOptions::from(settings);
+  execution.apply();
   auto shared = std::make_shared<const Batches>(std::move(batches));
   auto next = std::make_shared<int64_t>(0);
   const auto mode = GradScope::mode_of(settings);
@@ -110,7 +111,7 @@ inline Workload inference_workload(const CompiledForward& forward, Batches batch
       .parts = {{"forward", step}},
       .compiled_kernels = compiled_kernels,
       .device = device,
-      .axes = axes,
+      .execution = execution,
       .dtype = dtype_of(settings),
       .phase = phase,
       .flops = cost.forward_flops,

@@ -60,7 +60,7 @@ class Source(Inference):
         """The module with all its outputs in one tuple, computed under the case's autocast. A scope
         of its own: what autocast has cached is no part of a trace.
         """
-        return outputs.Flat(self.module, self.axes.autocast_scope(self.device)).eval()
+        return outputs.Flat(self.module, self.execution.autocast_scope(self.device)).eval()
 
 
 def expect_inference(settings: Settings, what: str) -> None:
