@@ -33,7 +33,7 @@ Parity check(const std::string& model, const std::string& phase, const Settings&
   const auto golden = part(fixture, phase + ".golden.");
   auto workload = eager_runtimes().front().load(settings, make_model(model, settings));
   return check_parity(workload.values(), reference, &golden,
-                      workload.axes.precision(workload.dtype));
+                      workload.execution.precision(workload.dtype));
 }
 
 class ParityOfModels : public ::testing::TestWithParam<std::string> {};
