@@ -254,7 +254,7 @@ double concurrent_calls_per_s(const Loaded& loaded, const Tensors& inputs, const
       }
       try {
         c10::InferenceMode inference;
-        settle_steps([&] { loaded.forward.call(inputs); }, options.device);
+        warm_up_steps([&] { loaded.forward.call(inputs); }, options.device);
         ++ready;
         while (!begin) std::this_thread::yield();
         while (!stop) {
@@ -432,7 +432,7 @@ int run(const Options& options) {
 
   std::vector<std::string> rows, comparisons;
   int code = kOk;
-  const detail::OtherLoad others;
+  const torchpace::detail::OtherLoad others;
   for (std::size_t i = 0; i < all_inputs.size(); ++i) {
     const auto row = measure_row(loaded, all_inputs[i], options);
     rows.push_back(row_json(row));

@@ -13,7 +13,8 @@ def fastest(case):
 def compared(case):
     """Rows with a speedup that counts, the fastest first: neither the reference nor its copy."""
     rows = {row["runtime"]: row for row in case["runtimes"]}
-    return [rows[name] for name in case["display"]["ranking"]]
+    ranked = [rows[name] for name in case["display"]["ranking"]]
+    return [row for row in ranked if row["speedup"]["median"] is not None]
 
 
 def broken(case):

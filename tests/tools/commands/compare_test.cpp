@@ -658,10 +658,10 @@ TEST_P(CompareModel, FailsAlone) {
 INSTANTIATE_TEST_SUITE_P(
     Each, CompareModel,
     testing::Values(Death{"dies",
-                          "export: killed by signal 11 (Segmentation fault) at export.py:17: "
+                          "export: killed by signal 11 (Segmentation fault) at exporter.py:17: "
                           "os.kill(os.getpid(), signal.SIGSEGV)"},
                     Death{"hangs",
-                          "export: did not answer in time (--export-timeout 5) at export.py:21: "
+                          "export: did not answer in time (--export-timeout 5) at exporter.py:21: "
                           "time.sleep(1000)"},
                     Death{"ends", "export: ended with exit code 0 before it answered"}));
 

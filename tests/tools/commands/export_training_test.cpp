@@ -98,7 +98,7 @@ TEST_F(ExportTraining, SaysInOneLineWhatIsMissing) {
   expect_error(command("gptlite --out out.pt2", (folder_ / "isolated").string()), kBadInput,
                "expected torch in");
   expect_error(command("gptlite"), kBadInput, "--out is required");
-  expect_error(command("--out out.pt2"), kBadInput, "target is required");
+  expect_error(command("--out out.pt2"), kBadInput, "TARGET is required");
   expect_error(command("gptlite --out out.pt2 --optimizer lion"), kBadInput, "lion");
   expect_error(command("gptlite --out out.pt2 --accumulate 1.5"), kBadInput,
                "--accumulate: expected an integer above 0, found '1.5'");

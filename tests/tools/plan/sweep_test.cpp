@@ -178,7 +178,7 @@ TEST(Plan, EveryFamilyHasTheAxesOfTheTable) {
             Words{"dnn_deep_inference/size:quick"});
   expect_error([] { expand({"dnn_deep_train"}, {"optimizer=adam-fussed"}); }, kBadInput,
                "found 'adam-fussed'; did you mean adam-fused?");
-  expect_error([] { expand({"dnn_deep_train"}, {"optimizer=adam"}); }, kBadInput,
+  expect_error([] { expand({"dnn_deep_train"}, {"optimzer=adam"}); }, kBadInput,
                "did you mean optimizer");
   expect_error([] { expand({"dnn_deep_train/tf32:on"}); }, kBadInput,
                "tf32: expected one of 0, 1, found 'on'");
@@ -261,7 +261,7 @@ class ModelFiles : public ::testing::Test {
     return write(name, archive({{"e/models/model.json", "{}"}, {"e/archive_format", "pt2"}}));
   }
   static Settings settings_of(const std::string& path, const std::string& input) {
-    Catalogue own(kCasesJson);
+    Catalog own(kCasesJson);
     own.import_files(read_model_files({path}), input.empty() ? Words{} : Words{input}, "", {});
     return own.expand({}, "quick", {}, {}).front().settings;
   }

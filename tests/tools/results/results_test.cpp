@@ -495,8 +495,8 @@ TEST(ResultsFile, BadOnesAreOneClearLine) {
   EXPECT_PRED2(has, error_of(file, ""), "truncated");
   EXPECT_PRED2(has, error_of(file, "[1]"), "expected an object, found [1]");
   EXPECT_PRED2(has, error_of(file, "{}"), "expected a member 'schema', found none");
-  EXPECT_PRED2(has, changed("/schema", 2), "expected schema 1");
-  EXPECT_PRED2(has, changed("/schema", "1"), "expected schema 1");
+  EXPECT_PRED2(has, changed("/schema", 1), "expected schema 2");
+  EXPECT_PRED2(has, changed("/schema", "1"), "expected schema 2");
   EXPECT_PRED2(has, changed("/complete", "yes"), "expected true or false, found \"yes\"");
   EXPECT_PRED2(has, changed("/cases", 3), "expected an array, found 3");
   EXPECT_PRED2(has, changed("/cases/0/phase", "sleep"), "expected one of train");

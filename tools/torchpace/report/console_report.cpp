@@ -92,14 +92,14 @@ std::array<Cells, 2> headings(const CaseResult& result) {
                     .items = "",
                     .gemm_peak = has_peak ? "% of GEMM" : "",
                     .parity = "max abs",
-                    .faults = "page"};
+                    .faults = "faults"};
   const Cells lower{.step = "step",
                     .speedup = "speedup",
                     .verdict = "verdict",
                     .items = (result.item.empty() ? "items" : result.item) + "/s",
                     .gemm_peak = has_peak ? "peak" : "",
                     .parity = "error",
-                    .faults = "faults/step"};
+                    .faults = "per step"};
   return {upper, lower};
 }
 

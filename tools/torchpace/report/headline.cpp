@@ -29,33 +29,35 @@ std::vector<std::string> compared(const Results& results) {
   return names;
 }
 
-/// Geometric mean of a runtime's speedups, in a line; only if it was measured on every case.
-std::string mean_line(const Results& results, const std::string& runtime) {
-  double logs = 0;
-  std::vector<std::string> missing, implausible;
-  for (const auto& result : results.cases) {
-    const auto* row = result.find(runtime);
-    if (row == nullptr || row->status != Status::ok || std::isnan(row->speedup.ratio.median)) {
-      missing.push_back(result.name);
-    } else if (!result.counts(*row)) {
-      implausible.push_back(result.name);
-    } else {
-      logs += std::log(row->speedup.ratio.median);
+/// A line for each runtime with the geometric mean of its speedups, and one for those that were not
+/// measured on every case.
+std::vector<std::string> mean_lines(const Results& results) {
+  const auto folded = folded_rows(results);
+  std::vector<std::string> lines, partial;
+  for (const auto& runtime : compared(results)) {
+    if (is_folded(folded, runtime)) continue;
+    double logs = 0;
+    const bool everywhere =
+        std::all_of(results.cases.begin(), results.cases.end(), [&](const CaseResult& result) {
+          const auto* row = result.find(runtime);
+          const bool counts =
+              row != nullptr && result.counts(*row) && !std::isnan(row->speedup.ratio.median);
+          if (counts) logs += std::log(row->speedup.ratio.median);
+          return counts;
+        });
+    if (!everywhere) {
+      partial.push_back(runtime);
+      continue;
     }
+    const double mean = std::exp(logs / static_cast<double>(results.cases.size()));
+    lines.push_back(fmt::format("{}: geometric mean of {} speedups {}", runtime,
+                                results.cases.size(), show_ratio(Interval{.median = mean}).median));
   }
-  if (!missing.empty()) {
-    const auto where = missing.size() < results.cases.size()
-                           ? fmt::format("{}", fmt::join(missing, ", "))
-                           : std::string("any case");
-    return fmt::format("{}: no geometric mean, not measured on {}", runtime, where);
+  if (!partial.empty()) {
+    lines.push_back(fmt::format("no geometric mean of {}: no speedup that counts on every case",
+                                fmt::join(partial, ", ")));
   }
-  if (!implausible.empty()) {
-    return fmt::format("{}: no geometric mean, implausible on {}", runtime,
-                       fmt::join(implausible, ", "));
-  }
-  const double mean = std::exp(logs / static_cast<double>(results.cases.size()));
-  return fmt::format("{}: geometric mean of {} speedups {}", runtime, results.cases.size(),
-                     show_ratio(Interval{.median = mean}).median);
+  return lines;
 }
 
 /// Whether the run may be quoted; empty where it may. A reference that differs from its own copy
@@ -235,10 +237,7 @@ std::vector<std::string> summary_lines(const Results& results) {
                   verdicts.empty() ? "no verdict" : fmt::format("{}", fmt::join(verdicts, ", "))));
   if (auto text = chance_text(results); !text.empty()) lines.push_back(std::move(text));
   if (results.cases.size() < 2) return lines;
-  const auto folded = folded_rows(results);
-  for (const auto& runtime : compared(results)) {
-    if (!is_folded(folded, runtime)) lines.push_back(mean_line(results, runtime));
-  }
+  for (auto& line : mean_lines(results)) lines.push_back(std::move(line));
   return lines;
 }
 
