@@ -279,6 +279,24 @@ TEST(Derive, EachPairHasItsOwnUsualInvocations) {
   EXPECT_EQ(results.cases[0].find("new")->samples, 72);
 }
 
+TEST(Derive, ARowInsideOfTheNoiseIsNotFasterThanTheReference) {
+  auto results = example();
+  auto& result = results.cases[0];
+  result.runtimes[1] = row("new", 990);  // 1.01 times as fast, in each invocation
+  analyze(results);
+  ASSERT_TRUE(result.fastest);
+  EXPECT_EQ(result.fastest->runtime, "new");
+  EXPECT_TRUE(result.fastest->equals.empty());
+  for (auto& invocation : result.runtimes[2].invocations) {
+    const double factor = invocation.invocation % 2 == 0 ? 0.95 : 1.05;
+    for (auto& round : invocation.rounds) {
+      for (auto& ns : round.step_ns) ns *= factor;
+    }
+  }
+  analyze(results);
+  EXPECT_EQ(result.fastest->equals, std::vector<std::string>{"old"});
+}
+
 TEST(Derive, FewInvocationsGiveNoInterval) {
   auto results = example();
   for (auto& r : results.cases[0].runtimes) r.invocations.resize(2);

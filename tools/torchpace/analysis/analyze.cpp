@@ -214,6 +214,17 @@ void analyze_break_even(const CaseResult& result, RuntimeResult& row) {
   row.break_even_steps = break_even(*reference, row);
 }
 
+/// What the reference's speedup over itself may be: 1, and all that its own copy was measured at. A
+/// row inside of that is not faster.
+Interval reference_interval(const CaseResult& result) {
+  const auto& noise = result.noise_floor;
+  if (!noise.bounded()) return {.median = 1, .low = 1, .high = 1, .confidence = 1};
+  return {.median = 1,
+          .low = std::min(1.0, noise.low),
+          .high = std::max(1.0, noise.high),
+          .confidence = noise.confidence};
+}
+
 void find_fastest(CaseResult& result) {
   struct Entry {
     const RuntimeResult* row;
@@ -223,8 +234,7 @@ void find_fastest(CaseResult& result) {
   for (const auto& row : result.runtimes) {
     if (!result.counts(row) || row.is_copy() || row.is_condition()) continue;
     const bool is_reference = row.runtime == result.reference;
-    const auto ratio = is_reference ? Interval{.median = 1, .low = 1, .high = 1, .confidence = 1}
-                                    : row.speedup.ratio;
+    const auto ratio = is_reference ? reference_interval(result) : row.speedup.ratio;
     if (!std::isnan(ratio.low) && !std::isnan(ratio.high)) entries.push_back({&row, ratio});
   }
   result.fastest.reset();
