@@ -100,7 +100,7 @@ TEST(Profile, AWorkerAnswersTheProbes) {
   EXPECT_NE(worker.answer("gemm_peak 8 3").find("expected a load command first"),
             std::string::npos);
   worker.answer("load case=default");
-  EXPECT_EQ(numbers_in(worker.answer("gemm_peak 8 3"), "matmul_ns"), 3u);
+  EXPECT_EQ(numbers_in(worker.answer("gemm_peak 8 3"), "gemm_peak_ns"), 3u);
   const auto dispatch = worker.answer("dispatch 4");
   for (const char* key : {"operator_ns", "profiled_ns", "profiled_self_ns"})
     EXPECT_EQ(numbers_in(dispatch, key), 4u) << dispatch;
