@@ -256,7 +256,8 @@ class File:
         batch = given_batch(parse_specs(settings.text("input")))
         if batch in (None, 1):
             return
-        drawn = self.inputs(settings.replace(phase="inference"), torch.Generator(), None)[:-1]
+        whole = settings.replace(phase="inference", batch=None)  # the batch that `input` has
+        drawn = self.inputs(whole, torch.Generator(), None)[:-1]
         for one in tried:
             if one.refused and not try_file(one.path, _laid_out(drawn, settings), settings).refused:
                 raise Skipped(f"it takes no batch of 1: {one.refused}")
