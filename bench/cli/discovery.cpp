@@ -162,7 +162,8 @@ std::string paths_of_libraries(const std::vector<std::string>& files) {
     const auto refuse = [&](const std::string& expected) {
       throw Error(fmt::format("--load-library: expected {}, found '{}'", expected, file));
     };
-    if (!is_file(file) || access(file.c_str(), R_OK) != 0) refuse("a shared library (.so) that can be read");
+    if (!is_file(file) || access(file.c_str(), R_OK) != 0)
+      refuse("a shared library (.so) that can be read");
     const auto path = fs::absolute(file).lexically_normal().string();
     if (path.find(',') != std::string::npos) refuse("a path without a comma");
     paths += (paths.empty() ? "" : ",") + path;
