@@ -161,20 +161,22 @@ def _run(settings: Settings) -> dict[str, Any]:
     content = tensor_file.load(settings.text("state"), "inputs")
     inputs = [content[str(i)] for i in range(len(content))]
     with torch.no_grad():
-        found, values = (
+        result, found = (
             _run_package(path, [x.to(device) for x in inputs], device)
             if is_package(path)
             else _run_script(path, inputs)
         )
+    names, values = outputs.names_of(result), outputs.flat(result)
     if not values:
         raise InputError(f"{path}: expected a forward that returns tensors, found none")
     tensor_file.save(
         settings.text("values"), {str(i): outputs.plain(x) for i, x in enumerate(values)}
     )
-    return found
+    return {"names": names, **found}
 
 
-def _run_script(path: Path, inputs: list[Tensor]) -> tuple[dict[str, Any], list[Tensor]]:
+def _run_script(path: Path, inputs: list[Tensor]) -> tuple[Any, dict[str, Any]]:
+    """What its forward returns, and what else is known of it."""
     module = load_script(path)
     if not hasattr(module, "forward"):
         raise InputError(f"{path}: expected a file with a method forward, found none")
@@ -188,14 +190,13 @@ def _run_script(path: Path, inputs: list[Tensor]) -> tuple[dict[str, Any], list[
         for p in m.parameters(recurse=False)
         if not is_embedding(m)
     }
-    names = outputs.names_of(result)
-    found = {"names": names, "flops": flops, "weight_bytes": sum(weights.values())}
-    return found, outputs.flat(result)
+    return result, {"flops": flops, "weight_bytes": sum(weights.values())}
 
 
 def _run_package(
     path: Path, inputs: list[Tensor], device: torch.device
-) -> tuple[dict[str, Any], list[Tensor]]:
+) -> tuple[Any, dict[str, Any]]:
+    """As _run_script."""
     from torchpace.runtimes.aot import Loader, expect_conditions
 
     expect_conditions(path, device)
@@ -205,8 +206,7 @@ def _run_package(
         raise InputError(does_not_load(path, error)) from None
     with _running(path, inputs, ""):
         values = _watched(path, lambda *x: loader.run(list(x)), inputs, {})
-    names = [f"{outputs.ROOT}.{i}" for i in range(len(values))]
-    return {"names": names if len(names) > 1 else [outputs.ROOT]}, values
+    return values[0] if len(values) == 1 else values, {}
 
 
 @contextlib.contextmanager

@@ -130,8 +130,7 @@ class Program(Imported):
         others = paths_of(settings)[1:]
         if not others:
             return measured
-        generator = torch.Generator().manual_seed(0)
-        inputs = _laid_out(self.inputs(settings, generator, None)[:-1], settings)
+        inputs = _inputs_of(self, settings)
         return measured | _refusals([try_file(path, inputs, settings) for path in others])
 
     def _expect_batch(self, settings: Settings) -> None:
@@ -220,8 +219,7 @@ class File:
         self._files = paths
         self._expect_batch(settings)
         settings = settings.replace(below=_below(settings, paths))
-        drawn = self.inputs(settings, torch.Generator().manual_seed(0), None)[:-1]
-        inputs = _laid_out(drawn, settings)
+        inputs = _inputs_of(self, settings)
         tried = [try_file(path, inputs, settings) for path in paths]
         good = next((t for t in tried if not t.refused), None)
         if settings.text("phase") == "latency":
@@ -257,16 +255,16 @@ class File:
         if batch in (None, 1):
             return
         whole = settings.replace(phase="inference", batch=None)  # the batch that `input` has
-        drawn = self.inputs(whole, torch.Generator(), None)[:-1]
         for one in tried:
-            if one.refused and not try_file(one.path, _laid_out(drawn, settings), settings).refused:
+            if one.refused and not try_file(one.path, _inputs_of(self, whole), whole).refused:
                 raise Skipped(f"it takes no batch of 1: {one.refused}")
         if any(x.dim() and len(x) == batch for t in tried for x in t.values):
             raise Skipped(f"{self.path.name}: it returns {batch} rows for one: its batch is fixed")
 
 
-def _laid_out(inputs: tuple[Tensor, ...], settings: Settings) -> list[Tensor]:
-    """In the memory format of the case."""
+def _inputs_of(model: File | Program, settings: Settings) -> list[Tensor]:
+    """One batch of a case without its target, in the memory format of the case."""
+    *inputs, _ = model.inputs(settings, torch.Generator().manual_seed(0), None)
     execution = ExecutionOptions.of(settings)
     execution.check_inputs(inputs)
     return [execution.place(x) for x in inputs]

@@ -134,14 +134,20 @@ void check_inputs(const std::vector<std::string>& inputs) {
 /// format for all its inputs of four dimensions.
 void set_inputs(Json& settings, const std::string& specs) {
   if (specs.empty()) return;
-  static const std::regex kFormat(":(contiguous|channels_last)(?=;|$)");
-  static const std::regex kImage("([0-9?]+x){3}[0-9?]+(:[a-z]+[0-9]*)?");
-  static const std::regex kChannelsLast("([0-9?]+x){3}[0-9?]+:[a-z]+[0-9]*:channels_last");
-  settings["input"] = std::regex_replace(specs, kFormat, "");
-  if (specs.find(":channels_last") == std::string::npos) return;
+  std::vector<std::string> plain;
+  bool any = false, fits = true;
   for (const auto& spec : split_list(specs, ';')) {
-    const bool says = spec.ends_with(":channels_last");
-    if (says ? std::regex_match(spec, kChannelsLast) : !std::regex_match(spec, kImage)) continue;
+    const auto dtype = spec.find(':');
+    const auto format = dtype == std::string::npos ? dtype : spec.find(':', dtype + 1);
+    plain.push_back(spec.substr(0, format));
+    const bool is_image = std::ranges::count(spec.substr(0, dtype), 'x') == 3;
+    const bool channels_last = spec.ends_with(":channels_last");
+    any |= channels_last;
+    fits &= channels_last == is_image;
+  }
+  settings["input"] = fmt::format("{}", fmt::join(plain, ";"));
+  if (!any) return;
+  if (!fits) {
     throw Error(fmt::format(
         "--input: expected channels_last for every input of four sizes and for no other, found "
         "'{}'; a case has one memory format",
