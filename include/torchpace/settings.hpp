@@ -81,12 +81,12 @@ class Settings {
 
   /// The value of `key`, which must be one of `choices`; the first where the key is missing. Throws
   /// SettingsError on another.
-  std::string one_of(const std::string& key, std::initializer_list<const char*> choices) const {
-    const auto value = get<std::string>(key, *choices.begin());
+  std::string one_of(const std::string& key, const std::vector<std::string>& choices) const {
+    const auto value = get<std::string>(key, choices.front());
     std::string known;
-    for (const char* choice : choices) {
+    for (const auto& choice : choices) {
       if (value == choice) return value;
-      known += (known.empty() ? "" : ", ") + std::string(choice);
+      known += (known.empty() ? "" : ", ") + choice;
     }
     throw SettingsError("settings: " + key + ": expected one of " + known + ", got '" + value +
                         "'");

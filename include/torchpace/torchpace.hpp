@@ -5,6 +5,7 @@
 #pragma once
 
 #include <torchpace/benchmark.hpp>
+#include <torchpace/case_phase.hpp>
 #include <torchpace/comparison.hpp>
 #include <torchpace/device.hpp>
 #include <torchpace/environment.hpp>
@@ -14,6 +15,7 @@
 #include <torchpace/models/file.hpp>
 #include <torchpace/models/gptlite.hpp>
 #include <torchpace/models/imported.hpp>
+#include <torchpace/optim/algorithms.hpp>
 #include <torchpace/optim/factory.hpp>
 #include <torchpace/optim/multi_tensor.hpp>
 #include <torchpace/optim/optimizer.hpp>

@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "torchpace/case_phase.hpp"
 #include "torchpace/device.hpp"
 #include "torchpace/execution_options.hpp"
 #include "torchpace/io/tensor_dict.hpp"
@@ -58,5 +59,10 @@ struct Runtime {
   std::function<Workload(const Settings&, const Model&)> load;
   std::string artifact = {};  // the kind of compiled file that it loads, as the key `artifact`
 };
+
+/// How the steps of a case are timed.
+inline Phase timing_of(const Settings& settings) {
+  return case_phase(settings).batch_of_one ? Phase::kLatency : Phase::kThroughput;
+}
 
 }  // namespace torchpace

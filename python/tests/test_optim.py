@@ -4,6 +4,7 @@ import torch
 from torchpace import models, parity
 from torchpace.io import tensor_file
 from torchpace.optim import factory
+from torchpace.optim.algorithms import ALGORITHMS, IMPLEMENTATIONS
 from torchpace.runtimes import eager
 from torchpace.settings import Settings, SettingsError
 
@@ -19,7 +20,7 @@ def load(settings):
 
 
 @pytest.mark.parametrize("family", ["gptlite", "dnn_deep", "dnn_wide"])
-@pytest.mark.parametrize("kind", factory.KINDS)
+@pytest.mark.parametrize("kind", ALGORITHMS)
 def test_all_implementations_agree_and_a_wrong_one_fails(exported, family, kind):
     settings, answer = exported(f"{family}_train/size:smoke", optimizer=kind)
     golden = tensor_file.load(answer["golden"], "golden")
@@ -41,14 +42,14 @@ def test_all_implementations_agree_and_a_wrong_one_fails(exported, family, kind)
 
 def test_kinds_differ_from_each_other(exported):
     settings, _ = exported("dnn_deep_train/size:smoke")
-    found = [load(settings.replace(optimizer=kind)).values() for kind in factory.KINDS]
+    found = [load(settings.replace(optimizer=kind)).values() for kind in ALGORITHMS]
     for i, one in enumerate(found):
         for other in found[:i]:
             assert not torch.equal(one["losses"], other["losses"])
 
 
-@pytest.mark.parametrize("way", factory.IMPLEMENTATIONS)
-@pytest.mark.parametrize("kind", factory.KINDS)
+@pytest.mark.parametrize("way", IMPLEMENTATIONS)
+@pytest.mark.parametrize("kind", ALGORITHMS)
 def test_each_turn_starts_from_the_first_state(exported, kind, way):
     name = kind if way == "per-tensor" else f"{kind}-{way}"
     settings, _ = exported("dnn_deep_train/size:smoke", optimizer=name)

@@ -4,6 +4,8 @@ import re
 from pathlib import Path
 
 import pytest
+from torchpace.case_phase import CASE_PHASES
+from torchpace.optim.algorithms import ALGORITHMS
 
 ROOT = Path(__file__).resolve().parents[2]
 BASES = ("include/torchpace/", "tools/torchpace/", "python/torchpace/")
@@ -61,3 +63,15 @@ def test_the_umbrella_header_has_every_other_header():
     headers = set.union(*(names_in(f"include/torchpace{f}") for f in ("", "/models", "/optim")))
     apart = {f"torchpace/{name}.hpp" for name in APART}
     assert included == headers - apart
+
+
+def rows_of(table, header):
+    """The quoted names that begin the rows of a C++ table."""
+    text = (ROOT / "include/torchpace" / header).read_text()
+    body = text[text.index(table) :]
+    return re.findall(r'^ +\w+\{(?:\.name = )?"(\w+)"', body[: body.index("};")], re.M)
+
+
+def test_tables_of_both_languages_have_the_same_rows():
+    assert rows_of("kCasePhases{", "case_phase.hpp") == list(CASE_PHASES)
+    assert rows_of("kOptimizerAlgorithms{", "optim/algorithms.hpp") == list(ALGORITHMS)

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 import torchpace
+from torchpace.case_phase import case_phase
 from torchpace.optim import factory
 from torchpace.settings import Settings
 
@@ -65,7 +66,7 @@ def describe(settings: Settings | None) -> dict[str, str | int | float | bool]:
         found["device"] = settings.text("device", "cpu")
         found["autocast"] = settings.text("autocast", "none")
         found["memory_format"] = settings.text("memory_format", "contiguous")
-        if settings.text("phase") == "train":
+        if case_phase(settings).trains:
             found["optimizer"] = factory.name(settings)
     found["device_name"] = _device_name(str(found["device"]))
     return found

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.autograd import profiler
 
 from torchpace import timing
+from torchpace.case_phase import CASE_PHASES
 from torchpace.errors import InputError
 from torchpace.workload import Workload
 
@@ -106,7 +107,7 @@ def time_dispatch(workload: Workload, samples: int) -> dict[str, list[float]]:
     """What `add_` of a tensor without elements costs in ns, on the workload's device and in its
     mode of autograd: without a profiler, with it, and what it then says.
     """
-    with timing.without_collector(), torch.inference_mode(workload.phase != "train"):
+    with timing.without_collector(), torch.inference_mode(not workload.phase.trains):
         empty, other = (torch.empty(0, device=workload.device) for _ in range(2))
 
         def sample() -> float:
@@ -145,7 +146,7 @@ def time_matmul(workload: Workload, size: int, samples: int) -> list[float]:
 class _Product:
     """As much of a workload as the timed loop needs; a step is a product of two matrices."""
 
-    phase = "inference"
+    phase = CASE_PHASES["inference"]
 
     def __init__(self, workload: Workload, size: int):
         self.device = workload.device

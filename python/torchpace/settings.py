@@ -14,9 +14,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from torchpace.case_phase import CASE_PHASES
 from torchpace.errors import InputError
 
-PHASES = ("train", "inference", "latency")
 _REQUIRED: Any = object()
 _UNSAFE = re.compile(rb"[\x00-\x20%\x7f]")
 _ESCAPE = re.compile(rb"%([0-9A-Fa-f]{2})?")
@@ -172,10 +172,10 @@ def expand_case(name: str, cases: Mapping[str, Any] | None = None, **overrides: 
     head, *parts = name.split("/")
     family, _, phase = head.rpartition("_")
     known = cases["families"]
-    if family not in known or phase not in PHASES:
+    if family not in known or phase not in CASE_PHASES:
         raise SettingsError(
-            f"case '{name}': expected FAMILY_PHASE of {', '.join(known)} and {', '.join(PHASES)}, "
-            f"got '{head}'"
+            f"case '{name}': expected FAMILY_PHASE of {', '.join(known)} and "
+            f"{', '.join(CASE_PHASES)}, got '{head}'"
         )
     values: dict[str, Any] = {}
     for part in parts:
@@ -189,7 +189,7 @@ def expand_case(name: str, cases: Mapping[str, Any] | None = None, **overrides: 
         raise SettingsError(f"case '{name}': expected a size of {', '.join(sizes)}, got '{size}'")
     base = {"dtype": "float32", "device": "cpu", "seed": 0, "optimizer": "adam", "lr": 2e-4}
     base |= known[family]["settings"] | sizes[size]
-    if phase == "latency":
+    if CASE_PHASES[phase].batch_of_one:
         base["batch"] = 1
     identity = {"case": name, "family": family, "model": known[family]["model"], "phase": phase}
     return Settings({**base, **identity, **values, **overrides})

@@ -44,7 +44,7 @@ def measure(workload: Workload, samples: int, warmup: int, steps: int) -> Block:
             workload.step(index)
         if workload.device.type == "cpu":
             return _on_cpu(workload, samples, warmup, steps)
-        if workload.phase == "latency":
+        if workload.phase.batch_of_one:
             return _synchronized(workload, samples, warmup, steps)
         return _throughput(workload, samples, warmup, steps)
 

@@ -19,12 +19,13 @@ from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
 from torchpace import models, module_state, outputs
+from torchpace.case_phase import case_phase
 from torchpace.errors import InputError, Skipped
 from torchpace.execution_options import ExecutionOptions
 from torchpace.io import tensor_file
 from torchpace.models import Cost
-from torchpace.optim import factory
-from torchpace.settings import PHASES, Settings, SettingsError
+from torchpace.optim import algorithms, factory
+from torchpace.settings import Settings, SettingsError
 
 PARITY_STEPS = 10
 # How inference runs, the best first: some modules need autograd inside, such as forces as gradients
@@ -50,7 +51,7 @@ class Workload(ABC):
 
     def __init__(self, settings: Settings, model: ModuleType):
         self.settings, self.model = settings, model
-        self.phase = phase_of(settings)
+        self.phase = case_phase(settings)
         self.device = device_of(settings)
         self.dtype = dtype_of(settings)
         self.execution = ExecutionOptions.of(settings)
@@ -77,7 +78,7 @@ class Workload(ABC):
 
         Empty where it is one piece.
         """
-        return [] if self.phase == "train" else [("forward", lambda: self.step(index))]
+        return [] if self.phase.trains else [("forward", lambda: self.step(index))]
 
     @abstractmethod
     def values(self) -> dict[str, Tensor]:
@@ -98,7 +99,7 @@ class Workload(ABC):
     @property
     def optimizer_name(self) -> str:
         """As it is recorded; empty outside the train phase."""
-        return factory.name(self.settings) if self.phase == "train" else ""
+        return factory.name(self.settings) if self.phase.trains else ""
 
     @property
     def precision(self) -> torch.dtype:
@@ -122,10 +123,6 @@ class Workload(ABC):
     def synchronize(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
-
-
-def phase_of(settings: Settings) -> str:
-    return settings.text("phase", choices=PHASES)
 
 
 def dtype_of(settings: Settings) -> torch.dtype:
@@ -381,7 +378,7 @@ def update_values(
     settings: Settings,
 ) -> dict[str, Tensor]:
     """As first_step_values, of parameters by name."""
-    lr = settings.number("lr", factory.LR)
+    lr = settings.number("lr", algorithms.LR)
     values = {}
     for name, gradient in gradients.items():
         values[f"gradient.{name}"] = gradient

@@ -198,7 +198,8 @@ class CompiledTraining {
     const auto updates = state("steps").item<int64_t>();
     TORCH_CHECK(updates == 1, "gradients: expected one update, found ", updates);
     const auto settings = Settings::parse(package_.optimizer);
-    const double factor = package_.kind() == "sgd" ? 1 : 1 - settings.require<double>("beta1");
+    const double factor =
+        package_.algorithm().is_adam() ? 1 - settings.require<double>("beta1") : 1;
     TensorDict result;
     for (const auto& [name, moment] : views(package_.moments().front()))
       result[name] = (moment.to(torch::kFloat64) / factor).to(moment.scalar_type());

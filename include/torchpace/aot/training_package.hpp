@@ -19,6 +19,7 @@
 
 #include "torchpace/aot/package.hpp"
 #include "torchpace/io/tensor_spec.hpp"
+#include "torchpace/optim/algorithms.hpp"
 #include "torchpace/settings.hpp"
 
 namespace torchpace {
@@ -68,11 +69,13 @@ struct TrainingPackage {
   std::string gemm;  // whose matrix products: torchpace, torch
 
   std::string kind() const { return Settings::parse(optimizer).require<std::string>("kind"); }
-  /// Flat tensors that the optimizer keeps; the first is of the gradient itself.
-  std::vector<std::string> moments() const {
-    if (kind() == "sgd") return {"momentum"};
-    return {"first_moment", "second_moment"};
+  /// Throws std::invalid_argument where there is no such optimizer.
+  const OptimizerAlgorithm& algorithm() const {
+    if (const auto* found = find_optimizer_algorithm(kind())) return *found;
+    throw std::invalid_argument("the optimizer '" + kind() + "'");
   }
+  /// Flat tensors that the optimizer keeps; the first is of the gradient itself.
+  std::vector<std::string> moments() const { return algorithm().moment_names(); }
 
   /// Throws ArchiveError on a package that is no compiled training step, or says what cannot be.
   static TrainingPackage read(const AotPackage& package) {
@@ -132,9 +135,7 @@ struct TrainingPackage {
   /// the state without a look at its size.
   void check() const {
     const auto settings = Settings::parse(optimizer);
-    if (kind() != "adam" && kind() != "adamw" && kind() != "sgd")
-      throw std::invalid_argument("the optimizer '" + kind() + "'");
-    if (kind() != "sgd") static_cast<void>(settings.require<double>("beta1"));
+    if (algorithm().is_adam()) static_cast<void>(settings.require<double>("beta1"));
     for (const auto& spec : inputs) static_cast<void>(elements(spec.sizes));
     static_cast<void>(elements(target.sizes));
     check_state(settings.get<int64_t>("accumulate", 1) > 1);

@@ -9,37 +9,22 @@
 #include <utility>
 #include <vector>
 
+#include "torchpace/optim/algorithms.hpp"
 #include "torchpace/optim/multi_tensor.hpp"
 #include "torchpace/optim/optimizer.hpp"
 #include "torchpace/settings.hpp"
 
 namespace torchpace {
 
-enum class OptimizerKind { kAdam, kAdamW, kSgd };
 enum class OptimizerImplementation { kPerTensor, kForeach, kFused };
-
-inline constexpr double kLearningRate = 2e-4;
-inline constexpr double kAdamEps = 1e-8;
-inline constexpr double kAdamWWeightDecay = 0.01;
-inline constexpr double kSgdMomentum = 0.9;
-
-/// The algorithm of a case, without its implementation: adam, adamw or sgd.
-inline std::string optimizer_algorithm(const Settings& settings) {
-  const auto name = settings.get("optimizer", "adam");
-  return name.substr(0, name.find('-'));
-}
 
 /// The key `optimizer` of a case: adam, adamw or sgd, and -foreach or -fused behind it. Throws
 /// SettingsError on another.
-inline std::pair<OptimizerKind, OptimizerImplementation> optimizer_choice(
+inline std::pair<OptimizerAlgorithm, OptimizerImplementation> optimizer_choice(
     const Settings& settings) {
-  const auto text =
-      settings.one_of("optimizer", {"adam", "adam-foreach", "adam-fused", "adamw", "adamw-foreach",
-                                    "adamw-fused", "sgd", "sgd-foreach", "sgd-fused"});
-  const auto algorithm = optimizer_algorithm(settings);
-  return {algorithm == "adam"    ? OptimizerKind::kAdam
-          : algorithm == "adamw" ? OptimizerKind::kAdamW
-                                 : OptimizerKind::kSgd,
+  const auto text = settings.one_of("optimizer", optimizer_names());
+  const auto algorithm = text.substr(0, text.find('-'));
+  return {*find_optimizer_algorithm(algorithm),
           text.ends_with("-foreach") ? OptimizerImplementation::kForeach
           : text.ends_with("-fused") ? OptimizerImplementation::kFused
                                      : OptimizerImplementation::kPerTensor};
@@ -48,10 +33,11 @@ inline std::pair<OptimizerKind, OptimizerImplementation> optimizer_choice(
 /// The optimizer of a case: keys `optimizer`, `lr`, `eps`. Throws SettingsError on a bad value.
 inline std::unique_ptr<Optimizer> make_optimizer(const Settings& settings,
                                                  std::vector<torch::Tensor> parameters) {
-  const auto [kind, implementation] = optimizer_choice(settings);
+  const auto [algorithm, implementation] = optimizer_choice(settings);
+  const auto kind = algorithm.kind;
   const double lr = settings.get("lr", kLearningRate), eps = settings.get("eps", kAdamEps);
   const auto adam = torch::optim::AdamOptions(lr).eps(eps);
-  const auto adamw = torch::optim::AdamWOptions(lr).eps(eps).weight_decay(kAdamWWeightDecay);
+  const auto adamw = torch::optim::AdamWOptions(lr).eps(eps).weight_decay(algorithm.weight_decay);
   const auto sgd = torch::optim::SGDOptions(lr).momentum(kSgdMomentum);
   // Not make_unique of each: eight of its instantiations cost a tenth of what this header may.
   const auto owned = [](Optimizer* optimizer) { return std::unique_ptr<Optimizer>(optimizer); };
@@ -78,13 +64,11 @@ inline std::unique_ptr<Optimizer> make_optimizer(const Settings& settings,
 
 /// What the first step subtracts from `before`, divided by the learning rate, in float64. With an
 /// eps of 1e-8 and not the case's, so that parity sees a wrong one.
-inline torch::Tensor update_direction(OptimizerKind kind, const torch::Tensor& gradient,
-                                      const torch::Tensor& before) {
+inline torch::Tensor update_direction(const OptimizerAlgorithm& algorithm,
+                                      const torch::Tensor& gradient, const torch::Tensor& before) {
   const auto g = gradient.to(torch::kFloat64);
-  if (kind == OptimizerKind::kSgd) return g;
-  const auto adam = g / (g.abs() + kAdamEps);
-  return kind == OptimizerKind::kAdam ? adam
-                                      : adam + kAdamWWeightDecay * before.to(torch::kFloat64);
+  const auto direction = algorithm.is_adam() ? g / (g.abs() + kAdamEps) : g;
+  return direction + algorithm.weight_decay * before.to(torch::kFloat64);
 }
 
 }  // namespace torchpace

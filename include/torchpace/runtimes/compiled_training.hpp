@@ -25,7 +25,7 @@ namespace detail {
 struct CompiledTrainingWorkload {
   CompiledTrainingWorkload(const Settings& settings, const torch::Device& device)
       : training(settings.require<std::string>("artifact"), device),
-        kind(optimizer_choice(settings).first),
+        algorithm(optimizer_choice(settings).first),
         learning_rate(settings.get("lr", kLearningRate)) {
     const auto path = settings.require<std::string>("state");
     const auto state = read_tensors(path);
@@ -87,7 +87,7 @@ struct CompiledTrainingWorkload {
       const auto after = parameters();
       for (const auto& [name, gradient] : training.first_gradients()) {
         if (other_names.contains(name)) continue;
-        add_first_step(result, name, gradient, before.at(name), after.at(name), kind,
+        add_first_step(result, name, gradient, before.at(name), after.at(name), algorithm,
                        learning_rate);
       }
     }
@@ -113,7 +113,7 @@ struct CompiledTrainingWorkload {
   CompiledTraining training;
   std::set<std::string> other_names;  // of tied parameters
   Batches batches;
-  OptimizerKind kind;
+  OptimizerAlgorithm algorithm;
   double learning_rate;
   int64_t step = 0;  // of this turn
 };
@@ -122,7 +122,7 @@ struct CompiledTrainingWorkload {
 
 inline std::vector<Runtime> compiled_training_runtimes() {
   const auto load = [](const Settings& s, const Model& model) -> Workload {
-    if (s.require<std::string>("phase") != "train") {
+    if (!case_phase(s).trains) {
       throw DeviceUnavailable(
           "a compiled training step is for training; cpp-aot has a compiled forward");
     }
@@ -132,7 +132,7 @@ inline std::vector<Runtime> compiled_training_runtimes() {
     const auto shared = std::make_shared<detail::CompiledTrainingWorkload>(s, device);
     const auto fresh = detail::text_source(s);
     const auto& package = shared->training.package();
-    const auto algorithm = optimizer_algorithm(s);
+    const auto algorithm = optimizer_choice(s).first.name;
     TORCH_CHECK(package.kind() == algorithm && package.autocast == execution.autocast_name(),
                 "artifact: expected a step of ", algorithm, " with autocast ",
                 execution.autocast_name(), ", found ", package.kind(), " with ", package.autocast,

@@ -120,7 +120,7 @@ struct GraphedTraining : EagerTraining {
 
 /// The settings with the fused implementation of their optimizer.
 inline Settings with_fused_optimizer(Settings settings) {
-  settings.set("optimizer", optimizer_algorithm(settings) + "-fused");
+  settings.set("optimizer", std::string(optimizer_choice(settings).first.name) + "-fused");
   return settings;
 }
 
@@ -159,7 +159,7 @@ inline Workload load_graphed(const Settings& s, const Model& model) {
   const auto device = graph_device(s);
   auto& module = require_module(model);
   auto batches = load_state(s, model);
-  if (s.require<std::string>("phase") == "train") {
+  if (case_phase(s).trains) {
     auto workload = training_workload(
         std::make_shared<GraphedTraining>(model, std::move(batches), with_fused_optimizer(s)),
         text_source(s));

@@ -32,11 +32,12 @@ namespace detail {
 /// does.
 inline void add_first_step(TensorDict& result, const std::string& name,
                            const torch::Tensor& gradient, const torch::Tensor& before,
-                           const torch::Tensor& after, OptimizerKind kind, double learning_rate) {
+                           const torch::Tensor& after, const OptimizerAlgorithm& algorithm,
+                           double learning_rate) {
   const auto moved =
       (before.to(torch::kFloat64) - after.detach().to(torch::kFloat64)) / learning_rate;
   result["gradient." + name] = gradient;
-  result["update." + name] = moved - update_direction(kind, gradient, before) + 1;
+  result["update." + name] = moved - update_direction(algorithm, gradient, before) + 1;
 }
 
 /// Losses of as many steps, read from the device at the end.
@@ -56,7 +57,7 @@ struct EagerTraining {
         batches(std::move(all)),
         execution(ExecutionOptions::from(settings)),
         device(batches.device()),
-        kind(optimizer_choice(settings).first),
+        algorithm(optimizer_choice(settings).first),
         optimizer(make_optimizer(settings, require_module(model).parameters())) {
     model.module->train();
     torch::NoGradGuard no_grad;
@@ -123,7 +124,7 @@ struct EagerTraining {
     for (const auto& p : model.module->named_parameters()) {
       const auto gradient =
           p.value().grad().defined() ? p.value().grad().clone() : torch::zeros_like(p.value());
-      detail::add_first_step(result, p.key(), gradient, before->second, p.value(), kind,
+      detail::add_first_step(result, p.key(), gradient, before->second, p.value(), algorithm,
                              optimizer->learning_rate());
       ++before;
     }
@@ -143,7 +144,7 @@ struct EagerTraining {
   Batches batches;
   ExecutionOptions execution;
   torch::Device device;
-  OptimizerKind kind;
+  OptimizerAlgorithm algorithm;
   std::unique_ptr<Optimizer> optimizer;
   std::vector<std::pair<torch::Tensor, torch::Tensor>> initial;
   int64_t step = 0;       // of this turn
@@ -241,12 +242,9 @@ inline std::vector<Runtime> eager_runtimes() {
   const auto load = [](const Settings& s, const Model& model) {
     require_module(model);
     auto batches = load_state(s, model);
-    const auto phase = s.require<std::string>("phase");
-    if (phase == "inference")
-      return eager_inference(model, std::move(batches), Phase::kThroughput, s);
-    if (phase == "latency") return eager_inference(model, std::move(batches), Phase::kLatency, s);
-    TORCH_CHECK(phase == "train", "phase: expected train, inference or latency, got '", phase, "'");
-    return eager_training(model, std::move(batches), s, detail::text_source(s));
+    if (case_phase(s).trains)
+      return eager_training(model, std::move(batches), s, detail::text_source(s));
+    return eager_inference(model, std::move(batches), timing_of(s), s);
   };
   return {{.name = "cpp-eager",
            .description = "LibTorch modules in C++, operator by operator",

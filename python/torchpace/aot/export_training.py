@@ -40,7 +40,7 @@ from torchpace.aot.training_step import TrainingStep, deterministic_algorithms
 from torchpace.errors import InputError, Skipped
 from torchpace.execution_options import AUTOCAST
 from torchpace.io.tensor_spec import parse_spec, spec_of
-from torchpace.optim import factory
+from torchpace.optim import algorithms
 from torchpace.refusal import refused
 from torchpace.settings import Settings, expand_case, read_cases
 from torchpace.worker.protocol import die_with_parent, one_line
@@ -63,9 +63,9 @@ def export_training(
     *,
     path: str | os.PathLike[str],
     optimizer: str = "adam",
-    betas: tuple[float, float] = factory.ADAM_BETAS,
-    eps: float = factory.ADAM_EPS,
-    momentum: float = factory.MOMENTUM,
+    betas: tuple[float, float] = algorithms.ADAM_BETAS,
+    eps: float = algorithms.ADAM_EPS,
+    momentum: float = algorithms.MOMENTUM,
     weight_decay: float | None = None,
     clip_norm: float | None = None,
     accumulate: int = 1,
@@ -96,7 +96,8 @@ def export_training(
     if gemm not in gemm_patch.CHOICES:
         raise InputError(f"gemm: expected {' or '.join(gemm_patch.CHOICES)}, got {gemm}")
     if weight_decay is None:
-        weight_decay = factory.WEIGHT_DECAY if optimizer == "adamw" else 0.0
+        known = algorithms.ALGORITHMS.get(optimizer)
+        weight_decay = known.weight_decay if known else 0.0
     recipe = Recipe(
         optimizer,
         *betas,
@@ -439,7 +440,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, help="compiled in; by default torch's own choice")
     parser.add_argument("--seed", type=int, default=0, help="of the initial weights")
-    parser.add_argument("--optimizer", default="adam", choices=factory.KINDS)
+    parser.add_argument("--optimizer", default="adam", choices=tuple(algorithms.ALGORITHMS))
     parser.add_argument("--weight-decay", type=float)
     parser.add_argument("--clip-norm", type=float)
     parser.add_argument("--accumulate", type=int, default=1)

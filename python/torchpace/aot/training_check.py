@@ -25,12 +25,11 @@ from torchpace.aot.training_step import TrainingStep, kept_random_state, loss_of
 from torchpace.errors import InputError
 from torchpace.execution_options import AUTOCAST
 from torchpace.module_state import place
+from torchpace.optim.algorithms import ALGORITHMS
 from torchpace.rounding import RandomRounding, as_values, perturbing, sensitivity
 
 STEPS = 3
 SEED = 0
-# Learning rates that float32 holds exactly, so large that a wrong second step shows in the third.
-RATES = {"adam": 2**-8, "adamw": 2**-8, "sgd": 2**-5}
 SHADOWS = 4  # perturbed float64 runs, whose largest difference is the rounding sensitivity
 SHADOWS_S = 12.0  # that four may take together; otherwise two are run
 
@@ -41,10 +40,17 @@ def calls_of(recipe: Recipe) -> int:
     return STEPS * recipe.accumulate
 
 
+def rate_of(recipe: Recipe) -> float:
+    """A learning rate that float32 holds exactly, so large that a wrong second step shows in the
+    third.
+    """
+    return 2**-8 if recipe.is_adam else 2**-5
+
+
 def package_values(training: CompiledTraining, inputs: Sequence[Tensor], target: Tensor) -> Values:
     """Losses, parameters and buffers of STEPS steps on one batch, from the package's start."""
     torch.manual_seed(SEED)
-    rate = RATES[training.recipe.kind]
+    rate = rate_of(training.recipe)
     losses = [training.step(inputs, target, rate) for _ in range(calls_of(training.recipe))]
     buffers = {
         name.split(".", 1)[1]: x
@@ -161,7 +167,7 @@ def _train(
             for p in module.parameters():
                 p.copy_(perturbed(p))
     recipe, seeds = step.recipe, torch.Generator(step.device).manual_seed(SEED)
-    optimizer = optimizer_of(recipe, module.parameters(), RATES[recipe.kind])
+    optimizer = optimizer_of(recipe, module.parameters(), rate_of(recipe))
     losses = []
     torch.manual_seed(SEED)
     for call in range(calls_of(recipe)):
@@ -183,11 +189,11 @@ def optimizer_of(
     recipe: Recipe, parameters: Iterator[nn.Parameter], rate: float
 ) -> torch.optim.Optimizer:
     """torch's own, that the recipe stands for."""
-    given: dict[str, Any] = {"lr": rate, "weight_decay": recipe.weight_decay}
-    if not recipe.is_adam:
-        return torch.optim.SGD(parameters, momentum=recipe.momentum, **given)
-    kind = torch.optim.AdamW if recipe.kind == "adamw" else torch.optim.Adam
-    return kind(parameters, betas=(recipe.beta1, recipe.beta2), eps=recipe.eps, **given)
+    own: dict[str, Any] = {"momentum": recipe.momentum}
+    if recipe.is_adam:
+        own = {"betas": (recipe.beta1, recipe.beta2), "eps": recipe.eps}
+    kind = ALGORITHMS[recipe.kind].optimizer
+    return kind(parameters, lr=rate, weight_decay=recipe.weight_decay, **own)
 
 
 def _values(

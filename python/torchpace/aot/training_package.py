@@ -14,7 +14,8 @@ from torch import Tensor
 
 from torchpace.errors import InputError
 from torchpace.io.tensor_spec import parse_sizes, parse_spec, spec
-from torchpace.optim import factory
+from torchpace.optim import algorithms
+from torchpace.optim.algorithms import ALGORITHMS
 from torchpace.settings import Settings, decode, encode
 
 KIND = "training"
@@ -29,10 +30,10 @@ class Recipe:
     """
 
     kind: str = "adam"
-    beta1: float = factory.ADAM_BETAS[0]
-    beta2: float = factory.ADAM_BETAS[1]
-    eps: float = factory.ADAM_EPS
-    momentum: float = factory.MOMENTUM
+    beta1: float = algorithms.ADAM_BETAS[0]
+    beta2: float = algorithms.ADAM_BETAS[1]
+    eps: float = algorithms.ADAM_EPS
+    momentum: float = algorithms.MOMENTUM
     weight_decay: float = 0.0
     clip_norm: float = math.inf
     accumulate: int = 1
@@ -40,7 +41,7 @@ class Recipe:
     def __post_init__(self) -> None:
         """Raises InputError on an unknown optimizer or a number outside its range."""
         ranges = {
-            "kind": (self.kind in factory.KINDS, " or ".join(factory.KINDS)),
+            "kind": (self.kind in ALGORITHMS, " or ".join(ALGORITHMS)),
             "beta1": (0 <= self.beta1 < 1, "0 to below 1"),
             "beta2": (0 <= self.beta2 < 1, "0 to below 1"),
             "eps": (0 <= self.eps < math.inf, "0 or more"),
@@ -55,11 +56,11 @@ class Recipe:
 
     @property
     def is_adam(self) -> bool:
-        return self.kind != "sgd"
+        return ALGORITHMS[self.kind].is_adam
 
     @property
     def moments(self) -> tuple[str, ...]:
-        return ("first_moment", "second_moment") if self.is_adam else ("momentum",)
+        return ALGORITHMS[self.kind].moments
 
     def line(self) -> str:
         return Settings({f.name: getattr(self, f.name) for f in fields(self)}).line()

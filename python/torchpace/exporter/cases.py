@@ -17,6 +17,7 @@ from torchpace import (
     module_state,
     workload,
 )
+from torchpace.case_phase import case_phase
 from torchpace.data import text
 from torchpace.execution_options import ExecutionOptions
 from torchpace.exporter import cache, golden, memory
@@ -28,7 +29,6 @@ from torchpace.workload import (
     device_of,
     dtype_of,
     loss_module,
-    phase_of,
     seed_of,
     seeded,
     to_device,
@@ -50,13 +50,10 @@ def check(settings: Settings, model: ModuleType) -> None:
     """Raises SettingsError or Skipped for settings that no runtime can take, before anything is
     made.
     """
-    phase, _, _, _ = (
-        phase_of(settings),
-        dtype_of(settings),
-        device_of(settings),
-        ExecutionOptions.of(settings),
-    )
-    if phase == "train":
+    dtype_of(settings)
+    device_of(settings)
+    ExecutionOptions.of(settings)
+    if case_phase(settings).trains:
         factory.parse(settings)
     dtype = settings.text("dtype", "float32")
     if dtype in models.AS_GIVEN and not hasattr(model, "no_golden"):
@@ -71,8 +68,8 @@ def check(settings: Settings, model: ModuleType) -> None:
 def key_of(settings: Settings, model: ModuleType, source: text.Text | None) -> str:
     """The entry's name: model, phase and a hash of all that the files depend on."""
     related = settings.replace(**dict.fromkeys(UNRELATED, None))
-    if phase_of(settings) == "train":  # all implementations of an optimizer do the same
-        related = related.replace(optimizer=factory.parse(settings)[0])
+    if case_phase(settings).trains:  # all implementations of an optimizer do the same
+        related = related.replace(optimizer=factory.parse(settings)[0].name)
     tokens = source.sha256 if source else ""
     code = models.identity(model) + cache.package_digest()
     parts = f"{related.line()}\n{torch.__version__}\n{tokens}\n".encode() + code
@@ -143,7 +140,7 @@ def make_batches(
     """As many batches as may be compared, and one where all would be the same."""
     fixed = hasattr(model, "has_fixed_inputs") and model.has_fixed_inputs(settings)
     most = 1 if fixed else MAXIMUM_BATCHES
-    if phase_of(settings) != "train":
+    if not case_phase(settings).trains:
         most = min(most, int(golden.SHADOW_FLOPS / 2 / max(settings.number("flops", 0.0), 1)))
         most = min(most, int(MAXIMUM_OUTPUT_BYTES / max(settings.number("output_bytes", 0), 1)))
     batches: list[tuple[Tensor, ...]] = []

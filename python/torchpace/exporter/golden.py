@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from torchpace import module_state, outputs, parity, rounding, workload
+from torchpace.case_phase import case_phase
 from torchpace.errors import InputError, Skipped
 from torchpace.execution_options import ExecutionOptions
 from torchpace.optim import factory
@@ -23,7 +24,6 @@ from torchpace.workload import (
     Workload,
     dtype_of,
     loss_module,
-    phase_of,
     seeded,
     to_device,
     without_dropout,
@@ -47,7 +47,7 @@ def shadow_count(settings: Settings, measured: dict, batches: int) -> tuple[int,
     """
     if not measured:
         return SHADOWS, ""
-    training = phase_of(settings) == "train"
+    training = case_phase(settings).trains
     steps = workload.PARITY_STEPS if training else batches
     each = steps * measured["training_flops" if training else "flops"]
     count = SHADOWS if SHADOWS * each <= SHADOW_FLOPS else 2
@@ -76,7 +76,7 @@ def try_golden(
         return {}, f"{type(error).__name__}: {reason}" if reason else type(error).__name__
     for name, tensor in golden.items():
         held = to_device(tensor, tensor.device, dtype_of(settings))
-        if phase_of(settings) == "train" and not held.isfinite().all():
+        if case_phase(settings).trains and not held.isfinite().all():
             raise InputError(
                 f"{settings.text('case', 'case')}: expected a finite float64 run, found {name} "
                 "infinite or undefined: training diverges; lower lr"
@@ -101,9 +101,9 @@ def golden_values(
     if inside.itemsize < computed.itemsize:  # a model that autocasts itself, but not in float64
         computed = inside
     settings = plain_settings(settings)
-    if phase_of(settings) == "train" and not has_complex_parameters(settings):
+    if case_phase(settings).trains and not has_complex_parameters(settings):
         # One operator for all tensors of the optimizer, whose float64 result is the same.
-        settings = settings.replace(optimizer=f"{factory.parse(settings)[0]}-fused")
+        settings = settings.replace(optimizer=f"{factory.parse(settings)[0].name}-fused")
     golden = double(eager.load("py-eager", settings, model)).values()
     runs = (
         perturbed_values(
@@ -226,7 +226,7 @@ def expect_repeatable(first: Workload, second: Workload) -> None:
 
 
 def _no_autograd(loaded: Workload) -> contextlib.AbstractContextManager[None]:
-    return torch.no_grad() if loaded.phase == "train" else contextlib.nullcontext()
+    return torch.no_grad() if loaded.phase.trains else contextlib.nullcontext()
 
 
 def _difference(a: dict[str, Tensor], b: dict[str, Tensor]) -> str:

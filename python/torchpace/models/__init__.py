@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
+from torchpace.case_phase import CasePhase, case_phase
 from torchpace.exporter import cache
 from torchpace.settings import Settings, SettingsError
 
@@ -52,8 +53,8 @@ class Cost:
     items: int  # items of one batch
     item: str  # what an item is: tokens, samples
 
-    def flops(self, phase: str) -> float:
-        return self.training_flops if phase == "train" else self.forward_flops
+    def flops(self, phase: CasePhase) -> float:
+        return self.training_flops if phase.trains else self.forward_flops
 
 
 def minimum_bytes(
@@ -65,7 +66,7 @@ def minimum_bytes(
     parameters and both moments read once and written once (6 x parameter_bytes), the input and the
     target read.
     """
-    if settings.text("phase", "inference") == "train":
+    if case_phase(settings, "inference").trains:
         return 6 * parameter_bytes + input_bytes + target_bytes
     return parameter_bytes + input_bytes + output_bytes
 

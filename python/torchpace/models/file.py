@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from torchpace.case_phase import case_phase
 from torchpace.errors import InputError, Skipped
 from torchpace.execution_options import ExecutionOptions
 from torchpace.io.tensor_spec import parse_spec
@@ -138,7 +139,7 @@ class Program(Imported):
         given = self._known().inputs
         if "input" in settings or not given:
             return
-        batch, latency = len(given[0]), settings.text("phase") == "latency"
+        batch, latency = len(given[0]), case_phase(settings).batch_of_one
         if not latency and batch == 1 and "batch" not in settings:
             raise Skipped(f"{self.label}: its batch is 1, which is the case of phase latency")
         if latency and batch != 1:
@@ -197,7 +198,7 @@ class File:
         """`input` with the batch of the case: that of the key `batch`, 1 in phase latency."""
         specs = parse_specs(settings.text("input"))
         batch = given_batch(specs)
-        if settings.text("phase") == "latency":
+        if case_phase(settings).batch_of_one:
             batch = 1
         elif "batch" in settings:
             batch = settings.integer("batch", minimum=1)
@@ -222,7 +223,7 @@ class File:
         inputs = _inputs_of(self, settings)
         tried = [try_file(path, inputs, settings) for path in paths]
         good = next((t for t in tried if not t.refused), None)
-        if settings.text("phase") == "latency":
+        if case_phase(settings).batch_of_one:
             self._expect_batch_of_one(settings, tried)
         if good is None:
             raise InputError(tried[0].refused)
@@ -242,7 +243,7 @@ class File:
 
     def _expect_batch(self, settings: Settings) -> None:
         specs = parse_specs(settings.text("input"))
-        if settings.text("phase") == "latency" and given_batch(specs) is None:
+        if case_phase(settings).batch_of_one and given_batch(specs) is None:
             raise Skipped(
                 f"{self.path.name}: its inputs have no batch, one first dimension of all, to be 1"
             )

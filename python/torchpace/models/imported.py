@@ -30,6 +30,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from torchpace import module_state, outputs
+from torchpace.case_phase import case_phase
 from torchpace.errors import InputError, Skipped
 from torchpace.models import COST_KEYS, Cost, element_bytes
 from torchpace.reads import ParameterReads, minimum_parameter_bytes
@@ -125,7 +126,7 @@ class Imported:
                 "a new module in each call", "the one of the call before; build it in the factory"
             )
         self._last = weakref.ref(module)
-        if settings.text("phase", "inference") == "train":
+        if case_phase(settings, "inference").trains:
             if self._given.loss is None:
                 raise Skipped(
                     f"factory {self.label} gives no loss, so it cannot be trained; return a "
@@ -196,7 +197,7 @@ class Imported:
         return self._measured[key]
 
     def _measure(self, settings: Settings) -> dict[str, Any]:
-        training = settings.text("phase") == "train"
+        training = case_phase(settings).trains
         cpu = torch.device("cpu")
         module = module_state.place(self.make(settings), cpu, torch.float32)
         if loss := self.loss_module:
@@ -394,7 +395,7 @@ class Imported:
         return tuple(x.detach().cpu() for x in tensors)
 
     def _batch(self, settings: Settings, inputs: tuple[Tensor, ...]) -> int:
-        return 1 if settings.text("phase", "inference") == "latency" else len(inputs[0])
+        return 1 if case_phase(settings, "inference").batch_of_one else len(inputs[0])
 
     def _error(self, expected: str, found: str) -> InputError:
         return InputError(f"factory {self.label}: expected {expected}, found {found}")

@@ -10,50 +10,54 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from torchpace.optim.algorithms import (
+    ADAM_BETAS,
+    ADAM_EPS,
+    ALGORITHMS,
+    IMPLEMENTATIONS,
+    LR,
+    MOMENTUM,
+    Algorithm,
+)
 from torchpace.settings import Settings
 
-LR = 2e-4
-ADAM_BETAS = (0.9, 0.999)
-ADAM_EPS = 1e-8
-WEIGHT_DECAY = 0.01  # of adamw
-MOMENTUM = 0.9  # of sgd
 
-KINDS = ("adam", "adamw", "sgd")
-IMPLEMENTATIONS = ("per-tensor", "foreach", "fused")
-
-
-def parse(settings: Settings) -> tuple[str, str]:
-    """The kind and the implementation. Raises SettingsError on an unknown name."""
+def parse(settings: Settings) -> tuple[Algorithm, str]:
+    """The algorithm and the implementation. Raises SettingsError on an unknown name."""
     known = {}
-    for kind in KINDS:
+    for algorithm in ALGORITHMS.values():
         for way in IMPLEMENTATIONS:
-            known[kind if way == "per-tensor" else f"{kind}-{way}"] = (kind, way)
+            suffix = "" if way == "per-tensor" else f"-{way}"
+            known[algorithm.name + suffix] = (algorithm, way)
     return known[settings.text("optimizer", "adam", tuple(known))]
 
 
 def name(settings: Settings) -> str:
     """As it is recorded: "adam per-tensor", "adamw fused"."""
-    return " ".join(parse(settings))
+    algorithm, implementation = parse(settings)
+    return f"{algorithm.name} {implementation}"
 
 
 def moments(settings: Settings) -> int:
     """Tensors of a parameter's size that the optimizer keeps beside it."""
-    return 1 if parse(settings)[0] == "sgd" else 2
+    return len(parse(settings)[0].moments)
 
 
 def make(settings: Settings, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
     """Exactly the implementation that is named: by default Python would take foreach on CUDA."""
-    kind, implementation = parse(settings)
-    lr = settings.number("lr", LR)
-    how = {"foreach": implementation == "foreach", "fused": implementation == "fused"}
-    if kind == "sgd":
-        return torch.optim.SGD(parameters, lr=lr, momentum=MOMENTUM, **how)
-    eps = settings.number("eps", ADAM_EPS)
-    if kind == "adamw":
-        return torch.optim.AdamW(
-            parameters, lr=lr, betas=ADAM_BETAS, eps=eps, weight_decay=WEIGHT_DECAY, **how
-        )
-    return torch.optim.Adam(parameters, lr=lr, betas=ADAM_BETAS, eps=eps, **how)
+    algorithm, implementation = parse(settings)
+    return algorithm.optimizer(
+        parameters,
+        lr=settings.number("lr", LR),
+        weight_decay=algorithm.weight_decay,
+        foreach=implementation == "foreach",
+        fused=implementation == "fused",
+        **(
+            {"betas": ADAM_BETAS, "eps": settings.number("eps", ADAM_EPS)}
+            if algorithm.is_adam
+            else {"momentum": MOMENTUM}
+        ),
+    )
 
 
 def restore(optimizer: torch.optim.Optimizer) -> None:
@@ -74,9 +78,7 @@ def direction(settings: Settings, gradient: Tensor, before: Tensor) -> Tensor:
 
     With an eps of 1e-8 and not the case's, so that parity sees a wrong one.
     """
-    kind, _ = parse(settings)
+    algorithm, _ = parse(settings)
     g = gradient.double()
-    if kind == "sgd":
-        return g
-    adam = g / (g.abs() + ADAM_EPS)
-    return adam + WEIGHT_DECAY * before.double() if kind == "adamw" else adam
+    moved = g / (g.abs() + ADAM_EPS) if algorithm.is_adam else g
+    return moved + algorithm.weight_decay * before.double()

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from torchpace.aot import inductor
+from torchpace.case_phase import case_phase
 from torchpace.errors import InputError, Skipped
 from torchpace.exporter.artifacts import refused
 from torchpace.runtimes.eager import EagerInference, EagerTraining
@@ -87,7 +88,7 @@ def expect_distinct(mode: str, settings: Settings) -> None:
 
 
 def compiled(mode: str, settings: Settings, model: ModuleType) -> Any:
-    kind = CompiledTraining if settings.text("phase") == "train" else CompiledInference
+    kind = CompiledTraining if case_phase(settings).trains else CompiledInference
     return kind(mode, settings, model)
 
 

@@ -17,8 +17,9 @@ from torch import Tensor
 from torchpace.aot import export_training, inductor
 from torchpace.aot.compiled_training import CompiledTraining
 from torchpace.aot.patches import gemm
+from torchpace.case_phase import case_phase
 from torchpace.errors import InputError, Skipped
-from torchpace.optim import factory
+from torchpace.optim import algorithms, factory
 from torchpace.runtimes.detail.inference_workload import artifact_of
 from torchpace.settings import Settings
 from torchpace.workload import (
@@ -61,15 +62,15 @@ def make_artifact(kind: str, target: Path, settings: Settings, model: ModuleType
             "check it; take dropout=0"
         )
     inputs, batch_target = source.batches[0]
-    kind, _ = factory.parse(settings)
+    algorithm, _ = factory.parse(settings)
     path = export_training.export_training(
         source.module,
         loss_module(model) or model.loss,
         inputs,
         batch_target,
         path=target / "step.pt2",
-        optimizer=kind,
-        eps=settings.number("eps", factory.ADAM_EPS),
+        optimizer=algorithm.name,
+        eps=settings.number("eps", algorithms.ADAM_EPS),
         autocast=settings.text("autocast", "none"),
         gemm=settings.text("gemm", "torchpace", gemm.CHOICES),
         compile_timeout=None,  # the process that makes artifacts has one
@@ -80,7 +81,7 @@ def make_artifact(kind: str, target: Path, settings: Settings, model: ModuleType
 
 
 def _expect_training(settings: Settings) -> None:
-    if settings.text("phase") != "train":
+    if not case_phase(settings).trains:
         raise Skipped("a compiled training step is for training; py-aot has a compiled forward")
     if settings.text("memory_format", "contiguous") != "contiguous":
         raise Skipped(
@@ -122,10 +123,10 @@ class CompiledTrain(Workload):
         state = State(settings)
         self.batches = self.batches_of(state)
         self.training = CompiledTraining(artifact_of(settings, ".pt2"), self.device)
-        self.lr = settings.number("lr", factory.LR)
+        self.lr = settings.number("lr", algorithms.LR)
         self.seed = seed_of(settings)
         found = self.training.contents
-        expected = (factory.parse(settings)[0], settings.text("autocast", "none"))
+        expected = (factory.parse(settings)[0].name, settings.text("autocast", "none"))
         if (found.recipe.kind, found.autocast) != expected:
             raise InputError(
                 f"artifact: expected a step of {expected[0]} with autocast {expected[1]}, found "

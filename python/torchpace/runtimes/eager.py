@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from torchpace.case_phase import case_phase
 from torchpace.errors import InputError
 from torchpace.module_state import buffers_of, state_of
 from torchpace.optim import factory
@@ -40,8 +41,7 @@ def load(name: str, settings: Settings, model: ModuleType) -> Workload:
 
     Raises InputError on unusable settings or files, Skipped where the device is missing.
     """
-    phase = settings.text("phase")
-    return EagerTraining(settings, model) if phase == "train" else EagerInference(settings, model)
+    return (EagerTraining if case_phase(settings).trains else EagerInference)(settings, model)
 
 
 class EagerInference(Workload):
@@ -67,7 +67,7 @@ class EagerInference(Workload):
         return output_values(self, len(self.inputs))
 
     def losses(self, steps: int, tokens: Tensor | None) -> list[float]:
-        raise InputError(f"losses: expected a case of phase train, got {self.phase}")
+        raise InputError(f"losses: expected a case of phase train, got {self.phase.name}")
 
 
 class EagerTraining(Workload):

@@ -10,6 +10,7 @@
 
 #include "analysis/analyze.hpp"
 #include "report/number_format.hpp"
+#include "torchpace/case_phase.hpp"
 
 namespace torchpace::cli {
 namespace {
@@ -45,7 +46,7 @@ bool is_measurable(const Results& results, const CaseResult& result) {
 /// What a step reads over and over. Training counts its parameters and moments twice, read and
 /// written.
 double working_set(const CaseResult& result) {
-  return result.phase == "train" ? result.minimum_bytes / 2 : result.minimum_bytes;
+  return case_phase_named(result.phase).trains ? result.minimum_bytes / 2 : result.minimum_bytes;
 }
 
 /// Whether the limits of this run are not the row's: other arithmetic, or more threads.

@@ -9,6 +9,7 @@
 #include "support/error.hpp"
 #include "support/process.hpp"
 #include "support/signals.hpp"
+#include "torchpace/optim/algorithms.hpp"
 
 namespace torchpace::cli {
 namespace {
@@ -148,7 +149,7 @@ void register_export_training(CLI::App& app, CommandLine& line) {
   pass_on("--seed", "N", "Seed of the initial weights (default: 0)")
       ->check(expecting<int64_t>("an integer", [](int64_t) { return true; }));
   pass_on("--optimizer", "NAME", "Optimizer: adam, adamw or sgd (default: adam)")
-      ->check(one_of({"adam", "adamw", "sgd"}));
+      ->check(one_of(optimizer_algorithm_names()));
   pass_on("--weight-decay", "X", "Weight decay (default: 0.01 for adamw, else 0)")
       ->check(expecting<double>("a number", [](double) { return true; }));
   pass_on("--clip-norm", "X", "Norm that gradients are scaled down to (default: no clipping)")

@@ -10,6 +10,7 @@
 #include "plan/runtime_discovery.hpp"
 #include "plan/sweep.hpp"
 #include "support/error.hpp"
+#include "torchpace/case_phase.hpp"
 
 namespace torchpace::cli {
 namespace {
@@ -27,7 +28,7 @@ void print_text(const Catalog& catalog, const std::vector<WorkerSpec>& runtimes,
                 const std::vector<std::string>& problems) {
   const auto& json = catalog.json();
   fmt::print("Cases are named FAMILY_PHASE/size:SIZE; phases: {}\n\n",
-             fmt::join(catalog.phases(), ", "));
+             fmt::join(case_phase_names(), ", "));
   for (const auto& [family, entry] : json.at("families").items()) {
     fmt::print("{}  {}\n", family, settings_text(entry.at("settings")));
     for (const auto& [size, values] : entry.at("sizes").items()) {

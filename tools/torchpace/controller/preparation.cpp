@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "controller/preflight.hpp"
+#include "torchpace/case_phase.hpp"
 
 namespace torchpace::cli {
 namespace {
@@ -161,13 +162,14 @@ void Preparation::run_preflight(size_t first, size_t end) {
   for (size_t i = first; i < end; ++i) {
     const auto& item = run_.options.cases[i];
     const auto curve = run_.options.curves.find(item.family);
-    cases.push_back({.item = item,
-                     .result = run_.results.cases[i],
-                     .files = run_.files[i],
-                     .values = run_.folder.path() / fmt::format("{}.pt", i),
-                     .curve_steps = item.phase == "train" && curve != run_.options.curves.end()
-                                        ? curve->second
-                                        : 0});
+    cases.push_back(
+        {.item = item,
+         .result = run_.results.cases[i],
+         .files = run_.files[i],
+         .values = run_.folder.path() / fmt::format("{}.pt", i),
+         .curve_steps = case_phase_named(item.phase).trains && curve != run_.options.curves.end()
+                            ? curve->second
+                            : 0});
   }
   Preflight preflight({.runtimes = run_.options.runtimes,
                        .worker_timeout_s = run_.options.worker_timeout_s,

@@ -13,6 +13,8 @@
 
 #include "support/error.hpp"
 #include "support/strings.hpp"
+#include "torchpace/case_phase.hpp"
+#include "torchpace/optim/algorithms.hpp"
 
 namespace torchpace::cli {
 namespace {
@@ -202,8 +204,9 @@ void add_once(std::vector<Case>& cases, Case added) {
 }
 
 std::string phase_of_own(const std::string& name) {
-  for (const char* phase : {"train", "inference", "latency"}) {
-    if (name.substr(0, name.find('/')).ends_with(std::string("_") + phase)) return phase;
+  const auto base = name.substr(0, name.find('/'));
+  for (const auto& phase : kCasePhases) {
+    if (base.ends_with(fmt::format("_{}", phase.name))) return std::string(phase.name);
   }
   return "other";
 }
@@ -247,13 +250,10 @@ std::vector<std::string> Catalog::keys(const char* section) const {
   return names;
 }
 
-std::vector<std::string> Catalog::phases() const {
-  return json_.at("phases").get<std::vector<std::string>>();
-}
-
 std::vector<std::string> Catalog::phases(const std::string& family) const {
   const auto& json = json_.at("families").at(family);
-  return json.contains("phases") ? json.at("phases").get<std::vector<std::string>>() : phases();
+  return json.contains("phases") ? json.at("phases").get<std::vector<std::string>>()
+                                 : case_phase_names();
 }
 
 std::vector<std::string> Catalog::sizes(const std::string& family) const {
@@ -346,7 +346,8 @@ void Catalog::check_value(const std::string& key, const std::string& value) cons
   } else if (*axis == "number") {
     if (!is_positive(value)) fail("a number above 0");
   } else {
-    const auto words = axis->get<std::vector<std::string>>();
+    const auto words =
+        *axis == "optimizer" ? optimizer_names() : axis->get<std::vector<std::string>>();
     if (std::find(words.begin(), words.end(), value) != words.end()) return;
     const auto near = closest(value, words);
     fail(fmt::format("one of {}", fmt::join(words, ", ")),
@@ -406,11 +407,12 @@ void Catalog::add(std::vector<Case>& cases, const std::string& family, const std
   basic.settings.set("family", family);
   basic.settings.set("model", json.at("model").get<std::string>());
   basic.settings.set("phase", phase);
+  const auto kind = case_phase_named(phase);
   std::vector<Case> products{basic};
   for (const auto& axis : axes) {
     check(family, axis);
-    if (phase == "latency" && axis.key == "batch") continue;  // latency is of one
-    if (phase != "train" && kTrainingKeys.contains(axis.key)) continue;
+    if (kind.batch_of_one && axis.key == "batch") continue;
+    if (!kind.trains && kTrainingKeys.contains(axis.key)) continue;
     std::vector<Case> next;
     for (const auto& product : products) {
       for (const auto& value : axis.values) {
@@ -422,7 +424,7 @@ void Catalog::add(std::vector<Case>& cases, const std::string& family, const std
     products = std::move(next);
   }
   for (auto& product : products) {
-    if (phase == "latency") product.settings.set("batch", "1");
+    if (kind.batch_of_one) product.settings.set("batch", "1");
     product.settings.set("case", product.name);
     add_once(cases, std::move(product));
   }
@@ -467,7 +469,7 @@ std::vector<Case> Catalog::expand(const std::vector<std::string>& patterns, cons
         const bool may_lack = name.empty() && is_pattern(pattern.base);
         const bool is_file = json_.at("families").at(family).at("model") == "file";
         for (size_t i = begin; i < cases.size(); ++i) {
-          cases[i].optional = may_lack && (is_file || cases[i].phase == "train");
+          cases[i].optional = may_lack && (is_file || case_phase_named(cases[i].phase).trains);
         }
       }
     }

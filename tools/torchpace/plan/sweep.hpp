@@ -63,7 +63,6 @@ class Catalog {
 
   const Json& json() const { return json_; }
   std::vector<std::string> families() const { return keys("families"); }
-  std::vector<std::string> phases() const;
   std::vector<std::string> phases(const std::string& family) const;
   std::vector<std::string> sizes(const std::string& family) const;
 

@@ -8,6 +8,7 @@
 
 #include "results/results.hpp"
 #include "support/error.hpp"
+#include "torchpace/case_phase.hpp"
 
 namespace torchpace::cli {
 namespace {
@@ -178,7 +179,9 @@ void describe(auto& io, Is<Fastest> auto& fastest) {
 void describe(auto& io, Is<CaseResult> auto& result) {
   io.required("case", result.name);
   io.required("family", result.family);
-  io.word("phase", result.phase, {"train", "inference", "latency", "other"});
+  auto phases = case_phase_names();
+  phases.emplace_back("other");  // of workers that are not torchpace's
+  io.word("phase", result.phase, phases);
   io.required("settings", result.settings);
   io.required("reference", result.reference);
   io.optional("flops", result.flops);
@@ -263,7 +266,7 @@ concept Described = requires(Io& io, T& value) {
   describe(io, value);
 };
 
-using Words = std::initializer_list<const char*>;
+using Words = std::vector<std::string>;
 
 /// Writes an object.
 class Writer {
@@ -273,7 +276,7 @@ class Writer {
   void required(const char* key, const auto& value) { write(json_[key], value); }
   void optional(const char* key, const auto& value) { required(key, value); }
   void derived(const char* key, const auto& value) { required(key, value); }
-  void word(const char* key, const std::string& value, Words) { required(key, value); }
+  void word(const char* key, const std::string& value, const Words&) { required(key, value); }
   void derived_flag(const char* key, bool value) {
     if (value) required(key, value);
   }
@@ -386,7 +389,7 @@ class JsonReader {
       if (word == to_string(status)) value = status;
     }
   }
-  void into(std::string& value, Words words) const {
+  void into(std::string& value, const Words& words) const {
     into(value);
     if (std::find(words.begin(), words.end(), value) == words.end()) {
       fail(fmt::format("one of {}", fmt::join(words, ", ")));
@@ -418,7 +421,9 @@ class JsonReader {
   }
   void unless_empty(const char* key, auto& value) const { optional(key, value); }
   void unless_unknown(const char* key, double& value) const { optional(key, value); }
-  void word(const char* key, std::string& value, Words words) const { at(key).into(value, words); }
+  void word(const char* key, std::string& value, const Words& words) const {
+    at(key).into(value, words);
+  }
   void derived(const char*, const auto&) const {}
   void derived_flag(const char*, bool) const {}
   void derived_unless_empty(const char*, const auto&) const {}

@@ -26,13 +26,10 @@ struct CompiledForward {
   std::function<TensorDict()> state = {};  // tensors by name that a call must leave as they are
 };
 
-/// The phase of an inference case. Throws DeviceUnavailable, with `why_not`, for training.
+/// How an inference case is timed. Throws DeviceUnavailable, with `why_not`, for training.
 inline Phase inference_phase(const Settings& settings, const std::string& why_not) {
-  const auto phase = settings.require<std::string>("phase");
-  if (phase == "train") throw DeviceUnavailable(why_not);
-  TORCH_CHECK(phase == "inference" || phase == "latency",
-              "phase: expected train, inference or latency, got '", phase, "'");
-  return phase == "latency" ? Phase::kLatency : Phase::kThroughput;
+  if (case_phase(settings).trains) throw DeviceUnavailable(why_not);
+  return timing_of(settings);
 }
 
 /// The batches of a case for a runtime that needs no module: its weights are in the artifact.

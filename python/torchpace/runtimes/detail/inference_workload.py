@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from torchpace import outputs
+from torchpace.case_phase import case_phase
 from torchpace.errors import InputError, Skipped
 from torchpace.settings import Settings
 from torchpace.workload import State, Workload, build, grad_mode_of, output_values
@@ -42,7 +43,7 @@ class Inference(Workload):
         return output_values(self, len(self.inputs))
 
     def losses(self, steps: int, tokens: Tensor | None) -> list[float]:
-        raise InputError(f"losses: expected a case of phase train, got {self.phase}")
+        raise InputError(f"losses: expected a case of phase train, got {self.phase.name}")
 
 
 class Source(Inference):
@@ -65,7 +66,7 @@ class Source(Inference):
 
 def expect_inference(settings: Settings, what: str) -> None:
     """Raises Skipped for training, before anything is compiled."""
-    if settings.text("phase") == "train":
+    if case_phase(settings).trains:
         raise Skipped(f"{what} here is for inference: its file has no backward")
 
 
