@@ -55,12 +55,12 @@ def ratios(case: str, seed: int, threads: list[int]) -> list[float]:
         settings = expand_case(case, threads=1, seed=seed)
         answer = Exporter(Path(folder), TEXT).answer(settings.line())
         settings = settings.replace(**{key: answer[key] for key in ("state", "golden", "tokens")})
-        golden = tensor_file.load(answer["golden"], "values")
+        golden = tensor_file.read_tensors(answer["golden"], "values")
         found = []
         for count in threads:
             torch.set_num_threads(count)
             values = eager.load("py-eager", settings, models.of(settings)).values()
-            result = parity.compare(values, values, golden, torch.float32)
+            result = parity.check_parity(values, values, golden, torch.float32)
             found.append(ratio_of(result))
             if not result.passed:
                 print(f"seed {seed}, threads {count}: {result.worst or result.note}", flush=True)

@@ -65,7 +65,7 @@ def train(options: argparse.Namespace) -> None:
         return gptlite.loss(module(x), y)
 
     loss_of = torch.compile(forward) if options.runtime == "compile" else forward
-    tokens, losses = text.load_tokens(options.tokens), []
+    tokens, losses = text.read_tokens(options.tokens), []
     begin = time.perf_counter()
     for step in range(options.steps):
         optimizer.param_groups[0]["lr"] = learning_rate(step, options.steps)

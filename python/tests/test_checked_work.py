@@ -148,9 +148,9 @@ def checked(worker, script_worker, exporter, case, tmp_path):
         paths = " ".join(filter(None, (encode(str(tmp_path / "values.pt")), answer["golden"])))
         changed = settings
         if change is not None:
-            state = tensor_file.load(settings["state"], "state")
+            state = tensor_file.read_tensors(settings["state"], "state")
             if change(state) is not None:
-                tensor_file.save(tmp_path / "changed.pt", state)
+                tensor_file.write_tensors(tmp_path / "changed.pt", state)
                 changed = settings.replace(state=tmp_path / "changed.pt")
         found = []
         assert "error" not in (loaded := worker.ask("load " + changed.line())), loaded

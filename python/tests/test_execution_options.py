@@ -41,7 +41,7 @@ def test_both_tf32_switches_are_always_set(on):
 def test_autocast_passes_its_own_parity_and_sees_a_swap(exported, family, phase):
     name = f"{family}_{phase}/size:smoke"
     settings, answer = exported(name, autocast="bfloat16")
-    golden = tensor_file.load(answer["golden"], "golden")
+    golden = tensor_file.read_tensors(answer["golden"], "golden")
     workload = load(settings)
     assert workload.precision == torch.bfloat16
     assert all(p.dtype == torch.float32 for p in workload.module.parameters())
@@ -52,18 +52,18 @@ def test_autocast_passes_its_own_parity_and_sees_a_swap(exported, family, phase)
     value = {"train": "losses", "inference": "batch0.output"}[phase]
     assert not torch.equal(plain[value].double(), reference[value].double())
     # what float32 computes is as right as what bfloat16 computes
-    assert parity.compare(plain, reference, golden, torch.bfloat16).passed
+    assert parity.check_parity(plain, reference, golden, torch.bfloat16).passed
     swap = {
         "gptlite": "blocks.0.attention.qkv.weight,blocks.1.attention.qkv.weight",
         "dnn_deep": "layers.0.weight,layers.7.weight",
     }[family]
     swapped = load(settings.replace(swap=swap)).values()
-    assert not parity.compare(swapped, reference, golden, torch.bfloat16).passed
+    assert not parity.check_parity(swapped, reference, golden, torch.bfloat16).passed
 
 
 def test_the_truth_is_float64_without_autocast_and_its_spread_is_of_bfloat16(exported):
     goldens = [
-        tensor_file.load(
+        tensor_file.read_tensors(
             exported("gptlite_inference/size:smoke", **execution)[1]["golden"], "golden"
         )
         for execution in ({}, {"autocast": "bfloat16"})

@@ -35,10 +35,10 @@ def test_an_entry_is_made_once_and_holds_what_it_should(exporter, folder):
     again = exporter.ask(CASE.replace(seed=11, device="cpu", threads=2, case="another name").line())
     assert (first["cached"], again["cached"]) == (False, True) and first["state"] == again["state"]
     assert first["tokens"] == "" and first["note"] == "" and first["case"] == CASE["case"]
-    state = tensor_file.load(first["state"], "state")
+    state = tensor_file.read_tensors(first["state"], "state")
     assert state["input"].shape == (8, 4, 32) and state["target"].shape == (8, 4)
     assert not torch.equal(state["input"][0], state["input"][1])
-    golden = tensor_file.load(first["golden"], "golden")
+    golden = tensor_file.read_tensors(first["golden"], "golden")
     assert golden["losses"].shape == (10,) and golden["losses"].dtype == torch.float64
     assert golden["spread.losses"].shape == (2,)
     torch.testing.assert_close(
@@ -52,7 +52,7 @@ def test_an_entry_is_made_once_and_holds_what_it_should(exporter, folder):
 
 def test_the_first_loss_of_the_truth_is_near_ln_65(exported):
     settings, answer = exported("gptlite_train/size:smoke")
-    golden = tensor_file.load(answer["golden"], "golden")
+    golden = tensor_file.read_tensors(answer["golden"], "golden")
     assert golden["losses"][0].item() == pytest.approx(4.174, abs=0.15)
     assert Path(settings["tokens"]).is_file()
 
@@ -91,7 +91,7 @@ def test_two_exporters_at_once_are_both_right(tmp_path):
             and not one["note"] + other["note"]
         )
         assert sorted([one["cached"], other["cached"]]) == [False, True]
-        tensor_file.load(one["state"], "state")
+        tensor_file.read_tensors(one["state"], "state")
     assert not leftovers(tmp_path)
 
 

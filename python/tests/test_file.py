@@ -102,14 +102,14 @@ def test_a_script_is_measured_as_it_is(exporter, saved):
     assert (measured["items"], measured["below"], measured["dtype"]) == (6, "50", "float32")
     assert measured["flops"] == 2 * 6 * 8 * 3
     assert measured["parameter_bytes"] == 4 * (8 * 3 + 3)  # all of an embedding is not read
-    state = tensor_file.load(answer["state"], "state")
+    state = tensor_file.read_tensors(answer["state"], "state")
     assert set(state) == {"input", "input.1", "target"}  # its weights are in the file
     assert state["input"].shape == (8, 6, 5) and state["input"].max() > 40
     assert state["input.1"].dtype == torch.float32
     latency = exporter.ask(case(saved / "Net.pt", "latency", input="6x5:int64;6x8:float32").line())
-    assert tensor_file.load(latency["state"], "state")["input"].shape == (8, 1, 5)
+    assert tensor_file.read_tensors(latency["state"], "state")["input"].shape == (8, 1, 5)
     bounded = exporter.ask(case(saved / "Net.pt", input="6x5:int64;6x8", below=3).line())
-    assert tensor_file.load(bounded["state"], "state")["input"].max() == 2
+    assert tensor_file.read_tensors(bounded["state"], "state")["input"].max() == 2
 
 
 def test_a_frozen_script_is_one(exporter, saved):
@@ -124,7 +124,9 @@ def test_a_file_keeps_the_dtype_of_its_inputs(exporter, worker, saved, tmp_path,
     settings = case(path, input=f"4x8:{dtype}")
     answer = exporter.ask(settings.line())
     assert answer["set"]["dtype"] == dtype
-    assert tensor_file.load(answer["state"], "state")["input"].dtype == getattr(torch, dtype)
+    assert tensor_file.read_tensors(answer["state"], "state")["input"].dtype == getattr(
+        torch, dtype
+    )
     error = exporter.ask(case(path, input="4x8").line())["error"]
     assert "expected a model that takes 4x8:float32 (it" in error and "\n" not in error
 
@@ -169,7 +171,7 @@ def test_a_batch_that_is_fixed_has_no_latency(exporter, saved):
 def test_a_program_is_a_model_of_ones_own(exporter, saved):
     answer = exporter.ask(case(saved / "any.pt2").line())
     assert answer["golden"] and answer["set"]["outputs"] == "output"
-    state = tensor_file.load(answer["state"], "state")
+    state = tensor_file.read_tensors(answer["state"], "state")
     assert "parameter.program.layer.weight" in state and state["input"].shape == (1, 4, 8)
 
 

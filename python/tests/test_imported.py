@@ -128,22 +128,22 @@ def test_a_worker_loads_checks_and_runs_it(worker, case, tmp_path, factory, phas
 
 
 def perturbed_state(settings, folder):
-    state = tensor_file.load(settings["state"], "state")
+    state = tensor_file.read_tensors(settings["state"], "state")
     name = next(name for name in state if name.startswith("parameter."))
     state[name] = state[name] * 1.01
-    tensor_file.save(folder / "perturbed.pt", state)
+    tensor_file.write_tensors(folder / "perturbed.pt", state)
     return folder / "perturbed.pt"
 
 
 def test_what_the_state_holds(case):
-    state = tensor_file.load(case("conv", "train")[1]["state"], "state")
+    state = tensor_file.read_tensors(case("conv", "train")[1]["state"], "state")
     assert {"buffer.norm.running_mean", "buffer.norm.num_batches_tracked"} <= state.keys()
     assert state["input"].shape == (1, 4, 3, 8, 8)  # the factory's, which are always the same
     assert state["target"].shape == (1, 4)
-    state = tensor_file.load(case("pair", "inference")[1]["state"], "state")
+    state = tensor_file.read_tensors(case("pair", "inference")[1]["state"], "state")
     assert state["input"].shape == (8, 2, 4) and state["input.1"].shape == (8, 2, 3)
     assert state["input"].max() == 6 and not torch.equal(state["input"][0], state["input"][1])
-    state = tensor_file.load(case("tied", "inference")[1]["state"], "state")
+    state = tensor_file.read_tensors(case("tied", "inference")[1]["state"], "state")
     assert "parameter.embedding.weight" in state
     assert "head.weight" not in str(state.keys()) and "transient.mask" in state
 
@@ -160,12 +160,12 @@ def test_tied_weights_stay_tied(case):
 def test_rows_are_cut_or_repeated_to_the_batch(case):
     for more, rows in (({}, 4), ({"batch": 2}, 2), ({"batch": 6}, 6)):
         settings, answer = case("conv", "train", **more)
-        state = tensor_file.load(answer["state"], "state")
+        state = tensor_file.read_tensors(answer["state"], "state")
         assert len(state["input"][0]) == len(state["target"][0]) == rows == answer["set"]["items"]
     assert state["target"][0].tolist() == [0, 1, 2, 3, 0, 1]
     assert torch.equal(state["input"][0, 4], state["input"][0, 0])
     _, answer = case("conv", "latency")
-    assert tensor_file.load(answer["state"], "state")["input"].shape == (1, 1, 3, 8, 8)
+    assert tensor_file.read_tensors(answer["state"], "state")["input"].shape == (1, 1, 3, 8, 8)
 
 
 def test_costs_and_memory_by_hand(case):
@@ -216,8 +216,8 @@ def test_channels_last_is_in_force_and_right(case):
     (image,), _ = workload.batches[0]
     assert image.is_contiguous(memory_format=torch.channels_last) and not image.is_contiguous()
     reference = load(settings.replace(memory_format="contiguous")).values()
-    golden = tensor_file.load(answer["golden"], "golden")
-    assert parity.compare(workload.values(), reference, golden, torch.float32).passed
+    golden = tensor_file.read_tensors(answer["golden"], "golden")
+    assert parity.check_parity(workload.values(), reference, golden, torch.float32).passed
 
 
 def test_autocast_and_bfloat16(case):
@@ -225,9 +225,9 @@ def test_autocast_and_bfloat16(case):
         settings, answer = case("conv", "inference", **more)
         workload = load(settings)
         reference = workload.values()
-        golden = tensor_file.load(answer["golden"], "golden")
+        golden = tensor_file.read_tensors(answer["golden"], "golden")
         assert reference["batch0.output"].dtype == torch.bfloat16
-        assert parity.compare(workload.values(), reference, golden, torch.bfloat16).passed
+        assert parity.check_parity(workload.values(), reference, golden, torch.bfloat16).passed
 
 
 def test_a_changed_source_is_another_entry(exporter, tmp_path):

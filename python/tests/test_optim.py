@@ -4,7 +4,7 @@ import torch
 from torchpace import models, parity
 from torchpace.io import tensor_file
 from torchpace.optim import factory
-from torchpace.optim.algorithms import ALGORITHMS, IMPLEMENTATIONS
+from torchpace.optim.algorithms import IMPLEMENTATIONS, OPTIMIZER_ALGORITHMS
 from torchpace.runtimes import eager
 from torchpace.settings import Settings, SettingsError
 
@@ -20,16 +20,16 @@ def load(settings):
 
 
 @pytest.mark.parametrize("family", ["gptlite", "dnn_deep", "dnn_wide"])
-@pytest.mark.parametrize("kind", ALGORITHMS)
+@pytest.mark.parametrize("kind", OPTIMIZER_ALGORITHMS)
 def test_all_implementations_agree_and_a_wrong_one_fails(exported, family, kind):
     settings, answer = exported(f"{family}_train/size:smoke", optimizer=kind)
-    golden = tensor_file.load(answer["golden"], "golden")
+    golden = tensor_file.read_tensors(answer["golden"], "golden")
     reference = load(settings).values()
 
     def check(suffix="", **wrong):
         workload = load(settings.replace(optimizer=kind + suffix))
         workload.optimizer.param_groups[0].update(wrong)
-        return parity.compare(workload.values(), reference, golden, torch.float32)
+        return parity.check_parity(workload.values(), reference, golden, torch.float32)
 
     for suffix in ("", "-foreach", "-fused"):
         assert check(suffix).passed, suffix
@@ -42,14 +42,14 @@ def test_all_implementations_agree_and_a_wrong_one_fails(exported, family, kind)
 
 def test_kinds_differ_from_each_other(exported):
     settings, _ = exported("dnn_deep_train/size:smoke")
-    found = [load(settings.replace(optimizer=kind)).values() for kind in ALGORITHMS]
+    found = [load(settings.replace(optimizer=kind)).values() for kind in OPTIMIZER_ALGORITHMS]
     for i, one in enumerate(found):
         for other in found[:i]:
             assert not torch.equal(one["losses"], other["losses"])
 
 
 @pytest.mark.parametrize("way", IMPLEMENTATIONS)
-@pytest.mark.parametrize("kind", ALGORITHMS)
+@pytest.mark.parametrize("kind", OPTIMIZER_ALGORITHMS)
 def test_each_turn_starts_from_the_first_state(exported, kind, way):
     name = kind if way == "per-tensor" else f"{kind}-{way}"
     settings, _ = exported("dnn_deep_train/size:smoke", optimizer=name)
@@ -73,4 +73,4 @@ def test_all_implementations_share_one_entry_of_the_cache(exported):
 def test_unknown_names_are_refused():
     for name in ("lamb", "adam-", "adam-per-tensor", "fused"):
         with pytest.raises(SettingsError, match="optimizer: expected one of adam, adam-foreach"):
-            factory.make(Settings(optimizer=name), [])
+            factory.make_optimizer(Settings(optimizer=name), [])

@@ -18,7 +18,7 @@ def tensor(*values):
 
 
 def compare(own, reference, golden, dtype=torch.float32):
-    return parity.compare(own, reference, golden, dtype)
+    return parity.check_parity(own, reference, golden, dtype)
 
 
 def test_the_tolerance_is_computed():
@@ -144,7 +144,7 @@ def test_names_shapes_and_kinds_come_first(own, message):
 @pytest.mark.parametrize("attention", ["sdpa", "explicit"])
 def test_the_fixtures_hold(name, phase, attention):
     torch.set_num_threads(1)
-    content = tensor_file.load(FIXTURES / f"{name}.pt", "fixture")
+    content = tensor_file.read_tensors(FIXTURES / f"{name}.pt", "fixture")
     settings = Settings.parse((FIXTURES / f"{name}.txt").read_text())
     settings = settings.replace(phase=phase, attention=attention, state=FIXTURES / f"{name}.pt")
 
@@ -153,7 +153,7 @@ def test_the_fixtures_hold(name, phase, attention):
         return {k.removeprefix(prefix): v for k, v in content.items() if k.startswith(prefix)}
 
     values = eager.load("py-eager", settings, models.find(name)).values()
-    found = parity.compare(values, part("reference"), part("golden"), torch.float32)
+    found = parity.check_parity(values, part("reference"), part("golden"), torch.float32)
     assert found.passed, found
     wrong = {
         "inference": {
@@ -165,4 +165,4 @@ def test_the_fixtures_hold(name, phase, attention):
         "train": {"eps": 1e-6},
     }[phase]
     values = eager.load("py-eager", settings.replace(**wrong), models.find(name)).values()
-    assert not parity.compare(values, part("reference"), part("golden"), torch.float32).passed
+    assert not parity.check_parity(values, part("reference"), part("golden"), torch.float32).passed

@@ -84,7 +84,7 @@ def test_probes_leave_the_next_turn_as_it_was(probed, exported, tmp_path):
     for probe in ("parts 2", "operators 2", "dispatch 2", "gemm_peak 8 2"):
         assert "error" not in probed.ask(probe)
     probed.ask(f"write {after}")
-    one, other = (tensor_file.load(path, "values") for path in (before, after))
+    one, other = (tensor_file.read_tensors(path, "values") for path in (before, after))
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 

@@ -12,14 +12,14 @@ from torchpace.io import tensor_file
 
 
 def test_the_vocabulary_has_65_characters_in_order():
-    assert len(text.VOCABULARY) == 65 and sorted(text.VOCABULARY) == list(text.VOCABULARY)
+    assert len(text.CHARACTERS) == 65 and sorted(text.CHARACTERS) == list(text.CHARACTERS)
 
 
 def test_characters_outside_are_mapped_or_dropped():
     source = "\ufeff"
     source += "A\u2019s \u2014 \u201cq\u201d\u2026\tb\u00a0[12] caf\u00e9\r\nz\rend 3\u2013"
-    assert text.to_text(text.to_tokens(source.encode())) == "A's -- q... b  caf\nz\nend 3-"
-    assert text.to_tokens(b"\xff\x80[]").numel() == 0
+    assert text.decode_text(text.encode_text(source.encode())) == "A's -- q... b  caf\nz\nend 3-"
+    assert text.encode_text(b"\xff\x80[]").numel() == 0
 
 
 def test_batches_are_windows_and_depend_on_seed_plus_index():
@@ -37,8 +37,8 @@ def test_batches_are_windows_and_depend_on_seed_plus_index():
 
 
 def test_the_fixture_is_what_the_loader_makes():
-    fixture = tensor_file.load(FIXTURES / "text.pt", "fixture")
-    tokens = text.to_tokens((FIXTURES / "text.txt").read_bytes())
+    fixture = tensor_file.read_tensors(FIXTURES / "text.pt", "fixture")
+    tokens = text.encode_text((FIXTURES / "text.txt").read_bytes())
     assert torch.equal(tokens, fixture["tokens"])
     for i in range(4):
         x, y = text.batch(tokens, batch=2, context=8, index=i, seed=3)
@@ -64,7 +64,7 @@ def test_the_plays_are_cached_in_the_order_of_their_names(tmp_path, monkeypatch)
     }
     monkeypatch.setattr(text, "_fetch", lambda: archive_of(works))
     made = text.prepare(tmp_path)
-    assert text.to_text(text.load_tokens(made.path)) == "first\nsecond" and not made.note
+    assert text.decode_text(text.read_tokens(made.path)) == "first\nsecond" and not made.note
     monkeypatch.setattr(text, "_fetch", lambda: pytest.fail("fetched although cached"))
     assert text.prepare(tmp_path) == made == text.find(tmp_path, None, 65)
 
@@ -93,7 +93,7 @@ def test_without_the_package_random_tokens_and_a_warning(tmp_path, monkeypatch, 
         and said.out.count("\n") == 1
     )
     found = text.find(tmp_path, None, 65)
-    assert "random tokens" in found.note and text.load_tokens(found.path).max() == 64
+    assert "random tokens" in found.note and text.read_tokens(found.path).max() == 64
     monkeypatch.setattr(text, "_FETCH", "import sys; open(sys.argv[1], 'w').write('forged')")
     assert "expected an archive of SHA-256" in text.prepare(tmp_path).note
 

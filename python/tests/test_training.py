@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from torchpace.aot.compiled_training import CompiledTraining
 from torchpace.aot.export_training import export_training
-from torchpace.aot.training_package import Contents, Recipe
+from torchpace.aot.training_package import Recipe, TrainingPackage
 from torchpace.aot.training_step import TrainingStep
 from torchpace.errors import InputError
 from torchpace.io import tensor_file
@@ -166,10 +166,10 @@ def test_contents_survive_the_metadata():
     )
     contents = step.contents(deterministic=True, gemm="torch")
     metadata = contents.metadata() | {"torchpace.device": "cpu"}
-    assert Contents.parse(Path("x.pt2"), metadata) == contents
+    assert TrainingPackage.parse(Path("x.pt2"), metadata) == contents
     del metadata["torchpace.state"]
     with pytest.raises(InputError, match=r"x\.pt2: expected the metadata of a training package"):
-        Contents.parse(Path("x.pt2"), metadata)
+        TrainingPackage.parse(Path("x.pt2"), metadata)
 
 
 @pytest.mark.parametrize(
@@ -396,9 +396,9 @@ def test_foreign_checkpoints_are_refused(words, convolutions, tmp_path):
     before = {name: tensor.clone() for name, tensor in training.state.items()}
     with pytest.raises(InputError, match="expected one of accumulate=1 .* kind=adam "):
         training.resume(run)
-    content = tensor_file.load(run, "checkpoint")
+    content = tensor_file.read_tensors(run, "checkpoint")
     content["optimizer"] = torch.tensor(list(training.recipe.line().encode()), dtype=torch.uint8)
-    tensor_file.save(run, content)
+    tensor_file.write_tensors(run, content)
     with pytest.raises(InputError, match=r"lacks .* \(\d+ such\)"):
         training.resume(run)
     run.write_bytes(run.read_bytes()[:-100])

@@ -4,8 +4,9 @@ import re
 from pathlib import Path
 
 import pytest
+
 from torchpace.case_phase import CASE_PHASES
-from torchpace.optim.algorithms import ALGORITHMS
+from torchpace.optim.algorithms import OPTIMIZER_ALGORITHMS
 
 ROOT = Path(__file__).resolve().parents[2]
 BASES = ("include/torchpace/", "tools/torchpace/", "python/torchpace/")
@@ -74,4 +75,43 @@ def rows_of(table, header):
 
 def test_tables_of_both_languages_have_the_same_rows():
     assert rows_of("kCasePhases{", "case_phase.hpp") == list(CASE_PHASES)
-    assert rows_of("kOptimizerAlgorithms{", "optim/algorithms.hpp") == list(ALGORITHMS)
+    assert rows_of("kOptimizerAlgorithms{", "optim/algorithms.hpp") == list(OPTIMIZER_ALGORITHMS)
+
+
+# What C++ has as a type or a function of another form, Python as functions of the module.
+OTHER_FORM = {"environment", "io/tensor_spec", "detail/worker_commands"}
+
+
+def public_names(path):
+    """Top-level names without detail namespaces, as snake_case."""
+    text = (ROOT / path).read_text(encoding="utf-8")
+    if path.endswith(".py"):
+        found = re.findall(r"^(?:class|def) (\w+)|^([A-Z]\w*)(?=[:=( ])", text, re.M)
+    else:
+        text = re.sub(r"namespace (?:\w+::)*detail \{.*?\n\}  //", "", text, flags=re.S)
+        types = r"^(?:struct|class) (\w+)"
+        functions = r"^(?:inline|constexpr|template)[^;{=(]*?(\w+)(?= =|\(|\{)"
+        found = re.findall(f"{types}|{functions}", text, re.M)
+    names = {name for pair in found for name in pair if name and not name.startswith("_")}
+    bare = {re.sub(r"^k(?=[A-Z])", "", name) for name in names}
+    return {re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower() for name in bare}
+
+
+@pytest.mark.parametrize(
+    ("file", "twin"),
+    [
+        (file, twin)
+        for file, twin in sorted(set(twins()))
+        if file.endswith(".py") and stem(file) not in OTHER_FORM
+    ],
+)
+def test_twins_share_public_names(file, twin):
+    """A model and a runtime at least the function that registers it, others a name of their own."""
+    python, cpp = public_names(file), public_names(twin)
+    name = Path(twin).stem
+    if "/models/" in file:
+        assert f"make_{name}" in cpp and python & {"make", "of"}
+    elif "/runtimes/" in file and "/detail/" not in file:
+        assert f"{name}_runtimes" in cpp and {"runtimes", "load"} <= python
+    else:
+        assert python & cpp, (sorted(python), sorted(cpp))

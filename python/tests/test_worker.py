@@ -111,7 +111,7 @@ def test_every_turn_starts_from_the_same_state(worker, exported, tmp_path):
     worker.ask(f"write {before}")
     worker.ask("run 4 1")
     worker.ask(f"write {after}")
-    one, other = (tensor_file.load(path, "values") for path in (before, after))
+    one, other = (tensor_file.read_tensors(path, "values") for path in (before, after))
     assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
@@ -131,7 +131,10 @@ def test_bfloat16_passes_its_own_parity_and_sees_a_swap(worker, exported, tmp_pa
     assert worker.ask("load " + settings.line())["parameter_bytes"] == 16896
     reference = tmp_path / "reference.pt"
     worker.ask(f"write {reference}")
-    assert tensor_file.load(reference, "values")["gradient.layers.0.weight"].dtype == torch.bfloat16
+    assert (
+        tensor_file.read_tensors(reference, "values")["gradient.layers.0.weight"].dtype
+        == torch.bfloat16
+    )
     assert worker.ask(f"check {reference} {answer['golden']}")["passed"]
     worker.ask("load " + settings.replace(swap="layers.0.weight,layers.7.weight").line())
     assert not worker.ask(f"check {reference} {answer['golden']}")["passed"]
@@ -139,12 +142,12 @@ def test_bfloat16_passes_its_own_parity_and_sees_a_swap(worker, exported, tmp_pa
 
 def test_errors_are_one_line_and_the_worker_stays(worker, exported, tmp_path):
     settings, answer = exported("dnn_deep_train/size:smoke")
-    state = tensor_file.load(settings["state"], "state")
+    state = tensor_file.read_tensors(settings["state"], "state")
 
     def with_state(change) -> str:
         changed = dict(state)
         change(changed)
-        tensor_file.save(tmp_path / "changed.pt", changed)
+        tensor_file.write_tensors(tmp_path / "changed.pt", changed)
         return worker.ask("load " + settings.replace(state=tmp_path / "changed.pt").line())["error"]
 
     def of_file(content: bytes) -> str:

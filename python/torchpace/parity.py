@@ -37,7 +37,7 @@ class Parity:
         return asdict(self)
 
 
-def compare(
+def check_parity(
     own: dict[str, Tensor],
     reference: dict[str, Tensor],
     golden: dict[str, Tensor] | None,

@@ -110,7 +110,7 @@ def try_file(path: Path, inputs: list[Tensor], settings: Settings) -> Tried:
 def _try_in_process(path: Path, inputs: list[Tensor], settings: Settings) -> Tried:
     with tempfile.TemporaryDirectory(prefix="torchpace-") as folder:
         asked, answered = Path(folder, "inputs.pt"), Path(folder, "outputs.pt")
-        tensor_file.save(asked, {str(i): x for i, x in enumerate(inputs)})
+        tensor_file.write_tensors(asked, {str(i): x for i, x in enumerate(inputs)})
         line = settings.replace(file=path, state=asked, values=answered).line()
         environment = os.environ | {"AOTI_RUNTIME_CHECK_INPUTS": "1", "TMPDIR": folder}
         try:
@@ -130,7 +130,7 @@ def _try_in_process(path: Path, inputs: list[Tensor], settings: Settings) -> Tri
         sys.stderr.write(done.stderr)  # the exporter's log has the traceback
         answer = done.stdout.strip().splitlines()[-1:]
         if done.returncode == 0 and answer:
-            content = tensor_file.load(answered, "outputs")
+            content = tensor_file.read_tensors(answered, "outputs")
             values = [content[str(i)] for i in range(len(content))]
             return Tried(path, values=values, **json.loads(answer[0]))
     refused_input = re.findall(r"^Error: (input_handles.*)$", done.stderr, re.MULTILINE)
@@ -158,7 +158,7 @@ def _run(settings: Settings) -> dict[str, Any]:
     load_libraries(settings)
     set_threads(settings)
     path, device = Path(settings.text("file")), device_of(settings)
-    content = tensor_file.load(settings.text("state"), "inputs")
+    content = tensor_file.read_tensors(settings.text("state"), "inputs")
     inputs = [content[str(i)] for i in range(len(content))]
     with torch.no_grad():
         result, found = (
@@ -169,7 +169,7 @@ def _run(settings: Settings) -> dict[str, Any]:
     names, values = outputs.names_of(result), outputs.flat(result)
     if not values:
         raise InputError(f"{path}: expected a forward that returns tensors, found none")
-    tensor_file.save(
+    tensor_file.write_tensors(
         settings.text("values"), {str(i): outputs.plain(x) for i, x in enumerate(values)}
     )
     return {"names": names, **found}

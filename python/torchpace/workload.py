@@ -163,7 +163,7 @@ class State:
 
     def __init__(self, settings: Settings):
         self.path = settings.text("state")
-        content = tensor_file.load(self.path, "state")
+        content = tensor_file.read_tensors(self.path, "state")
         self.parameters = _with_prefix(content, module_state.PARAMETER)
         self.buffers = _with_prefix(content, module_state.BUFFER)
         self._all = {name: x for name, x in content.items() if name.startswith(_STATE)}
@@ -378,14 +378,14 @@ def update_values(
     settings: Settings,
 ) -> dict[str, Tensor]:
     """As first_step_values, of parameters by name."""
-    lr = settings.number("lr", algorithms.LR)
+    lr = settings.number("lr", algorithms.LEARNING_RATE)
     values = {}
     for name, gradient in gradients.items():
         values[f"gradient.{name}"] = gradient
         # Optimizers take a complex number as a pair of real ones.
         g, old, new = map(_as_real, (gradient, before[name], after[name].detach()))
         moved = (old.double() - new.double()) / lr
-        values[f"update.{name}"] = moved - factory.direction(settings, g, old) + 1
+        values[f"update.{name}"] = moved - factory.update_direction(settings, g, old) + 1
     return values
 
 

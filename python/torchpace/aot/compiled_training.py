@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from torchpace.aot.training_package import INITIAL, Contents
+from torchpace.aot.training_package import INITIAL, TrainingPackage
 from torchpace.aot.training_step import deterministic_algorithms
 from torchpace.errors import InputError
 from torchpace.io import tensor_file
@@ -38,7 +38,7 @@ class CompiledTraining:
     def __init__(self, path: str | os.PathLike[str], device: str | torch.device | None = None):
         self.path = Path(path)
         metadata = aot.read_metadata(self.path)
-        self.contents = Contents.parse(self.path, metadata)
+        self.contents = TrainingPackage.parse(self.path, metadata)
         self.device = self._device(device)
         if wrong := aot.unmet(self.device, metadata, {}):
             raise self._error(*wrong)
@@ -122,7 +122,7 @@ class CompiledTraining:
             "position": torch.tensor(position),
             "optimizer": torch.tensor(list(self.recipe.line().encode()), dtype=torch.uint8),
             "random.cpu": torch.get_rng_state(),
-            tensor_file.FORMAT_KEY: torch.tensor(tensor_file.FORMAT),
+            tensor_file.FORMAT_KEY: torch.tensor(tensor_file.TENSOR_FORMAT),
         }
         if self.device.type == "cuda":
             content["random.cuda"] = torch.cuda.get_rng_state(self.device)
@@ -134,7 +134,7 @@ class CompiledTraining:
         Raises InputError where it is another model's or another optimizer's; nothing is changed
         then.
         """
-        content = tensor_file.load(path, "checkpoint")
+        content = tensor_file.read_tensors(path, "checkpoint")
         found = bytes(content.pop("optimizer", torch.zeros(0, dtype=torch.uint8)).tolist()).decode()
         if found != self.recipe.line():
             raise InputError(

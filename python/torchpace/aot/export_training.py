@@ -65,7 +65,7 @@ def export_training(
     optimizer: str = "adam",
     betas: tuple[float, float] = algorithms.ADAM_BETAS,
     eps: float = algorithms.ADAM_EPS,
-    momentum: float = algorithms.MOMENTUM,
+    momentum: float = algorithms.SGD_MOMENTUM,
     weight_decay: float | None = None,
     clip_norm: float | None = None,
     accumulate: int = 1,
@@ -96,7 +96,7 @@ def export_training(
     if gemm not in gemm_patch.CHOICES:
         raise InputError(f"gemm: expected {' or '.join(gemm_patch.CHOICES)}, got {gemm}")
     if weight_decay is None:
-        known = algorithms.ALGORITHMS.get(optimizer)
+        known = algorithms.OPTIMIZER_ALGORITHMS.get(optimizer)
         weight_decay = known.weight_decay if known else 0.0
     recipe = Recipe(
         optimizer,
@@ -440,7 +440,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, help="compiled in; by default torch's own choice")
     parser.add_argument("--seed", type=int, default=0, help="of the initial weights")
-    parser.add_argument("--optimizer", default="adam", choices=tuple(algorithms.ALGORITHMS))
+    parser.add_argument(
+        "--optimizer", default="adam", choices=tuple(algorithms.OPTIMIZER_ALGORITHMS)
+    )
     parser.add_argument("--weight-decay", type=float)
     parser.add_argument("--clip-norm", type=float)
     parser.add_argument("--accumulate", type=int, default=1)

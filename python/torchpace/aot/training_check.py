@@ -25,7 +25,7 @@ from torchpace.aot.training_step import TrainingStep, kept_random_state, loss_of
 from torchpace.errors import InputError
 from torchpace.execution_options import AUTOCAST
 from torchpace.module_state import place
-from torchpace.optim.algorithms import ALGORITHMS
+from torchpace.optim.algorithms import OPTIMIZER_ALGORITHMS
 from torchpace.rounding import RandomRounding, as_values, perturbing, sensitivity
 
 STEPS = 3
@@ -86,7 +86,7 @@ class Expected:
 
     def judge(self, found: Values) -> str:
         """What is to be said of values that are right. Raises InputError where they are not."""
-        result = parity.compare(found, self.reference, self.golden, self.dtype)
+        result = parity.check_parity(found, self.reference, self.golden, self.dtype)
         if result.worst and result.max_abs_error is not None:
             difference, allowed = _decisive(result)
             what = f"{result.worst} by {difference:.2g}, allowed {allowed:.2g}"
@@ -110,7 +110,7 @@ class Expected:
         each = 3 * (time.perf_counter() - started)
         shadows = SHADOWS if SHADOWS * each <= SHADOWS_S else 2
         golden |= _sensitivity(self.step, golden, torch.float64, shadows)
-        own = parity.compare(self.reference, self.reference, golden, self.dtype)
+        own = parity.check_parity(self.reference, self.reference, golden, self.dtype)
         if own.passed:
             return golden, f"float64 run, {shadows} perturbed"
         if own.max_abs_error is None:
@@ -192,7 +192,7 @@ def optimizer_of(
     own: dict[str, Any] = {"momentum": recipe.momentum}
     if recipe.is_adam:
         own = {"betas": (recipe.beta1, recipe.beta2), "eps": recipe.eps}
-    kind = ALGORITHMS[recipe.kind].optimizer
+    kind = OPTIMIZER_ALGORITHMS[recipe.kind].optimizer
     return kind(parameters, lr=rate, weight_decay=recipe.weight_decay, **own)
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from torchpace.errors import InputError
 from torchpace.io.tensor_spec import parse_sizes, parse_spec, spec
 from torchpace.optim import algorithms
-from torchpace.optim.algorithms import ALGORITHMS
+from torchpace.optim.algorithms import OPTIMIZER_ALGORITHMS
 from torchpace.settings import Settings, decode, encode
 
 KIND = "training"
@@ -33,7 +33,7 @@ class Recipe:
     beta1: float = algorithms.ADAM_BETAS[0]
     beta2: float = algorithms.ADAM_BETAS[1]
     eps: float = algorithms.ADAM_EPS
-    momentum: float = algorithms.MOMENTUM
+    momentum: float = algorithms.SGD_MOMENTUM
     weight_decay: float = 0.0
     clip_norm: float = math.inf
     accumulate: int = 1
@@ -41,7 +41,7 @@ class Recipe:
     def __post_init__(self) -> None:
         """Raises InputError on an unknown optimizer or a number outside its range."""
         ranges = {
-            "kind": (self.kind in ALGORITHMS, " or ".join(ALGORITHMS)),
+            "kind": (self.kind in OPTIMIZER_ALGORITHMS, " or ".join(OPTIMIZER_ALGORITHMS)),
             "beta1": (0 <= self.beta1 < 1, "0 to below 1"),
             "beta2": (0 <= self.beta2 < 1, "0 to below 1"),
             "eps": (0 <= self.eps < math.inf, "0 or more"),
@@ -56,11 +56,11 @@ class Recipe:
 
     @property
     def is_adam(self) -> bool:
-        return ALGORITHMS[self.kind].is_adam
+        return OPTIMIZER_ALGORITHMS[self.kind].is_adam
 
     @property
     def moments(self) -> tuple[str, ...]:
-        return ALGORITHMS[self.kind].moments
+        return OPTIMIZER_ALGORITHMS[self.kind].moments
 
     def line(self) -> str:
         return Settings({f.name: getattr(self, f.name) for f in fields(self)}).line()
@@ -157,7 +157,7 @@ def _word(name: str) -> str:
 
 
 @dataclass(frozen=True)
-class Contents:
+class TrainingPackage:
     """A package's metadata, read."""
 
     recipe: Recipe
@@ -183,7 +183,7 @@ class Contents:
         }
 
     @staticmethod
-    def parse(path: Path, metadata: dict[str, str]) -> Contents:
+    def parse(path: Path, metadata: dict[str, str]) -> TrainingPackage:
         """Raises InputError on a package that is no compiled training step."""
         if metadata.get("torchpace.kind") != KIND:
             raise InputError(
@@ -205,7 +205,7 @@ class Contents:
                 raise ValueError("deterministic: not 0 or 1")
             if metadata["torchpace.gemm"] not in ("torchpace", "torch"):
                 raise ValueError("gemm: not torchpace or torch")
-            return Contents(
+            return TrainingPackage(
                 recipe,
                 layout,
                 inputs,

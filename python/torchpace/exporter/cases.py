@@ -54,7 +54,7 @@ def check(settings: Settings, model: ModuleType) -> None:
     device_of(settings)
     ExecutionOptions.of(settings)
     if case_phase(settings).trains:
-        factory.parse(settings)
+        factory.optimizer_choice(settings)
     dtype = settings.text("dtype", "float32")
     if dtype in models.AS_GIVEN and not hasattr(model, "no_golden"):
         raise SettingsError(
@@ -69,7 +69,7 @@ def key_of(settings: Settings, model: ModuleType, source: text.Text | None) -> s
     """The entry's name: model, phase and a hash of all that the files depend on."""
     related = settings.replace(**dict.fromkeys(UNRELATED, None))
     if case_phase(settings).trains:  # all implementations of an optimizer do the same
-        related = related.replace(optimizer=factory.parse(settings)[0].name)
+        related = related.replace(optimizer=factory.optimizer_choice(settings)[0].name)
     tokens = source.sha256 if source else ""
     code = models.identity(model) + cache.package_digest()
     parts = f"{related.line()}\n{torch.__version__}\n{tokens}\n".encode() + code
@@ -98,7 +98,7 @@ def make_case(
         values, no_golden = golden.try_golden(settings, model, shadows)
         counted = memory.count_memory(settings, model)
     if values:
-        tensor_file.save(target / "golden.pt", values)
+        tensor_file.write_tensors(target / "golden.pt", values)
     return {
         "settings": settings.replace(state=None).line(),
         "torch": torch.__version__,
@@ -124,13 +124,13 @@ def write_state(
         with seeded(settings):
             module = model.make(settings)
         state = module_state.state_of(module, loss_module(model))
-    tokens = text.load_tokens(source.path) if source else None
+    tokens = text.read_tokens(source.path) if source else None
     batches = make_batches(settings, model, tokens)
     names = [workload.input_key(i) for i in range(len(batches[0]) - 1)] + ["target"]
     columns = zip(names, zip(*batches, strict=True), strict=True)
     state |= {name: torch.stack(column) for name, column in columns}
     moved = {name: to_device(x.detach(), cpu, dtype) for name, x in state.items()}
-    tensor_file.save(target / "state.pt", moved)
+    tensor_file.write_tensors(target / "state.pt", moved)
     return len(batches)
 
 

@@ -103,7 +103,7 @@ def golden_values(
     settings = plain_settings(settings)
     if case_phase(settings).trains and not has_complex_parameters(settings):
         # One operator for all tensors of the optimizer, whose float64 result is the same.
-        settings = settings.replace(optimizer=f"{factory.parse(settings)[0].name}-fused")
+        settings = settings.replace(optimizer=f"{factory.optimizer_choice(settings)[0].name}-fused")
     golden = double(eager.load("py-eager", settings, model)).values()
     runs = (
         perturbed_values(

@@ -16,10 +16,10 @@ from torch import Tensor
 from torchpace.errors import InputError
 
 FORMAT_KEY = "torchpace.format"
-FORMAT = 1
+TENSOR_FORMAT = 1
 
 
-def save(path: str | Path, tensors: dict[str, Tensor]) -> None:
+def write_tensors(path: str | Path, tensors: dict[str, Tensor]) -> None:
     """Writes `tensors`, moved to the CPU, and the format's number to a temporary name beside
     `path`, then renames it.
 
@@ -28,7 +28,7 @@ def save(path: str | Path, tensors: dict[str, Tensor]) -> None:
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-    content = {FORMAT_KEY: torch.tensor(FORMAT)}
+    content = {FORMAT_KEY: torch.tensor(TENSOR_FORMAT)}
     # clone: a view would drag its whole storage into the file
     content |= {name: tensor.detach().to("cpu").clone() for name, tensor in tensors.items()}
     try:
@@ -49,7 +49,7 @@ def _write_reason(error: BaseException) -> str:
     return f"{reason.splitlines()[0]}; free some space or name another folder"
 
 
-def load(path: str | Path, what: str) -> dict[str, Tensor]:
+def read_tensors(path: str | Path, what: str) -> dict[str, Tensor]:
     """Reads a file of tensors to the CPU. `what` names it in errors (state, golden, reference,
     tokens).
 
@@ -77,9 +77,9 @@ def load(path: str | Path, what: str) -> dict[str, Tensor]:
             f"{'no such key' if tensors else type(content).__name__}; {advice}"
         )
     found = content.pop(FORMAT_KEY)
-    if found.numel() != 1 or found.item() != FORMAT:
+    if found.numel() != 1 or found.item() != TENSOR_FORMAT:
         raise InputError(
-            f"{what}: {path}: expected format {FORMAT}, found {found.tolist()}; "
+            f"{what}: {path}: expected format {TENSOR_FORMAT}, found {found.tolist()}; "
             f"{advice} with this version"
         )
     return content

@@ -9,14 +9,14 @@ from typing import NamedTuple
 
 import torch
 
-LR = 2e-4
+LEARNING_RATE = 2e-4
 ADAM_BETAS = (0.9, 0.999)
 ADAM_EPS = 1e-8
-MOMENTUM = 0.9  # of sgd
+SGD_MOMENTUM = 0.9  # of sgd
 IMPLEMENTATIONS = ("per-tensor", "foreach", "fused")
 
 
-class Algorithm(NamedTuple):
+class OptimizerAlgorithm(NamedTuple):
     name: str
     optimizer: type[torch.optim.Optimizer]
     # Flat tensors that a compiled step keeps; the first is of the gradient itself.
@@ -28,11 +28,11 @@ class Algorithm(NamedTuple):
         return issubclass(self.optimizer, torch.optim.Adam)
 
 
-ALGORITHMS = {
+OPTIMIZER_ALGORITHMS = {
     algorithm.name: algorithm
     for algorithm in (
-        Algorithm("adam", torch.optim.Adam),
-        Algorithm("adamw", torch.optim.AdamW, weight_decay=0.01),
-        Algorithm("sgd", torch.optim.SGD, moments=("momentum",)),
+        OptimizerAlgorithm("adam", torch.optim.Adam),
+        OptimizerAlgorithm("adamw", torch.optim.AdamW, weight_decay=0.01),
+        OptimizerAlgorithm("sgd", torch.optim.SGD, moments=("momentum",)),
     )
 }

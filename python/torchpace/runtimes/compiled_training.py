@@ -62,7 +62,7 @@ def make_artifact(kind: str, target: Path, settings: Settings, model: ModuleType
             "check it; take dropout=0"
         )
     inputs, batch_target = source.batches[0]
-    algorithm, _ = factory.parse(settings)
+    algorithm, _ = factory.optimizer_choice(settings)
     path = export_training.export_training(
         source.module,
         loss_module(model) or model.loss,
@@ -123,10 +123,10 @@ class CompiledTrain(Workload):
         state = State(settings)
         self.batches = self.batches_of(state)
         self.training = CompiledTraining(artifact_of(settings, ".pt2"), self.device)
-        self.lr = settings.number("lr", algorithms.LR)
+        self.lr = settings.number("lr", algorithms.LEARNING_RATE)
         self.seed = seed_of(settings)
         found = self.training.contents
-        expected = (factory.parse(settings)[0].name, settings.text("autocast", "none"))
+        expected = (factory.optimizer_choice(settings)[0].name, settings.text("autocast", "none"))
         if (found.recipe.kind, found.autocast) != expected:
             raise InputError(
                 f"artifact: expected a step of {expected[0]} with autocast {expected[1]}, found "

@@ -77,7 +77,7 @@ class EagerTraining(Workload):
         super().__init__(settings, model)
         state = State(settings)
         self.module = build(settings, model, state)
-        self.optimizer = factory.make(settings, self.module.parameters())
+        self.optimizer = factory.make_optimizer(settings, self.module.parameters())
         self.batches = self.batches_of(state)
         self.initial = initial_of(self.module)
         self.seed = seed_of(settings)

@@ -141,17 +141,17 @@ class Worker:
         (path,) = _paths("write PATH", rest, 1, 1)
         self.stepped = True
         values = workload.values()
-        tensor_file.save(path, values)
+        tensor_file.write_tensors(path, values)
         return {"written": len(values)}
 
     def check(self, rest: str) -> dict:
         workload = self._loaded("check")
         reference, *golden = _paths("check REFERENCE [GOLDEN]", rest, 1, 2)
-        expected = tensor_file.load(reference, "reference")
-        exact = tensor_file.load(golden[0], "golden") if golden else None
+        expected = tensor_file.read_tensors(reference, "reference")
+        exact = tensor_file.read_tensors(golden[0], "golden") if golden else None
         self.stepped = True
         own = {name: tensor.detach().cpu() for name, tensor in workload.values().items()}
-        result = parity.compare(own, expected, exact, workload.precision)
+        result = parity.check_parity(own, expected, exact, workload.precision)
         notes = [workload.note, result.note]
         return result.json() | {"note": "; ".join(note for note in notes if note)}
 
@@ -213,7 +213,7 @@ class Worker:
         if not path or settings.text("data", "normal") != "text":
             return None
         if self.tokens is None or self.tokens[0] != path:
-            self.tokens = (path, text.load_tokens(path))
+            self.tokens = (path, text.read_tokens(path))
         return self.tokens[1]
 
 
