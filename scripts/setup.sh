@@ -62,7 +62,7 @@ check_tools() {
   for tool in c++ cmake ninja; do command -v "$tool" >/dev/null || missing+=("$tool"); done
   ((${#missing[@]} == 0)) || fail "cannot build without: ${missing[*]}" \
     "Install them (Debian: apt-get install g++ cmake ninja-build), then call this script again," \
-    "or bundle a build made elsewhere: scripts/gpu_check.sh --prepare"
+    "or bundle a build from another machine: scripts/gpu_check.sh --prepare"
 }
 
 install_python_packages() {

@@ -325,8 +325,8 @@ class Borrowed {
   std::vector<std::pair<std::shared_ptr<torch::nn::Module>, bool>> modes_;
 };
 
-/// Inputs where the options want them; throws on a mismatch with the parameters that the options do
-/// not settle.
+/// Inputs where the options want them; throws where they do not match the parameters and the
+/// options give no device or dtype.
 inline std::vector<torch::Tensor> place_inputs(std::vector<torch::Tensor> inputs,
                                                const std::vector<torch::Tensor>& parameters,
                                                const auto& options) {

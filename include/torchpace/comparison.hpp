@@ -96,7 +96,7 @@ inline Verdict judge(const Interval& speedup, const Interval& noise, double delt
   return within(speedup) && within(noise) ? Verdict::kSame : Verdict::kUnsure;
 }
 
-/// What would settle an UNSURE, in one line; empty for the other verdicts.
+/// What would resolve an UNSURE, in one line; empty for the other verdicts.
 inline std::string advice(const Interval& speedup, const Interval& noise, double delta = 0.02) {
   if (judge(speedup, noise, delta) != Verdict::kUnsure) return "";
   if (!speedup.bounded() || !noise.bounded())

@@ -83,7 +83,7 @@ def left_in(*folders: Path) -> list[Path]:
     return [path for folder in folders for path in folder.iterdir()]
 
 
-def elsewhere(process: subprocess.Popen) -> Path:
+def scratch_of(process: subprocess.Popen) -> Path:
     """Its own folder: TMPDIR has a space, where no compiler can work."""
     return Path(f"/tmp/torchpace-temporary-{process.pid}")
 
@@ -96,7 +96,7 @@ def mixed(tmp_path_factory):
     process = command(folder, out, TORCHINDUCTOR_FREEZING="1", TORCHDYNAMO_DISABLE="1")
     _, said = process.communicate()
     assert process.returncode == 0, said
-    return folder, out, said, elsewhere(process)
+    return folder, out, said, scratch_of(process)
 
 
 def test_nothing_is_left_but_the_package(mixed):
@@ -150,15 +150,15 @@ def test_interrupted_it_leaves_nothing(how, tmp_path):
     for line in process.stderr:
         if "compiles: " in line:
             break
-    assert elsewhere(process).exists()
+    assert scratch_of(process).exists()
     process.send_signal(how)
     _, said = process.communicate(timeout=60)
     if how != signal.SIGKILL:
         assert process.returncode == 130 and said.splitlines()[-1].endswith("interrupted")
     deadline = time.monotonic() + 30
-    while elsewhere(process).exists() and time.monotonic() < deadline:
+    while scratch_of(process).exists() and time.monotonic() < deadline:
         time.sleep(0.1)  # what a killed process cannot remove itself is removed soon after
-    assert not elsewhere(process).exists()
+    assert not scratch_of(process).exists()
     assert not left_in(out.parent, tmp_path / "a temporary folder")
 
 

@@ -292,7 +292,7 @@ class _Process:
 
 
 def _temporary_folder() -> Path:
-    """Makes one where torch's compiler can work: in TMPDIR, elsewhere where that has a space."""
+    """Makes one where torch's compiler can work: in TMPDIR, or another if that has a space."""
     faults = []
     for parent in dict.fromkeys((tempfile.gettempdir(), "/tmp", "/var/tmp", "/dev/shm")):
         fault = scratch.fault_of(Path(parent))

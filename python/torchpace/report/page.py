@@ -22,7 +22,7 @@ MEANINGS = {
     "FASTER": "the whole interval lies above 1 and beyond the noise band",
     "SLOWER": "the whole interval lies below 1 and beyond the noise band",
     "SAME": "the interval and the noise band both lie within 1 ± {delta:g} %",
-    "UNSURE": "the samples do not settle it; the row says what would",
+    "UNSURE": "the samples do not decide it; the row says what would",
     "INVALID": "the outputs differ from those of the float64 run, or without one from the "
     "reference's, by more than is allowed: not timed",
     "IMPLAUSIBLE": "faster than this machine can multiply or read: the row does less work than the "

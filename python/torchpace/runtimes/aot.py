@@ -332,8 +332,8 @@ def read_metadata(path: Path) -> dict[str, str]:
 
 
 def _expect_harmless(package: zipfile.ZipFile) -> None:
-    """Raises ValueError on names that torch's loader would unpack elsewhere, and on what would fill
-    the disk. As include/torchpace/io/zip_archive.hpp.
+    """Raises ValueError on names that torch's loader would unpack outside its folder, and on what
+    would fill the disk. As include/torchpace/io/zip_archive.hpp.
     """
     entries = package.infolist()
     names = [entry.filename for entry in entries]

@@ -196,7 +196,7 @@ class CaseTable {
     const auto text = line(name, cells(result_, row));
     out_ << (row.is_copy() ? style_.dim(text) : text) << "\n";
     if (!row.speedup.advice.empty()) {
-      out_ << wrapped(std::string(name_ + 4, ' '), "to settle it: " + row.speedup.advice,
+      out_ << wrapped(std::string(name_ + 4, ' '), "to resolve it: " + row.speedup.advice,
                       name_ + 4);
     }
   }

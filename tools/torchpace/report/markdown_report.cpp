@@ -82,7 +82,7 @@ std::string case_table(const CaseResult& result, const std::vector<Folded>& fold
     if (row.status == Status::failed) {
       text += fmt::format("\n- {} failed: {}", cell(row.runtime), cell(row.reason));
     } else if (!row.speedup.advice.empty()) {
-      text += fmt::format("\n- {}: to settle it: {}", cell(row.runtime), cell(row.speedup.advice));
+      text += fmt::format("\n- {}: to resolve it: {}", cell(row.runtime), cell(row.speedup.advice));
     }
   }
   for (const auto& skipped : skipped_lines(result, folded)) text += "\n- " + cell(skipped);

@@ -107,7 +107,7 @@ struct Speedup {
   std::string method;
   // FASTER SLOWER SAME UNSURE INVALID IMPLAUSIBLE REFERENCE NONE
   std::string verdict = "NONE";
-  std::string advice;  // for UNSURE: what would settle it
+  std::string advice;  // for UNSURE: what would resolve it
 };
 
 struct Parity {
