@@ -1,14 +1,17 @@
-# What the programs and the tests need beside LibTorch. Nothing is downloaded: each comes from the folder that
-# FETCHCONTENT_SOURCE_DIR_<NAME> names, else from the system; else its part is left out, and said.
+# What the programs and the tests need beside LibTorch. Nothing is downloaded: each comes from the
+# folder that FETCHCONTENT_SOURCE_DIR_<NAME> names, else from the system; else its part is left out,
+# and said.
 include(FetchContent)
 
-# torchpace_find(<name> <package> <version or 0> <target> <Debian package> <what is left out without it>)
+# torchpace_find(<name> <package> <version or 0> <target> <Debian package>
+#                <what is left out without it>)
 # Sets <name>_AVAILABLE.
 function(torchpace_find name package version target debian_package part)
   string(TOUPPER "${name}" upper)
   if(NOT TARGET ${target})
     if(FETCHCONTENT_SOURCE_DIR_${upper})
-      FetchContent_Declare(${name} SOURCE_DIR "${FETCHCONTENT_SOURCE_DIR_${upper}}" EXCLUDE_FROM_ALL SYSTEM)
+      FetchContent_Declare(${name} SOURCE_DIR "${FETCHCONTENT_SOURCE_DIR_${upper}}"
+        EXCLUDE_FROM_ALL SYSTEM)
       FetchContent_MakeAvailable(${name})
     else()
       set(wanted_version ${version})
@@ -23,7 +26,8 @@ function(torchpace_find name package version target debian_package part)
   else()
     set(${name}_AVAILABLE FALSE PARENT_SCOPE)
     message(STATUS "torchpace: ${name} not found, so without ${part}. "
-      "Get it: apt install ${debian_package}, or -D FETCHCONTENT_SOURCE_DIR_${upper}=<its source folder>")
+      "Get it: apt install ${debian_package}, "
+      "or -D FETCHCONTENT_SOURCE_DIR_${upper}=<its source folder>")
   endif()
 endfunction()
 

@@ -1,12 +1,14 @@
 # For torchpace's own programs and tests; a project that uses the library never reads this file.
 
-# torch/torch.h costs 20 s and more a unit: it is compiled once into one precompiled header, and ccache keeps the rest.
+# torch/torch.h costs 20 s and more a unit: it is compiled once into one precompiled header, and
+# ccache keeps the rest.
 if(TORCHPACE_CCACHE AND NOT CMAKE_CXX_COMPILER_LAUNCHER)
   find_program(TORCHPACE_CCACHE_PROGRAM ccache)
   mark_as_advanced(TORCHPACE_CCACHE_PROGRAM)
   if(TORCHPACE_CCACHE_PROGRAM)
     # Without these, ccache refuses every unit that uses a precompiled header.
-    set(CMAKE_CXX_COMPILER_LAUNCHER "${CMAKE_COMMAND}" -E env "CCACHE_SLOPPINESS=pch_defines,time_macros,include_file_mtime,include_file_ctime"
+    set(CMAKE_CXX_COMPILER_LAUNCHER "${CMAKE_COMMAND}" -E env
+      "CCACHE_SLOPPINESS=pch_defines,time_macros,include_file_mtime,include_file_ctime"
       "${TORCHPACE_CCACHE_PROGRAM}")
   endif()
 endif()

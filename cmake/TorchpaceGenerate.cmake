@@ -7,7 +7,8 @@ function(torchpace_public_headers result)
   set(${result} ${headers} PARENT_SCOPE)
 endfunction()
 
-# Embeds a text file as `inline constexpr std::string_view torchpace::<variable>` in the header <output>.
+# Embeds a text file as `inline constexpr std::string_view torchpace::<variable>` in the header
+# <output>.
 function(torchpace_embed input variable output)
   set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS "${input}")
   file(READ "${input}" text)

@@ -1,14 +1,17 @@
-# Makes the target torchpace::libtorch; with TORCHPACE_WITH_CUDA_HEADERS defined where LibTorch has CUDA and its headers are found.
+# Makes the target torchpace::libtorch; with TORCHPACE_WITH_CUDA_HEADERS defined where LibTorch has
+# CUDA and its headers are found.
 #
 # A parent project's target `torch` wins. Otherwise the LibTorch folder is looked for in this order:
-#   1. TORCHPACE_LIBTORCH   a folder with lib/ and include/: an unpacked libtorch zip or an installed torch package
+#   1. TORCHPACE_LIBTORCH   a folder with lib/ and include/: an unpacked libtorch zip or an
+#                           installed torch package
 #   2. TORCHPACE_PYTHON     an interpreter whose torch package is to be used
 #   3. Torch_DIR, CMAKE_PREFIX_PATH
 #   4. Python: .venv beside the top-level CMakeLists.txt, the active virtual environment, python3
-# Each of them may be a CMake variable or an environment variable. torch is never imported to find it, and TorchConfig is
-# not used: for a CUDA wheel it needs nvcc, a toolkit and an NVTX switch, even for plain C++.
-# Sets TORCHPACE_LIBTORCH_DIR, TORCHPACE_TORCH_VERSION, TORCHPACE_TORCH_PYTHON (when Python was asked) and
-# TORCHPACE_TORCH_HAS_CUDA.
+# Each of them may be a CMake variable or an environment variable. torch is never imported to find
+# it, and TorchConfig is not used: for a CUDA wheel it needs nvcc, a toolkit and an NVTX switch,
+# even for plain C++.
+# Sets TORCHPACE_LIBTORCH_DIR, TORCHPACE_TORCH_VERSION, TORCHPACE_TORCH_PYTHON (when Python was
+# asked) and TORCHPACE_TORCH_HAS_CUDA.
 include_guard(GLOBAL)
 
 set(TORCHPACE_TORCH_MINIMUM 2.11)
@@ -33,9 +36,10 @@ function(_torchpace_ask_python interpreter result)
   if(DEFINED SKBUILD)  # pip hides by PYTHONPATH what is installed, torch among it, from a build
     set(environment "${CMAKE_COMMAND}" -E env --unset=PYTHONPATH)
   endif()
+  string(CONCAT print_folder "import importlib.util as u; s = u.find_spec('torch'); "
+    "print(s.submodule_search_locations[0] if s and s.origin else '')")
   execute_process(
-    COMMAND ${environment} "${interpreter}" -c
-            "import importlib.util as u; s = u.find_spec('torch'); print(s.submodule_search_locations[0] if s and s.origin else '')"
+    COMMAND ${environment} "${interpreter}" -c "${print_folder}"
     OUTPUT_VARIABLE folder ERROR_QUIET OUTPUT_STRIP_TRAILING_WHITESPACE RESULT_VARIABLE status)
   if(status EQUAL 0 AND folder)
     set(${result} "${folder}" PARENT_SCOPE)
@@ -56,16 +60,18 @@ function(_torchpace_find_libtorch)
     get_filename_component(folder "${TORCHPACE_LIBTORCH}" ABSOLUTE BASE_DIR "${CMAKE_SOURCE_DIR}")
     _torchpace_is_libtorch("${folder}" usable)
     if(NOT usable)
-      message(FATAL_ERROR "torchpace: TORCHPACE_LIBTORCH=${TORCHPACE_LIBTORCH} is no LibTorch folder: expected "
-        "lib/libtorch_cpu.so and ${_torchpace_needed_file} in it. Name the folder `libtorch` of an unpacked libtorch zip "
-        "or the folder `torch` of an installed Python package.")
+      message(FATAL_ERROR "torchpace: TORCHPACE_LIBTORCH=${TORCHPACE_LIBTORCH} is no LibTorch "
+        "folder: expected lib/libtorch_cpu.so and ${_torchpace_needed_file} in it. Name the folder "
+        "`libtorch` of an unpacked libtorch zip or the folder `torch` of an installed Python "
+        "package.")
     endif()
   elseif(TORCHPACE_PYTHON)
     set(python "${TORCHPACE_PYTHON}")
     _torchpace_ask_python("${python}" folder)
     if(NOT folder)
-      message(FATAL_ERROR "torchpace: TORCHPACE_PYTHON=${TORCHPACE_PYTHON} has no torch: expected an interpreter that can "
-        "import it. Install it there (pip install torch) or name another interpreter.")
+      message(FATAL_ERROR "torchpace: TORCHPACE_PYTHON=${TORCHPACE_PYTHON} has no torch: expected "
+        "an interpreter that can import it. Install it there (pip install torch) or name another "
+        "interpreter.")
     endif()
   else()
     set(prefixes ${Torch_DIR} $ENV{Torch_DIR} ${CMAKE_PREFIX_PATH})
@@ -79,7 +85,8 @@ function(_torchpace_find_libtorch)
       endif()
     endforeach()
     if(NOT folder)
-      foreach(interpreter IN ITEMS "${CMAKE_SOURCE_DIR}/.venv/bin/python" "$ENV{VIRTUAL_ENV}/bin/python" python3)
+      foreach(interpreter IN ITEMS
+          "${CMAKE_SOURCE_DIR}/.venv/bin/python" "$ENV{VIRTUAL_ENV}/bin/python" python3)
         _torchpace_ask_python("${interpreter}" folder)
         if(folder)
           set(python "${interpreter}")
@@ -89,7 +96,8 @@ function(_torchpace_find_libtorch)
     endif()
     if(NOT folder)
       message(FATAL_ERROR "torchpace: no LibTorch found. Do one of these:\n"
-        "  pip install torch                                 into .venv, the active virtual environment or python3\n"
+        "  pip install torch                                 "
+        "into .venv, the active virtual environment or python3\n"
         "  cmake -D TORCHPACE_PYTHON=/path/to/python ...     an interpreter that has torch\n"
         "  cmake -D TORCHPACE_LIBTORCH=/path/to/libtorch ... an unpacked libtorch zip")
     endif()
@@ -97,8 +105,8 @@ function(_torchpace_find_libtorch)
 
   _torchpace_is_libtorch("${folder}" usable)
   if(NOT usable)
-    message(FATAL_ERROR "torchpace: the torch package ${folder} lacks lib/libtorch_cpu.so or its headers. Install torch "
-      "from a wheel (pip install torch) or set TORCHPACE_LIBTORCH.")
+    message(FATAL_ERROR "torchpace: the torch package ${folder} lacks lib/libtorch_cpu.so or its "
+      "headers. Install torch from a wheel (pip install torch) or set TORCHPACE_LIBTORCH.")
   endif()
   set(TORCHPACE_LIBTORCH_DIR "${folder}" PARENT_SCOPE)
   set(TORCHPACE_TORCH_PYTHON "${python}" PARENT_SCOPE)
@@ -108,20 +116,23 @@ function(_torchpace_read_version folder result)
   set(version "")
   foreach(header IN ITEMS torch/headeronly/version.h torch/csrc/api/include/torch/version.h)
     if(NOT version AND EXISTS "${folder}/include/${header}")
-      file(STRINGS "${folder}/include/${header}" lines REGEX "define TORCH_VERSION_(MAJOR|MINOR|PATCH) [0-9]+")
+      file(STRINGS "${folder}/include/${header}" lines
+        REGEX "define TORCH_VERSION_(MAJOR|MINOR|PATCH) [0-9]+")
       string(REGEX REPLACE "[^0-9;]" "" numbers "${lines}")
       string(REPLACE ";" "." version "${numbers}")
     endif()
   endforeach()
   if(NOT version)
-    message(FATAL_ERROR "torchpace: ${folder}/include has no torch/version.h with TORCH_VERSION_MAJOR: expected LibTorch "
-      "${TORCHPACE_TORCH_MINIMUM} or newer.")
+    message(FATAL_ERROR "torchpace: ${folder}/include has no torch/version.h with "
+      "TORCH_VERSION_MAJOR: expected LibTorch ${TORCHPACE_TORCH_MINIMUM} or newer.")
   elseif(version VERSION_LESS TORCHPACE_TORCH_MINIMUM)
-    message(FATAL_ERROR "torchpace: LibTorch ${version} in ${folder} is too old: expected ${TORCHPACE_TORCH_MINIMUM} or newer.")
+    message(FATAL_ERROR "torchpace: LibTorch ${version} in ${folder} is too old: expected "
+      "${TORCHPACE_TORCH_MINIMUM} or newer.")
   endif()
   string(REGEX MATCH "^[0-9]+\\.[0-9]+" minor_version "${version}")
   if(minor_version VERSION_GREATER TORCHPACE_TORCH_NEWEST_TESTED)
-    message(WARNING "torchpace: LibTorch ${version} is newer than the newest tested (${TORCHPACE_TORCH_NEWEST_TESTED}).")
+    message(WARNING "torchpace: LibTorch ${version} is newer than the newest tested "
+      "(${TORCHPACE_TORCH_NEWEST_TESTED}).")
   endif()
   set(${result} "${version}" PARENT_SCOPE)
 endfunction()
@@ -140,16 +151,17 @@ function(_torchpace_make_libtorch folder)
 
   set(abi 1)
   if(EXISTS "${folder}/share/cmake/Torch/TorchConfig.cmake")
-    file(STRINGS "${folder}/share/cmake/Torch/TorchConfig.cmake" flags REGEX "_GLIBCXX_USE_CXX11_ABI=0")
+    file(STRINGS "${folder}/share/cmake/Torch/TorchConfig.cmake" flags
+      REGEX "_GLIBCXX_USE_CXX11_ABI=0")
     if(flags)
       set(abi 0)
     endif()
   endif()
   target_compile_definitions(torchpace::libtorch INTERFACE _GLIBCXX_USE_CXX11_ABI=${abi})
 
-  # libstdc++ first: LibTorch's libraries export their own, partial copies of std::filesystem, and a program that binds to
-  # those crashes in std::filesystem::remove_all. The others are not referred to by symbol: a linker with --as-needed drops
-  # them, and with them the CUDA kernels.
+  # libstdc++ first: LibTorch's libraries export their own, partial copies of std::filesystem, and a
+  # program that binds to those crashes in std::filesystem::remove_all. The others are not referred
+  # to by symbol: a linker with --as-needed drops them, and with them the CUDA kernels.
   set(registered ",-lstdc++")
   foreach(name IN ITEMS torch_cuda c10_cuda torch)
     if(EXISTS "${folder}/lib/lib${name}.so")
@@ -158,10 +170,11 @@ function(_torchpace_make_libtorch folder)
   endforeach()
   find_package(Threads REQUIRED)
   target_link_libraries(torchpace::libtorch INTERFACE
-    "-Wl,--push-state,--no-as-needed${registered},--pop-state" torchpace::torch_cpu torchpace::c10 Threads::Threads)
+    "-Wl,--push-state,--no-as-needed${registered},--pop-state"
+    torchpace::torch_cpu torchpace::c10 Threads::Threads)
 
-  # The wheel keeps NCCL, cuDNN and others beside torch; without these folders the linker takes the system's, which may be
-  # too old ("undefined reference to ncclCommResume").
+  # The wheel keeps NCCL, cuDNN and others beside torch; without these folders the linker takes the
+  # system's, which may be too old ("undefined reference to ncclCommResume").
   file(REAL_PATH "${folder}/lib/libtorch_cpu.so" real_library)
   get_filename_component(real_folder "${real_library}" DIRECTORY)
   file(GLOB wheel_folders "${real_folder}/../../nvidia/*/lib")
@@ -172,13 +185,15 @@ function(_torchpace_make_libtorch folder)
   target_link_options(torchpace::libtorch INTERFACE "LINKER:-rpath-link,${real_folder}")
 endfunction()
 
-# Headers of the CUDA runtime, for code that captures graphs: for all units alike, since they change inline functions. Needs no
-# compiler of CUDA, no driver, and no library beside LibTorch's own.
+# Headers of the CUDA runtime, for code that captures graphs: for all units alike, since they change
+# inline functions. Needs no compiler of CUDA, no driver, and no library beside LibTorch's own.
 function(_torchpace_add_cuda_headers folder)
   file(REAL_PATH "${folder}/lib" real_folder)
-  file(GLOB wheel_headers "${real_folder}/../../nvidia/cu[0-9]*/include" "${real_folder}/../../nvidia/cuda_runtime/include")
+  file(GLOB wheel_headers "${real_folder}/../../nvidia/cu[0-9]*/include"
+    "${real_folder}/../../nvidia/cuda_runtime/include")
   find_path(TORCHPACE_CUDA_INCLUDE_DIR cuda_runtime_api.h
-    HINTS ${wheel_headers} "$ENV{CUDA_HOME}/include" "$ENV{CUDA_PATH}/include" PATHS /usr/local/cuda/include
+    HINTS ${wheel_headers} "$ENV{CUDA_HOME}/include" "$ENV{CUDA_PATH}/include"
+    PATHS /usr/local/cuda/include
     DOC "Folder with cuda_runtime_api.h")
   mark_as_advanced(TORCHPACE_CUDA_INCLUDE_DIR)
   if(TORCHPACE_CUDA_INCLUDE_DIR)
@@ -190,7 +205,8 @@ endfunction()
 set(TORCHPACE_TORCH_HAS_CUDA FALSE)
 if(TARGET torch)
   add_library(torchpace::libtorch INTERFACE IMPORTED GLOBAL)
-  target_link_libraries(torchpace::libtorch INTERFACE "-lstdc++" torch)  # the order: see _torchpace_make_libtorch
+  # The order: see _torchpace_make_libtorch.
+  target_link_libraries(torchpace::libtorch INTERFACE "-lstdc++" torch)
   if(TARGET torch_cuda)
     set(TORCHPACE_TORCH_HAS_CUDA TRUE)
   endif()
@@ -207,8 +223,10 @@ else()
     _torchpace_add_cuda_headers("${TORCHPACE_LIBTORCH_DIR}")
   endif()
   if(TORCHPACE_TORCH_HAS_CUDA)
-    message(STATUS "torchpace: LibTorch ${TORCHPACE_TORCH_VERSION} with CUDA in ${TORCHPACE_LIBTORCH_DIR}")
+    message(STATUS "torchpace: LibTorch ${TORCHPACE_TORCH_VERSION} with CUDA in "
+      "${TORCHPACE_LIBTORCH_DIR}")
   else()
-    message(STATUS "torchpace: LibTorch ${TORCHPACE_TORCH_VERSION} for the CPU in ${TORCHPACE_LIBTORCH_DIR}")
+    message(STATUS "torchpace: LibTorch ${TORCHPACE_TORCH_VERSION} for the CPU in "
+      "${TORCHPACE_LIBTORCH_DIR}")
   endif()
 endif()

@@ -1,13 +1,14 @@
 #!/usr/bin/env python3
 """Does `torchpace compare` judge rightly? Repeats one comparison and counts its verdicts.
 
-Each run pairs a reference with two more copies of the same worker: one unchanged, which must not be called FASTER or
-SLOWER, and one whose every step is made longer by 3 % with a busy wait, which must be called SLOWER.
+Each run pairs a reference with two more copies of the same worker: one unchanged, which must not
+be called FASTER or SLOWER, and one whose every step is made longer by 3 % with a busy wait, which
+must be called SLOWER.
 
     scripts/check_verdicts.py --program build/release/bin/torchpace > verdicts.txt 2> verdicts.log &
 
-Takes runs x seconds (20 minutes). Exit code 0 if at most 1 in 20 copies was judged different and at least 18 in 20
-slowed ones were called SLOWER, else 1.
+Takes runs x seconds (20 minutes). Exit code 0 if at most 1 in 20 copies was judged different and at
+least 18 in 20 slowed ones were called SLOWER, else 1.
 """
 
 import argparse
@@ -22,7 +23,8 @@ def run(options: argparse.Namespace, index: int, folder: str) -> dict[str, dict]
     """Speedup objects of results.json by worker name."""
     worker = f"{options.program.parent}/torchpace_worker --runtime cpp-eager"
     command = [
-        str(options.program), "compare", "--cases", options.case, "--runtimes", "cpp-eager", "--reference", "cpp-eager",
+        str(options.program), "compare", "--cases", options.case,
+        "--runtimes", "cpp-eager", "--reference", "cpp-eager",
         "--worker", f"copy={worker}", "--worker", f"slowed={worker} --slow {options.slow}",
         "--max-seconds", str(options.seconds), "--invocations", str(options.invocations),
         "--seed", str(index), "--no-html", "--output", folder,

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# What <torchpace/torchpace.hpp> adds to the compile time of <torch/torch.h>: both are compiled in turn, without cache or
-# precompiled header, and the times and their ratio are printed.
+# What <torchpace/torchpace.hpp> adds to the compile time of <torch/torch.h>: both are compiled in
+# turn, without cache or precompiled header, and the times and their ratio are printed.
 #
 #   scripts/compile_cost.sh [ROUNDS]        default 5; the machine should be idle
 #
@@ -33,7 +33,8 @@ for ((i = 1; i <= rounds; ++i)); do
   a="$(compile_ms torch)"
   b="$(compile_ms torchpace)"
   echo "$a $b" >>"$folder/times"
-  awk -v i="$i" -v a="$a" -v b="$b" 'BEGIN {printf "%5d  %6.2f s   %6.2f s       %.3f\n", i, a / 1000, b / 1000, b / a}'
+  awk -v i="$i" -v a="$a" -v b="$b" \
+    'BEGIN {printf "%5d  %6.2f s   %6.2f s       %.3f\n", i, a / 1000, b / 1000, b / a}'
 done
 "$python" - "$folder/times" <<'PYTHON'
 import statistics
@@ -42,5 +43,8 @@ import sys
 pairs = [tuple(map(float, line.split())) for line in open(sys.argv[1])]
 ratios = [b / a for a, b in pairs]
 fastest = min(b for _, b in pairs) / min(a for a, _ in pairs)
-print(f"ratio: median {statistics.median(ratios):.3f}, lowest {min(ratios):.3f}, of the fastest times {fastest:.3f}")
+print(
+    f"ratio: median {statistics.median(ratios):.3f}, lowest {min(ratios):.3f}, "
+    f"of the fastest times {fastest:.3f}"
+)
 PYTHON

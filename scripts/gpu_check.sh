@@ -1,9 +1,11 @@
 #!/usr/bin/env bash
-# What a GPU server without package registries needs, in one command: takes a bundled build, or builds with what is there;
-# runs the tests; compares on CUDA. Needs a Python that has torch and numpy.
+# What a GPU server without package registries needs, in one command: takes a bundled build, or
+# builds with what is there; runs the tests; compares on CUDA. Needs a Python that has torch and
+# numpy.
 #
 #   scripts/gpu_check.sh [--bundle DIR] [-- ARGUMENTS OF torchpace compare]
-#   scripts/gpu_check.sh --prepare     on a machine that can build: makes _bundle/, to be taken along with the tree
+#   scripts/gpu_check.sh --prepare     on a machine that can build: makes _bundle/, to be taken
+#                                      along with the tree
 #
 #   TORCHPACE_PYTHON=PATH   the interpreter (default: the first python3 that has torch)
 #   OUT=DIR                 where the results go (default torchpace-gpu/)
@@ -33,7 +35,8 @@ prepare() {
 find_programs() { # bundled folder or ""
   if [[ -n "$1" ]]; then
     local there
-    [[ -f "$1/torch.txt" ]] || fail "$1 is no bundled build: expected torch.txt in it" "Make one: scripts/gpu_check.sh --prepare"
+    [[ -f "$1/torch.txt" ]] || fail "$1 is no bundled build: expected torch.txt in it" \
+      "Make one: scripts/gpu_check.sh --prepare"
     there="$(torch_version "$torch")"
     [[ "$(<"$1/torch.txt")" == "$there" ]] || fail \
       "the bundled build is for torch $(<"$1/torch.txt"), but $python has torch $there" \
@@ -56,7 +59,8 @@ run_tests() {
   for program in unit_tests torch_tests; do
     if [[ -x "$programs/$program" ]]; then
       step "$program"
-      (cd "$root" && "$programs/$program" --gtest_brief=1 --gtest_output="xml:$out/$program.xml") || status=1
+      (cd "$root" &&
+        "$programs/$program" --gtest_brief=1 --gtest_output="xml:$out/$program.xml") || status=1
     else
       note "no $program in this build"
     fi
@@ -88,16 +92,21 @@ while (($#)); do
       shift
       break
       ;;
-    *) fail "unknown argument '$1'" "usage: scripts/gpu_check.sh [--bundle DIR] [--prepare] [-- ARGUMENTS OF torchpace compare]" ;;
+    *)
+      fail "unknown argument '$1'" \
+        "usage: scripts/gpu_check.sh [--bundle DIR] [--prepare] [-- ARGUMENTS OF torchpace compare]"
+      ;;
   esac
 done
 
 step "LibTorch"
 if [[ -z "${TORCHPACE_PYTHON:-}" && ! -x "$python" ]]; then
-  python="$(command -v python3)" || fail "no python3 here" "TORCHPACE_PYTHON names the interpreter that has torch."
+  python="$(command -v python3)" || fail "no python3 here" \
+    "TORCHPACE_PYTHON names the interpreter that has torch."
 fi
 torch="$(torch_folder "$python")"
-[[ -n "$torch" ]] || fail "$python has no torch" "TORCHPACE_PYTHON names the interpreter that has it."
+[[ -n "$torch" ]] || fail "$python has no torch" \
+  "TORCHPACE_PYTHON names the interpreter that has it."
 note "torch $(torch_version "$torch") of $python"
 export TORCHPACE_PYTHON="$python"
 out="${OUT:-$root/torchpace-gpu}"

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Sets up everything, then runs every test: ctest and pytest. Arguments go to ctest (then pytest is left out); what the
-# environment may say is at the top of setup.sh.
+# Sets up everything, then runs every test: ctest and pytest. Arguments go to ctest (then pytest is
+# left out); what the environment may say is at the top of setup.sh.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh" --tests
 

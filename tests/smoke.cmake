@@ -1,9 +1,12 @@
-# Runs the first, smallest case of each function of a benchmark program and reads the JSON that it writes. Arguments (-D):
+# Runs the first, smallest case of each function of a benchmark program and reads the JSON that it
+# writes. Arguments (-D):
 #   PROGRAM   the benchmark program
 #   OUTPUT    the JSON file to write
-#   PACKAGE   of a compiled training step, for the case NAME_compiled_train; without it that case must be skipped
+#   PACKAGE   of a compiled training step, for the case NAME_compiled_train; without it that case
+#             must be skipped
 cmake_minimum_required(VERSION 3.25)
-execute_process(COMMAND "${PROGRAM}" --benchmark_list_tests OUTPUT_VARIABLE list COMMAND_ERROR_IS_FATAL ANY)
+execute_process(COMMAND "${PROGRAM}" --benchmark_list_tests
+  OUTPUT_VARIABLE list COMMAND_ERROR_IS_FATAL ANY)
 string(REGEX MATCHALL "[^\n]+" cases "${list}")
 set(chosen "")
 set(functions "")
@@ -30,7 +33,8 @@ list(JOIN chosen "|" filter)
 
 file(REMOVE "${OUTPUT}")
 execute_process(
-  COMMAND "${PROGRAM}" "--benchmark_filter=^(${filter})$" --benchmark_min_time=0.01 --benchmark_format=json ${package_options}
+  COMMAND "${PROGRAM}" "--benchmark_filter=^(${filter})$" --benchmark_min_time=0.01
+          --benchmark_format=json ${package_options}
   OUTPUT_FILE "${OUTPUT}" COMMAND_ERROR_IS_FATAL ANY)
 
 file(READ "${OUTPUT}" json)
@@ -49,34 +53,43 @@ foreach(i RANGE ${last})
     message(FATAL_ERROR "${name}: ${failure}")
   endif()
   if(missing OR NOT time GREATER 0 OR NOT iterations GREATER 0)
-    message(FATAL_ERROR "${name}: expected real_time and iterations above 0 and peak_bytes, found '${time}', '${iterations}', '${peak}'")
+    message(FATAL_ERROR "${name}: expected real_time and iterations above 0 and peak_bytes, "
+      "found '${time}', '${iterations}', '${peak}'")
   endif()
   message("${name}: ${time}")
 endforeach()
 foreach(key IN ITEMS torchpace.torch torchpace.build_type torchpace.threads)
   string(JSON value ERROR_VARIABLE missing GET "${json}" context ${key})
   if(missing OR value STREQUAL "")
-    message(FATAL_ERROR "the context has no ${key}: what the numbers depend on must stand beside them")
+    message(FATAL_ERROR
+      "the context has no ${key}: what the numbers depend on must stand beside them")
   endif()
 endforeach()
 
 # Google Benchmark's own main would call both of these a success.
-execute_process(COMMAND "${PROGRAM}" --benchmark_filter=^there_is_no_such_case$ RESULT_VARIABLE status OUTPUT_QUIET ERROR_QUIET)
+execute_process(COMMAND "${PROGRAM}" --benchmark_filter=^there_is_no_such_case$
+  RESULT_VARIABLE status OUTPUT_QUIET ERROR_QUIET)
 if(NOT status EQUAL 4)
   message(FATAL_ERROR "a filter that matches nothing: expected exit code 4, found ${status}")
 endif()
 foreach(case IN LISTS compiled)
-  execute_process(COMMAND "${PROGRAM}" "--benchmark_filter=^${case}/" RESULT_VARIABLE status OUTPUT_VARIABLE output ERROR_QUIET)
+  execute_process(COMMAND "${PROGRAM}" "--benchmark_filter=^${case}/"
+    RESULT_VARIABLE status OUTPUT_VARIABLE output ERROR_QUIET)
   if(NOT status EQUAL 77 OR NOT output MATCHES "expected --training_package=FILE")
-    message(FATAL_ERROR "${case} without a package: expected exit code 77 and the reason, found ${status}: ${output}")
+    message(FATAL_ERROR "${case} without a package: expected exit code 77 and the reason, "
+      "found ${status}: ${output}")
   endif()
-  execute_process(COMMAND "${PROGRAM}" "--benchmark_filter=^${case}/" "--training_package=${CMAKE_CURRENT_LIST_FILE}"
+  execute_process(
+    COMMAND "${PROGRAM}" "--benchmark_filter=^${case}/"
+            "--training_package=${CMAKE_CURRENT_LIST_FILE}"
     RESULT_VARIABLE status OUTPUT_VARIABLE output ERROR_QUIET)
   if(NOT status EQUAL 1 OR NOT output MATCHES "expected a zip archive")
-    message(FATAL_ERROR "${case} with a text as package: expected exit code 1 and the reason, found ${status}: ${output}")
+    message(FATAL_ERROR "${case} with a text as package: expected exit code 1 and the reason, "
+      "found ${status}: ${output}")
   endif()
 endforeach()
-execute_process(COMMAND "${PROGRAM}" --settings=optimizer=none RESULT_VARIABLE status OUTPUT_QUIET ERROR_QUIET)
+execute_process(COMMAND "${PROGRAM}" --settings=optimizer=none
+  RESULT_VARIABLE status OUTPUT_QUIET ERROR_QUIET)
 if(NOT status EQUAL 2)
   message(FATAL_ERROR "--settings=optimizer=none: expected exit code 2, found ${status}")
 endif()

@@ -1,5 +1,5 @@
-# Trains the example on this project's own readme: the loss falls, and a run that was stopped and resumed is the whole one.
-# Arguments (-D):
+# Trains the example on this project's own readme: the loss falls, and a run that was stopped and
+# resumed is the whole one. Arguments (-D):
 #   PROGRAM, PACKAGE   train_without_python; a deterministic package of the smallest GPTlite
 #   OUTPUT             folder to write
 cmake_minimum_required(VERSION 3.25)
@@ -8,8 +8,9 @@ file(MAKE_DIRECTORY "${OUTPUT}")
 set(text "${CMAKE_CURRENT_LIST_DIR}/../README.md")
 
 function(train name)
-  execute_process(COMMAND "${PROGRAM}" "${PACKAGE}" "${text}" --steps 40 --warmup 5 --lr 0.01 --report 10 --sample 20
-      --losses "${OUTPUT}/${name}.txt" --model "${OUTPUT}/${name}.pt" ${ARGN}
+  execute_process(
+    COMMAND "${PROGRAM}" "${PACKAGE}" "${text}" --steps 40 --warmup 5 --lr 0.01 --report 10
+            --sample 20 --losses "${OUTPUT}/${name}.txt" --model "${OUTPUT}/${name}.pt" ${ARGN}
     OUTPUT_VARIABLE output COMMAND_ERROR_IS_FATAL ANY)
   message("${output}")
   set(output "${output}" PARENT_SCOPE)
@@ -34,12 +35,14 @@ file(STRINGS "${OUTPUT}/second.txt" end)
 if(NOT "${begin};${end}" STREQUAL "${losses}")
   message(FATAL_ERROR "expected the losses of the whole run, found others after the resume")
 endif()
-execute_process(COMMAND "${CMAKE_COMMAND}" -E compare_files "${OUTPUT}/whole.pt" "${OUTPUT}/second.pt"
+execute_process(
+  COMMAND "${CMAKE_COMMAND}" -E compare_files "${OUTPUT}/whole.pt" "${OUTPUT}/second.pt"
   COMMAND_ERROR_IS_FATAL ANY)
 
 # What cannot be used is one line.
 foreach(wrong IN ITEMS "${OUTPUT}/none.pt2" "${text}" "${OUTPUT}/run.pt")
-  execute_process(COMMAND "${PROGRAM}" "${wrong}" "${text}" RESULT_VARIABLE status ERROR_VARIABLE error OUTPUT_QUIET)
+  execute_process(COMMAND "${PROGRAM}" "${wrong}" "${text}"
+    RESULT_VARIABLE status ERROR_VARIABLE error OUTPUT_QUIET)
   if(NOT status EQUAL 2 OR NOT error MATCHES "^train_without_python: [^\n]+\n$")
     message(FATAL_ERROR "${wrong}: expected exit code 2 and one line, found ${status}: ${error}")
   endif()

@@ -28,7 +28,8 @@ if(FAILS OR CONFIGURE_ONLY)
   return()
 endif()
 
-execute_process(COMMAND "${CMAKE_COMMAND}" --build "${BINARY}" --parallel 1 COMMAND_ERROR_IS_FATAL ANY)
+execute_process(COMMAND "${CMAKE_COMMAND}" --build "${BINARY}" --parallel 1
+  COMMAND_ERROR_IS_FATAL ANY)
 execute_process(COMMAND "${BINARY}/consumer" OUTPUT_VARIABLE output COMMAND_ERROR_IS_FATAL ANY)
 message("${output}")
 if(output STREQUAL "" AND NOT BINARY MATCHES "google_benchmark")

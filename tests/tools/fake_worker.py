@@ -1,9 +1,12 @@
-"""A worker in another language, without torch: it obeys docs/worker-protocol.md and makes its times up.
+"""A worker in another language, without torch: it obeys docs/worker-protocol.md and makes its times
+up.
 
-    python3 -I -S fake_worker.py [--step-ms 2] [--noise 0.002] [--fail HOW@COMMAND[:N]] [--wrong] ...
+    python3 -I -S fake_worker.py [--step-ms 2] [--noise 0.002] [--fail HOW@COMMAND[:N]] [--wrong]
+        ...
 
 Times are drawn, not measured, so that what a test expects does not depend on the machine.
-HOW is die, killed, hang, error, skip or garbage, at the N-th COMMAND of a process (1), or at each (*).
+HOW is die, killed, hang, error, skip or garbage, at the N-th COMMAND of a process (1), or at each
+(*).
 """
 
 import argparse
@@ -13,6 +16,8 @@ import os
 import signal
 import sys
 import time
+
+VARIABLES = ("TORCHDYNAMO", "TORCHINDUCTOR", "MKL_CBWR", "PYTHONW")
 
 
 def words(line):
@@ -68,7 +73,15 @@ class Worker:
         if "TMPDIR" in os.environ:
             with open(os.path.join(os.environ["TMPDIR"], f"unpacked-{os.getpid()}"), "w") as file:
                 file.write("x")
-        return {"compile_s": 0.5 if "artifact" in self.settings else 0, "load_s": 0.01, "flops": 1e9, "items": 8, "item": "samples", "parameter_bytes": 4, "minimum_bytes": 4}
+        return {
+            "compile_s": 0.5 if "artifact" in self.settings else 0,
+            "load_s": 0.01,
+            "flops": 1e9,
+            "items": 8,
+            "item": "samples",
+            "parameter_bytes": 4,
+            "minimum_bytes": 4,
+        }
 
     def first(self, rest):
         answer = {"first_step_s": self.options.step_ms / 1e3}
@@ -90,16 +103,37 @@ class Worker:
 
     def parts(self, rest):
         forward = self.options.step_ms * 0.4e6
-        return {"parts": {"forward": [forward] * int(rest[0]), "backward": [1.5 * forward] * int(rest[0]), "optimizer": []}}
+        return {
+            "parts": {
+                "forward": [forward] * int(rest[0]),
+                "backward": [1.5 * forward] * int(rest[0]),
+                "optimizer": [],
+            }
+        }
 
     def operators(self, rest):
         """Half of the step is one product, called 10 times; the rest is the host's."""
         step_ns = self.options.step_ms * 1e6
-        product = {"name": "aten::mm", "part": "forward", "calls": 10, "outer_calls": 10, "self_ns": step_ns / 2}
-        return {"operators": [product], "step_ns": [step_ns] * int(rest[0]), "synchronizations": 0, "compiled": False}
+        product = {
+            "name": "aten::mm",
+            "part": "forward",
+            "calls": 10,
+            "outer_calls": 10,
+            "self_ns": step_ns / 2,
+        }
+        return {
+            "operators": [product],
+            "step_ns": [step_ns] * int(rest[0]),
+            "synchronizations": 0,
+            "compiled": False,
+        }
 
     def dispatch(self, rest):
-        return {"operator_ns": [1000] * int(rest[0]), "profiled_ns": [1500] * int(rest[0]), "profiled_self_ns": [600] * int(rest[0])}
+        return {
+            "operator_ns": [1000] * int(rest[0]),
+            "profiled_ns": [1500] * int(rest[0]),
+            "profiled_self_ns": [600] * int(rest[0]),
+        }
 
     def gemm_peak(self, rest):
         """2 TFLOP/s, of which a load says 1 GFLOP a step."""
@@ -115,8 +149,23 @@ class Worker:
             reference = json.load(file)["output"]
         error = abs(reference - (1.5 if self.options.wrong else 1.0))
         if len(rest) == 2 and self.options.off_golden:
-            return {"passed": False, "max_abs_error": 0.5, "tolerance": 1, "rms_error": 0.25, "rms_tolerance": 1e-6, "worst": "batch0.output", "compared": 1, "note": ""}
-        return {"passed": error <= 1e-6, "max_abs_error": error, "tolerance": 1e-6, "worst": "output", "compared": 1}
+            return {
+                "passed": False,
+                "max_abs_error": 0.5,
+                "tolerance": 1,
+                "rms_error": 0.25,
+                "rms_tolerance": 1e-6,
+                "worst": "batch0.output",
+                "compared": 1,
+                "note": "",
+            }
+        return {
+            "passed": error <= 1e-6,
+            "max_abs_error": error,
+            "tolerance": 1e-6,
+            "worst": "output",
+            "compared": 1,
+        }
 
     def losses(self, rest):
         return {"losses": [4.0 - 0.01 * i for i in range(int(rest[0]))], "seconds": 0.1}
@@ -138,7 +187,9 @@ class Worker:
             "threads": os.environ.get("OMP_NUM_THREADS", ""),
             "hash_seed": os.environ.get("PYTHONHASHSEED", ""),
             "mmap_threshold": os.environ.get("MALLOC_MMAP_THRESHOLD_", ""),
-            "variables": " ".join(sorted(f"{k}={v}" for k, v in os.environ.items() if k.startswith(("TORCHDYNAMO", "TORCHINDUCTOR", "MKL_CBWR", "PYTHONW")))),
+            "variables": " ".join(
+                sorted(f"{k}={v}" for k, v in os.environ.items() if k.startswith(VARIABLES))
+            ),
         }
 
 
@@ -155,15 +206,24 @@ def main(arguments=None):
     parser.add_argument("--torch", default="none")
     parser.add_argument("--fail", default="")
     parser.add_argument("--wrong", action="store_true")
-    parser.add_argument("--off-golden", action="store_true", help="farther from a float64 run than it may be")
-    parser.add_argument("--first-only", action="store_true", help="`first N` tells of the first step alone")
+    parser.add_argument(
+        "--off-golden", action="store_true", help="farther from a float64 run than it may be"
+    )
+    parser.add_argument(
+        "--first-only", action="store_true", help="`first N` tells of the first step alone"
+    )
     parser.add_argument("--optimizer", default="")
     parser.add_argument("--log", help="a file that gets one line a command: name, pid, command")
     options = parser.parse_args(arguments)
     worker = Worker(options)
     if options.fail.startswith("die@start"):
         sys.exit("fake: cannot start")
-    print(json.dumps({"protocol": options.protocol, "runtime": options.runtime, "cases": options.cases.split(",")}), flush=True)
+    greeting = {
+        "protocol": options.protocol,
+        "runtime": options.runtime,
+        "cases": options.cases.split(","),
+    }
+    print(json.dumps(greeting), flush=True)
     for line in sys.stdin:
         command, rest = words(line)
         if options.log:

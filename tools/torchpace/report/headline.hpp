@@ -25,8 +25,8 @@ struct Headline {
 };
 Headline headline(const CaseResult& result, double delta);
 
-/// The fastest runtime of a case, and those that are not significantly different from it, in a line. Empty where
-/// none is known.
+/// The fastest runtime of a case, and those that are not significantly different from it, in a
+/// line. Empty where none is known.
 std::string fastest_text(const CaseResult& result);
 
 /// How often each verdict fell, in the order of to_string; without those that never did.

@@ -32,7 +32,13 @@ def make_artifact(kind):
         print("compiler: no space left", file=sys.stderr, flush=True)
         return {"error": "make=dead: the process that compiled died; its output is above"}
     tempfile.mkstemp(prefix="compiler-")
-    return {"artifact": f"/artifacts/{kind}", "compile_s": 7.5, "cached": True, "seconds": 0.1, "note": ""}
+    return {
+        "artifact": f"/artifacts/{kind}",
+        "compile_s": 7.5,
+        "cached": True,
+        "seconds": 0.1,
+        "note": "",
+    }
 
 
 def export(settings):

@@ -1,5 +1,5 @@
-"""Runtimes for tests: two that share a kind of artifact, one whose artifact fails, one that is skipped,
-one that is farther from the float64 run than it may be.
+"""Runtimes for tests: two that share a kind of artifact, one whose artifact fails, one that is
+skipped, one that is farther from the float64 run than it may be.
 """
 
 import json
