@@ -10,7 +10,10 @@ step "ctest"
 ctest --test-dir "$build" --output-on-failure --no-tests=error --parallel "$(jobs)" "$@" || status=1
 if (($# == 0)); then
   step "pytest"
-  (cd "$root/python" && "$python" -m pytest) || status=1
+  # Most tests keep one core busy: a file of tests for each core.
+  spread=()
+  "$python" -c 'import xdist' 2>/dev/null && spread=(-n "$(jobs)" --dist loadfile)
+  (cd "$root/python" && "$python" -m pytest "${spread[@]}") || status=1
 fi
 if ((status == 0)); then step "all tests passed"; else step "FAILED: see above"; fi
 exit "$status"
