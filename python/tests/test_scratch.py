@@ -21,7 +21,8 @@ PYTHON = Path(__file__).resolve().parents[1]
 PROGRAM = """
 import os, subprocess, sys
 from pathlib import Path
-from torchpace import cache, scratch
+from torchpace import scratch
+from torchpace.exporter import cache
 folder = Path(sys.argv[1])
 scratch.start_janitor()
 own = scratch.own(folder)

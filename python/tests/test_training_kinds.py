@@ -240,7 +240,7 @@ def traced_values(step: TrainingStep) -> training_check.Values:
     """What the package's program makes of its batch, as package_values has it."""
     program, recipe = step.trace(), step.recipe
     state = {name: x.clone() for name, x in step.initial.items()}
-    rate, seeds = torch.tensor(training_check.RATES[recipe.kind]), torch.Generator().manual_seed(0)
+    rate, seeds = torch.tensor(training_check.rate_of(recipe)), torch.Generator().manual_seed(0)
     losses = []
     with kept_random_state(step.device), torch.no_grad():
         for _ in range(calls_of(recipe)):
