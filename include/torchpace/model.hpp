@@ -1,5 +1,5 @@
 // A model as runtimes see it: what it computes, its loss, and what a step of it costs.
-// Its Python half is in python/torchpace/workload.py.
+// Its Python half is in python/torchpace/models/__init__.py.
 #pragma once
 
 #include <torch/torch.h>

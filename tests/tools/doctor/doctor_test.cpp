@@ -64,25 +64,26 @@ class Doctor : public testing::Test {
   Json host() const { return host_environment(sources()); }
 
   /// The finding on a topic.
-  static Finding on(const std::string& topic, const Json& host, const Probe& probe = good_probe()) {
-    for (const auto& finding : examine(host, probe)) {
+  static Finding on(const std::string& topic, const Json& host,
+                    const MachineTrial& trial = good_trial()) {
+    for (const auto& finding : examine(host, trial)) {
       if (finding.topic == topic) return finding;
     }
     ADD_FAILURE() << "no finding on " << topic;
     return {};
   }
 
-  static Probe good_probe() {
-    Probe probe;
-    probe.clock_cost_ns = 20;
-    probe.clock_resolution_ns = 1;
-    probe.steal_share = 0;
-    probe.steal_share_since_start = 0;
-    probe.cache = "/cache";
-    probe.cache_free_bytes = 1e11;
-    probe.python = "/usr/bin/python3";
-    probe.torch = "2.11.0";
-    return probe;
+  static MachineTrial good_trial() {
+    MachineTrial trial;
+    trial.clock_cost_ns = 20;
+    trial.clock_resolution_ns = 1;
+    trial.steal_share = 0;
+    trial.steal_share_since_start = 0;
+    trial.cache = "/cache";
+    trial.cache_free_bytes = 1e11;
+    trial.python = "/usr/bin/python3";
+    trial.torch = "2.11.0";
+    return trial;
   }
 
   fs::path root_;
@@ -119,7 +120,7 @@ TEST_F(Doctor, ReadsAServer) {
 
 TEST_F(Doctor, FindsNothingWrongWithAQuietServer) {
   write_server();
-  for (const auto& finding : examine(host(), good_probe())) {
+  for (const auto& finding : examine(host(), good_trial())) {
     // Two sockets are worth a note.
     EXPECT_EQ(finding.level, finding.topic == "processor" ? "note" : "ok")
         << finding.topic << ": " << finding.text;
@@ -132,7 +133,7 @@ TEST_F(Doctor, KnowsNothingOfAnEmptyTreeAndSaysSo) {
                           "governor", "turbo", "thp", "aslr", "clocksource"}) {
     EXPECT_TRUE(found[key].is_null()) << key << " " << found[key];
   }
-  for (const auto& finding : examine(found, Probe{})) {
+  for (const auto& finding : examine(found, MachineTrial{})) {
     EXPECT_EQ(finding.text.find("nan"), std::string::npos) << finding.text;
   }
 }
@@ -196,15 +197,15 @@ TEST_F(Doctor, GradesTheLoad) {
   EXPECT_EQ(on("load", host()).level, "warn");
 
   // The average remembers what is over, the user's own build above all.
-  auto probe = good_probe();
-  probe.busy_share = 0.01;
-  EXPECT_EQ(on("load", host(), probe).level, "ok");
-  probe.busy_share = 0.12;  // one of eight
-  EXPECT_EQ(on("load", host(), probe).level, "note");
+  auto trial = good_trial();
+  trial.busy_share = 0.01;
+  EXPECT_EQ(on("load", host(), trial).level, "ok");
+  trial.busy_share = 0.12;  // one of eight
+  EXPECT_EQ(on("load", host(), trial).level, "note");
   write("proc/loadavg", "0.0 1 1 1/2 3\n");
-  probe.busy_share = 0.5;
-  EXPECT_EQ(on("load", host(), probe).level, "warn");
-  EXPECT_EQ(on("load", host(), probe).text,
+  trial.busy_share = 0.5;
+  EXPECT_EQ(on("load", host(), trial).level, "warn");
+  EXPECT_EQ(on("load", host(), trial).text,
             "other programs use 50 % of 8 CPUs now: they take turns with yours");
 }
 
@@ -233,10 +234,10 @@ TEST_F(Doctor, SeesAVirtualMachineAndStolenTime) {
   write("sys/class/dmi/id/sys_vendor", "QEMU\n");
   EXPECT_EQ(host()["virtual_machine"], "QEMU");
   EXPECT_EQ(on("virtual machine", host()).level, "note");
-  auto probe = good_probe();
-  probe.steal_share = 0.05;
-  EXPECT_EQ(on("virtual machine", host(), probe).level, "warn");
-  EXPECT_NE(on("virtual machine", host(), probe).text.find("5.0 %"), std::string::npos);
+  auto trial = good_trial();
+  trial.steal_share = 0.05;
+  EXPECT_EQ(on("virtual machine", host(), trial).level, "warn");
+  EXPECT_NE(on("virtual machine", host(), trial).text.find("5.0 %"), std::string::npos);
 }
 
 TEST_F(Doctor, ReadsStolenTimeFromProcStat) {
@@ -259,17 +260,17 @@ TEST_F(Doctor, ListsOnlyVariablesThatChangeTheNumbers) {
 
 TEST_F(Doctor, JudgesTheTimerTheDiskAndPython) {
   write_server();
-  auto probe = good_probe();
-  probe.clock_cost_ns = 900;
-  EXPECT_EQ(on("timer", host(), probe).level, "warn");
-  probe.cache_free_bytes = 1e8;
-  EXPECT_EQ(on("disk", host(), probe).level, "warn");
-  probe.report_packages = "matplotlib";
-  EXPECT_EQ(on("python", host(), probe).level, "note");
-  probe.torch.clear();
-  EXPECT_EQ(on("python", host(), probe).level, "warn");
-  probe.python.clear();
-  EXPECT_EQ(on("python", host(), probe).level, "warn");
+  auto trial = good_trial();
+  trial.clock_cost_ns = 900;
+  EXPECT_EQ(on("timer", host(), trial).level, "warn");
+  trial.cache_free_bytes = 1e8;
+  EXPECT_EQ(on("disk", host(), trial).level, "warn");
+  trial.report_packages = "matplotlib";
+  EXPECT_EQ(on("python", host(), trial).level, "note");
+  trial.torch.clear();
+  EXPECT_EQ(on("python", host(), trial).level, "warn");
+  trial.python.clear();
+  EXPECT_EQ(on("python", host(), trial).level, "warn");
 }
 
 TEST_F(Doctor, ReadsGpusAndTheirThrottling) {

@@ -99,9 +99,9 @@ int verdict_of(const Results& results, const std::optional<FailOn>& fail_on) {
 void warn_of_machine(Results& results) {
   const std::set<std::string> topics = {"threads", "governor",     "load", "memory",
                                         "swap",    "BLAS, OpenMP", "GPU"};
-  Probe probe;
-  watch_processors(probe);
-  for (const auto& finding : examine(results.environment, probe)) {
+  MachineTrial trial;
+  watch_processors(trial);
+  for (const auto& finding : examine(results.environment, trial)) {
     if (finding.level != "warn" || !topics.contains(finding.topic)) continue;
     const auto advice = finding.advice.empty() ? "" : "; " + finding.advice;
     results.warn({"machine", "warning",

@@ -26,7 +26,7 @@ constexpr double kPythonLimitSeconds = 60;
 constexpr size_t kTextColumns = 78;
 
 /// Cost of a read of the steady clock and the smallest step between two reads, in ns.
-void probe_clock(Probe& probe) {
+void probe_clock(MachineTrial& trial) {
   using ns = std::chrono::duration<double, std::nano>;
   constexpr int kReads = 20000;
   double smallest = std::numeric_limits<double>::infinity();
@@ -38,24 +38,24 @@ void probe_clock(Probe& probe) {
     if (step > 0) smallest = std::min(smallest, step);
     last = now;
   }
-  probe.clock_cost_ns = ns(last - start).count() / kReads;
-  if (std::isfinite(smallest)) probe.clock_resolution_ns = smallest;
+  trial.clock_cost_ns = ns(last - start).count() / kReads;
+  if (std::isfinite(smallest)) trial.clock_resolution_ns = smallest;
 }
 
 /// Free bytes of the disk that holds the folder, or will hold it.
-void probe_disk(Probe& probe, const fs::path& cache) {
+void probe_disk(MachineTrial& trial, const fs::path& cache) {
   std::error_code error;
-  probe.cache = cache;
+  trial.cache = cache;
   auto folder = fs::absolute(cache, error);
   while (!folder.empty() && !fs::exists(folder, error) && folder.has_relative_path()) {
     folder = folder.parent_path();
   }
   const auto space = fs::space(folder, error);
-  if (!error) probe.cache_free_bytes = static_cast<double>(space.available);
+  if (!error) trial.cache_free_bytes = static_cast<double>(space.available);
 }
 
 /// Asks for versions without importing torch, which takes seconds.
-void probe_python(Probe& probe, const std::string& interpreter) {
+void probe_python(MachineTrial& trial, const std::string& interpreter) {
   const std::string code =
       "import importlib.metadata as m, importlib.util as u, sys\n"
       "print(sys.executable)\n"
@@ -68,9 +68,9 @@ void probe_python(Probe& probe, const std::string& interpreter) {
     const auto first = answer.find('\n');
     const auto second = answer.find('\n', first + 1);
     if (second == std::string::npos) return;
-    probe.python = answer.substr(0, first);
-    probe.torch = answer.substr(first + 1, second - first - 1);
-    probe.report_packages = answer.substr(second + 1, answer.find('\n', second + 1) - second - 1);
+    trial.python = answer.substr(0, first);
+    trial.torch = answer.substr(first + 1, second - first - 1);
+    trial.report_packages = answer.substr(second + 1, answer.find('\n', second + 1) - second - 1);
   } catch (const ProcessError&) {
   }
 }
@@ -98,27 +98,27 @@ void print(const Finding& finding, std::ostream& out, bool color) {
 
 }  // namespace
 
-void watch_processors(Probe& probe, const fs::path& root) {
+void watch_processors(MachineTrial& trial, const fs::path& root) {
   const auto before = processor_times(root);
   std::this_thread::sleep_for(kWatch);
   const auto after = processor_times(root);
   const double passed = after.total - before.total;
   if (passed > 0) {
-    probe.steal_share = (after.steal - before.steal) / passed;
-    probe.busy_share =
-        std::clamp(1 - (after.idle - before.idle) / passed - probe.steal_share, 0.0, 1.0);
+    trial.steal_share = (after.steal - before.steal) / passed;
+    trial.busy_share =
+        std::clamp(1 - (after.idle - before.idle) / passed - trial.steal_share, 0.0, 1.0);
   }
-  if (after.total > 0) probe.steal_share_since_start = after.steal / after.total;
+  if (after.total > 0) trial.steal_share_since_start = after.steal / after.total;
 }
 
 int run_doctor(const DoctorOptions& options, std::ostream& out) {
   const auto host = host_environment(options.sources);
-  Probe probe;
-  probe_clock(probe);
-  watch_processors(probe, options.sources.root);
-  if (!options.cache.empty()) probe_disk(probe, options.cache);
-  probe_python(probe, options.python);
-  const auto findings = examine(host, probe);
+  MachineTrial trial;
+  probe_clock(trial);
+  watch_processors(trial, options.sources.root);
+  if (!options.cache.empty()) probe_disk(trial, options.cache);
+  probe_python(trial, options.python);
+  const auto findings = examine(host, trial);
   if (options.json) {
     Json list = Json::array();
     for (const auto& finding : findings) {

@@ -20,7 +20,7 @@ struct Finding {
 };
 
 /// What is found by trying, beside what the kernel says. NaN and empty: not known.
-struct Probe {
+struct MachineTrial {
   double clock_cost_ns = kUnknown;        // of one read of the steady clock
   double clock_resolution_ns = kUnknown;  // smallest step of it that was seen
   double busy_share = kUnknown;           // of processor time, by other programs, while it watched
@@ -34,10 +34,10 @@ struct Probe {
 };
 
 /// Judges the facts. Free of side effects.
-std::vector<Finding> examine(const Json& host, const Probe& probe);
+std::vector<Finding> examine(const Json& host, const MachineTrial& trial);
 
 /// Watches for 0.3 s who uses the processors, while this program uses none.
-void watch_processors(Probe& probe, const std::filesystem::path& root = "/");
+void watch_processors(MachineTrial& trial, const std::filesystem::path& root = "/");
 
 struct DoctorOptions {
   bool json = false;

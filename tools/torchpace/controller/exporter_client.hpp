@@ -40,7 +40,7 @@ struct Exported {
 
 class Exporter {
  public:
-  /// `command`: `python -m torchpace.export --cache DIR`. Nothing is started before it is needed.
+  /// `command`: `python -m torchpace.exporter --cache DIR`. Nothing is started before it is needed.
   /// `limit_s`: what the files of one case may take.
   Exporter(Command command, double limit_s) : command_(std::move(command)), limit_s_(limit_s) {}
 

@@ -101,16 +101,16 @@ Finding turbo(const Json& host) {
 
 /// What others do now; the load average, which also remembers what is over, where that is not
 /// known.
-Finding load(const Json& host, const Probe& probe) {
+Finding load(const Json& host, const MachineTrial& trial) {
   const auto loads = host.value("load_average", Json::array());
   const double cores = number(host, "logical_cpus");
   const bool known = !loads.empty() && loads[0].is_number();
   const double last = known ? loads[0].get<double>() : kUnknown;
-  if (!known && std::isnan(probe.busy_share)) {
+  if (!known && std::isnan(trial.busy_share)) {
     return {"load", "note", "load average is not known", ""};
   }
-  const bool watched = !std::isnan(probe.busy_share);
-  const double share = watched ? probe.busy_share : last / (std::isnan(cores) ? 1 : cores);
+  const bool watched = !std::isnan(trial.busy_share);
+  const double share = watched ? trial.busy_share : last / (std::isnan(cores) ? 1 : cores);
   auto found =
       watched ? fmt::format("other programs use {:.0f} % of {} CPUs now", 100 * share, count(cores))
               : fmt::format("{:.2f} over the last minute on {} CPUs", last, count(cores));
@@ -174,9 +174,9 @@ Finding address_layout(const Json& host) {
           state.empty() ? "not known" : "randomized per process; invocations average over it", ""};
 }
 
-Finding virtual_machine(const Json& host, const Probe& probe) {
+Finding virtual_machine(const Json& host, const MachineTrial& trial) {
   const auto name = text(host, "virtual_machine");
-  const double steal = std::fmax(probe.steal_share, probe.steal_share_since_start);
+  const double steal = std::fmax(trial.steal_share, trial.steal_share_since_start);
   const auto stolen = [](double share) {
     return std::isnan(share) ? std::string("n/a") : show_number(100 * share) + " %";
   };
@@ -185,7 +185,7 @@ Finding virtual_machine(const Json& host, const Probe& probe) {
                   name.empty()    ? "none seen"
                   : name == "yes" ? "yes"
                                   : name,
-                  stolen(probe.steal_share), stolen(probe.steal_share_since_start));
+                  stolen(trial.steal_share), stolen(trial.steal_share_since_start));
   if (steal > kStealWarned) {
     return {"virtual machine", "warn", found + ": steps are interrupted from outside",
             "choose dedicated cores or another hour, take more --invocations"};
@@ -197,13 +197,13 @@ Finding virtual_machine(const Json& host, const Probe& probe) {
   return {"virtual machine", "ok", found, ""};
 }
 
-Finding timer(const Json& host, const Probe& probe) {
+Finding timer(const Json& host, const MachineTrial& trial) {
   const auto source = text(host, "clocksource");
   const auto found = fmt::format(
       "{}: a read takes {} ns, steps of {} ns", source.empty() ? "unknown source" : source,
-      show_number(probe.clock_cost_ns), show_number(probe.clock_resolution_ns));
-  if (probe.clock_cost_ns > kClockCostNoted_ns ||
-      probe.clock_resolution_ns > kClockResolutionNoted_ns) {
+      show_number(trial.clock_cost_ns), show_number(trial.clock_resolution_ns));
+  if (trial.clock_cost_ns > kClockCostNoted_ns ||
+      trial.clock_resolution_ns > kClockResolutionNoted_ns) {
     return {"timer", "warn", found + ": too coarse for steps of microseconds",
             "boot with clocksource=tsc where the processor's counter is steady"};
   }
@@ -300,46 +300,46 @@ Finding gpu(const Json& host, size_t index) {
           fmt::format("where allowed: sudo nvidia-smi -i {} -pm 1 and --lock-gpu-clocks", index)};
 }
 
-Finding disk(const Probe& probe) {
-  if (probe.cache.empty() || std::isnan(probe.cache_free_bytes)) {
+Finding disk(const MachineTrial& trial) {
+  if (trial.cache.empty() || std::isnan(trial.cache_free_bytes)) {
     return {"disk", "note", "free space of the cache is not known", ""};
   }
-  const auto found = fmt::format("{} free for the cache {}", show_bytes(probe.cache_free_bytes),
-                                 probe.cache.string());
-  if (probe.cache_free_bytes < kDiskWarned) {
+  const auto found = fmt::format("{} free for the cache {}", show_bytes(trial.cache_free_bytes),
+                                 trial.cache.string());
+  if (trial.cache_free_bytes < kDiskWarned) {
     return {"disk", "warn", found + ": weights and golden values of large cases may not fit",
             "free some space, or name another folder with --cache"};
   }
   return {"disk", "ok", found, ""};
 }
 
-Finding python(const Probe& probe) {
-  if (probe.python.empty()) {
+Finding python(const MachineTrial& trial) {
+  if (trial.python.empty()) {
     return {"python", "warn", "no interpreter was found: no baselines, no weights",
             "name one with --python"};
   }
-  if (probe.torch.empty()) {
+  if (trial.torch.empty()) {
     return {"python", "warn",
-            fmt::format("{} has no torch: no baselines, no weights", probe.python),
+            fmt::format("{} has no torch: no baselines, no weights", trial.python),
             "python -m pip install torch, or name another with --python"};
   }
-  const auto found = fmt::format("{} with torch {}", probe.python, probe.torch);
-  if (!probe.report_packages.empty()) {
+  const auto found = fmt::format("{} with torch {}", trial.python, trial.torch);
+  if (!trial.report_packages.empty()) {
     return {"python", "note",
-            fmt::format("{}, without {}: no HTML page", found, probe.report_packages),
-            "python -m pip install " + probe.report_packages};
+            fmt::format("{}, without {}: no HTML page", found, trial.report_packages),
+            "python -m pip install " + trial.report_packages};
   }
   return {"python", "ok", found, ""};
 }
 
 }  // namespace
 
-std::vector<Finding> examine(const Json& host, const Probe& probe) {
+std::vector<Finding> examine(const Json& host, const MachineTrial& trial) {
   std::vector<Finding> findings = {
       processor(host),      threads(host),   governor(host),       turbo(host),
-      load(host, probe),    memory(host),    swap(host),           huge_pages(host),
-      address_layout(host), allocator(host), math_libraries(host), virtual_machine(host, probe),
-      timer(host, probe),   disk(probe),     python(probe)};
+      load(host, trial),    memory(host),    swap(host),           huge_pages(host),
+      address_layout(host), allocator(host), math_libraries(host), virtual_machine(host, trial),
+      timer(host, trial),   disk(trial),     python(trial)};
   const auto gpus = host.value("gpus", Json::array());
   for (size_t i = 0; i < gpus.size(); ++i) findings.push_back(gpu(host, i));
   if (gpus.empty())
