@@ -93,6 +93,22 @@ TEST(Device, UnknownAndMissingAreToldApart) {
   EXPECT_THROW(choose_device("cuda:99"), DeviceUnavailable);
 }
 
+TEST(Device, MemoryOfAnUnusedDeviceIsZeroAndNoError) {
+  const torch::Device device(torch::kCUDA, 0);
+  if (c10::GetAllocator(torch::kCUDA) == nullptr) GTEST_SKIP() << "this torch has no CUDA";
+  reset_peak_memory(device);
+  EXPECT_EQ(memory(device).device_allocated_peak_bytes, 0);
+  EXPECT_EQ(memory(device).device_reserved_peak_bytes, 0);
+}
+
+TEST(Device, SeedsAsTorchDoes) {
+  torch::manual_seed(7);
+  const auto expected = torch::randn({4});
+  torch::manual_seed(8);
+  seed_generators(7, torch::kCPU);
+  EXPECT_TRUE(torch::equal(torch::randn({4}), expected));
+}
+
 TEST(Device, CudaEventsAgreeWithTheWallClock) {
   if (!torch::cuda::is_available()) GTEST_SKIP() << "no CUDA device here";
   const torch::Device device(torch::kCUDA, 0);

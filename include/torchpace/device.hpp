@@ -11,6 +11,7 @@
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
+#include <mutex>
 #include <stdexcept>
 #include <string>
 #include <string_view>
@@ -95,12 +96,31 @@ inline void synchronize(const torch::Device& device) {
   if (!device.is_cpu()) torch::cuda::synchronize(device.index());
 }
 
-/// A point in the current stream of a device that is not the CPU.
+/// Seeds the generators that a case on `device` draws from: that of the CPU, and the device's own.
+/// torch::manual_seed seeds those of all GPUs, and initializes CUDA for it.
+inline void seed_generators(uint64_t seed, const torch::Device& device) {
+  const auto set = [seed](at::Generator generator) {
+    const std::lock_guard<std::mutex> lock(generator.mutex());
+    generator.set_current_seed(seed);
+  };
+  set(at::globalContext().defaultGenerator(torch::kCPU));
+  if (!device.is_cpu()) set(at::globalContext().defaultGenerator(device));
+}
+
+/// The stream of a device that is not the CPU on which work is enqueued now.
+inline c10::Stream current_stream(const torch::Device& device) {
+  return c10::impl::VirtualGuardImpl(device.type()).getStream(device);
+}
+
+/// A point in a stream, which is looked up and made once: recording it again costs one call of the
+/// driver.
 class DeviceEvent {
  public:
-  explicit DeviceEvent(const torch::Device& device)
-      : device_(device), event_(device.type(), c10::EventFlag::BACKEND_DEFAULT) {}
-  void record() { event_.record(c10::impl::VirtualGuardImpl(device_.type()).getStream(device_)); }
+  explicit DeviceEvent(const c10::Stream& stream)
+      : stream_(stream), event_(stream.device_type(), c10::EventFlag::BACKEND_DEFAULT) {
+    record();
+  }
+  void record() { event_.record(stream_); }
   void synchronize() const { event_.synchronize(); }
   /// Time from this to the later event in ns. Both must have completed.
   double elapsed_ns(const DeviceEvent& later) const {
@@ -108,7 +128,7 @@ class DeviceEvent {
   }
 
  private:
-  torch::Device device_;
+  c10::Stream stream_;
   c10::Event event_;
 };
 
@@ -148,6 +168,18 @@ struct Memory {
   double device_reserved_peak_bytes = 0;
 };
 
+namespace detail {
+
+/// torch's caching allocator of a device; none for the CPU, and none where nothing has initialized
+/// it: there it holds nothing, and throws when it is asked.
+inline c10::DeviceAllocator* used_allocator(const torch::Device& device) {
+  if (device.is_cpu()) return nullptr;
+  auto* const allocator = c10::getDeviceAllocator(device.type());
+  return allocator->initialized() ? allocator : nullptr;
+}
+
+}  // namespace detail
+
 /// Starts new high-water marks. The resident one is left as it is where the kernel refuses
 /// (/proc/self/clear_refs).
 inline void reset_peak_memory(const torch::Device& device) {
@@ -155,7 +187,8 @@ inline void reset_peak_memory(const torch::Device& device) {
     std::fputc('5', file);
     std::fclose(file);
   }
-  if (!device.is_cpu()) c10::getDeviceAllocator(device.type())->resetPeakStats(device.index());
+  if (auto* const allocator = detail::used_allocator(device))
+    allocator->resetPeakStats(device.index());
 }
 
 /// Resident memory of this process and, off the CPU, of torch's caching allocator. What lives
@@ -169,8 +202,8 @@ inline Memory memory(const torch::Device& device) {
   };
   result.resident_peak_bytes = bytes("\nVmHWM:");  // in kB
   result.resident_bytes = bytes("\nVmRSS:");
-  if (!device.is_cpu()) {
-    const auto stats = c10::getDeviceAllocator(device.type())->getDeviceStats(device.index());
+  if (auto* const allocator = detail::used_allocator(device)) {
+    const auto stats = allocator->getDeviceStats(device.index());
     result.device_allocated_peak_bytes = static_cast<double>(stats.allocated_bytes[0].peak);
     result.device_reserved_peak_bytes = static_cast<double>(stats.reserved_bytes[0].peak);
   }

@@ -138,7 +138,8 @@ inline Environment environment(const torch::Device& device) {
   add("deterministic", boolean(context.deterministicAlgorithms()));
   add("device", device.str());
   if (device.is_cuda()) {
-    add("cuda", std::to_string(at::detail::getCUDAHooks().versionCUDART()));
+    const auto version = at::detail::getCUDAHooks().versionCUDART();  // 13000 for 13.0
+    add("cuda", std::to_string(version / 1000) + "." + std::to_string(version % 1000 / 10));
     add("cudnn", std::to_string(at::detail::getCUDAHooks().versionRuntimeCuDNN()));
   }
   return result;

@@ -57,6 +57,7 @@ namespace detail {
 inline constexpr int kProbeWarmUps = 2;
 // Calls of an empty operator in one sample.
 inline constexpr int kDispatchCalls = 500;
+inline constexpr int64_t kGemmTile = 1024;  // drawn on the host; as in Python
 // Before the name of a part, in a profile.
 inline constexpr char kPartMark[] = "torchpace part: ";
 
@@ -312,9 +313,14 @@ inline std::vector<double> time_matmul(const Workload& workload, int64_t size,
                                        std::size_t samples) {
   const auto dtype = workload.execution.precision(workload.dtype);
   const auto options = torch::TensorOptions().device(workload.device).dtype(dtype);
-  // Numbers of its own: the workload's random state stays as it is.
+  // Numbers of its own: the workload's random state stays as it is. A tile of them, repeated: all
+  // would take the host longer than the device takes for the products.
   const auto generator = at::make_generator<at::CPUGeneratorImpl>(0);
-  const auto random = [&] { return torch::randn({size, size}, generator).to(options); };
+  const auto tile = std::min<int64_t>(size, detail::kGemmTile), times = (size + tile - 1) / tile;
+  const auto random = [&] {
+    const auto numbers = torch::randn({tile, tile}, generator).to(options).repeat({times, times});
+    return numbers.slice(0, 0, size).slice(1, 0, size).contiguous();
+  };
   const auto a = random(), b = random();
   auto product = torch::empty({size, size}, options);
   const auto multiply = [&] { torch::mm_out(product, a, b); };

@@ -57,7 +57,7 @@ def describe(settings: Settings | None) -> dict[str, str | int | float | bool]:
         "deterministic": torch.are_deterministic_algorithms_enabled(),
         "optimizer": "",
         "cuda": str(torch.version.cuda or ""),
-        "cudnn": _cudnn(),
+        "cudnn": "",
         "device": "cpu",
         "dtype": "",
     }
@@ -68,6 +68,10 @@ def describe(settings: Settings | None) -> dict[str, str | int | float | bool]:
         found["memory_format"] = settings.text("memory_format", "contiguous")
         if case_phase(settings).trains:
             found["optimizer"] = factory.name(settings)
+    # Only in a process that has a case there: a question to the driver before a fork would take
+    # CUDA from the child.
+    if str(found["device"]).startswith("cuda"):
+        found["cudnn"] = str(torch.backends.cudnn.version() or "")
     found["device_name"] = _device_name(str(found["device"]))
     return found
 
@@ -82,7 +86,7 @@ class DriverMemory:
     the CPU, and where the driver's library (NVML) cannot be asked.
     """
 
-    def __init__(self, device: torch.device):
+    def __init__(self, device: str):
         self.device = device
         self.before = _device_bytes(device)
 
@@ -96,7 +100,7 @@ def memory(driver: DriverMemory) -> dict[str, int]:
     """
     status = Path("/proc/self/status").read_text()
     allocated = reserved = 0
-    if driver.device.type == "cuda":
+    if driver.device.startswith("cuda"):
         allocated = torch.cuda.max_memory_allocated(driver.device)
         reserved = torch.cuda.max_memory_reserved(driver.device)
     return {
@@ -112,16 +116,17 @@ class _NvmlMemory(ctypes.Structure):
     _fields_ = [(name, ctypes.c_ulonglong) for name in ("total", "free", "used")]
 
 
-def _device_bytes(device: torch.device) -> int:
+def _device_bytes(device: str) -> int:
     """Bytes in use on a CUDA device, by all processes; makes no CUDA context. 0 where not known."""
-    if device.type != "cuda":
+    if not re.fullmatch(r"cuda(:\d+)?", device):
         return 0
     try:
         nvml = ctypes.CDLL("libnvidia-ml.so.1")
     except OSError:
         return 0
     handle, found = ctypes.c_void_p(), _NvmlMemory()
-    index = torch.cuda._get_nvml_device_index(device)  # obeys CUDA_VISIBLE_DEVICES
+    # Of those that CUDA_VISIBLE_DEVICES leaves.
+    index = torch.cuda._get_nvml_device_index(torch.device(device).index or 0)
     failed = (
         nvml.nvmlInit_v2()
         or nvml.nvmlDeviceGetHandleByIndex_v2(index, ctypes.byref(handle))
@@ -169,10 +174,6 @@ def _tf32() -> str:
     on = {True: "on", False: "off"}
     matmul, cudnn = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     return f"matmul {on[matmul]}, cudnn {on[cudnn]}"
-
-
-def _cudnn() -> str:
-    return str(torch.backends.cudnn.version() or "") if torch.cuda.is_available() else ""
 
 
 def _flushes_denormals() -> bool:

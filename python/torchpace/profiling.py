@@ -25,6 +25,7 @@ from torchpace.errors import InputError
 from torchpace.workload import Workload
 
 WARM_UPS = 2  # unrecorded steps before a probe
+GEMM_TILE = 1024  # drawn on the host; as in C++
 DISPATCH_CALLS = 500  # of an empty operator in one sample
 PART_MARK = "torchpace part: "  # before the name of a part, in a profile
 MATMUL_WARM_UP_S = 0.1  # what clocks and libraries need, which choose a kernel at the first call
@@ -150,12 +151,19 @@ class _Product:
 
     def __init__(self, workload: Workload, size: int):
         self.device = workload.device
-        # Numbers of its own: the workload's random state stays as it is.
+        # Numbers of its own: the workload's random state stays as it is. A tile of them, repeated:
+        # all would take the host longer than the device takes for the products.
         generator = torch.Generator().manual_seed(0)
-        self.a, self.b, self.product = (
-            torch.randn(size, size, generator=generator).to(self.device, workload.precision)
-            for _ in range(3)
+        tile = min(size, GEMM_TILE)
+        times = -(-size // tile)
+        self.a, self.b = (
+            torch.randn(tile, tile, generator=generator)
+            .to(self.device, workload.precision)
+            .repeat(times, times)[:size, :size]
+            .contiguous()
+            for _ in range(2)
         )
+        self.product = torch.empty_like(self.a)
 
     @contextlib.contextmanager
     def turn(self) -> Iterator[None]:

@@ -148,12 +148,17 @@ class Worker {
     const auto driver_device = torch::Device(
         settings.get("device", "cpu").starts_with("cuda") ? settings.get("device", "") : "cpu");
     driver_bytes_before_ = driver_bytes(driver_device);
-    const auto threads = settings.get<int>("threads", 0);
-    if (threads > 0) at::set_num_threads(threads);
-    torch::manual_seed(static_cast<uint64_t>(settings.get<int64_t>("seed", 0)));
-    load_libraries(settings);
     std::optional<Workload> workload;
-    const double seconds = time_once_s([&] { workload = load_mapped(settings); }, torch::kCPU);
+    // Seeding a GPU's generator initializes CUDA, which a user waits for too.
+    const double seconds = time_once_s(
+        [&] {
+          const auto threads = settings.get<int>("threads", 0);
+          if (threads > 0) at::set_num_threads(threads);
+          load_libraries(settings);
+          seed(settings);
+          workload = load_mapped(settings);
+        },
+        torch::kCPU);
     workload_ = std::move(workload);
     auto& w = *workload_;
     if (options_.slow > 0) {
@@ -216,8 +221,13 @@ class Worker {
     auto& w = loaded();
     if (w.warm_up) std::exchange(w.warm_up, nullptr)();
     if (w.restore) w.restore();
-    torch::manual_seed(static_cast<uint64_t>(settings_.get<int64_t>("seed", 0)));
+    seed(settings_);
     return w;
+  }
+
+  static void seed(const Settings& settings) {
+    seed_generators(static_cast<uint64_t>(settings.get<int64_t>("seed", 0)),
+                    choose_device(settings.get("device", "cpu")));
   }
 
   /// Random masks differ between languages, so a case with dropout is checked without it.

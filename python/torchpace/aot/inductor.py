@@ -68,15 +68,33 @@ def caches_in(folder: str | None) -> Iterator[None]:
         del os.environ[name]
 
 
+@contextlib.contextmanager
+def asking_nvml() -> Iterator[None]:
+    """Within the block `torch.cuda.is_available()` asks the management library, not the driver.
+
+    The driver would be initialized in this process, after which no child may use CUDA: torch counts
+    devices in this way where its compiler is imported.
+    """
+    import torch
+
+    asked = torch.cuda.is_available
+    torch.cuda.is_available = lambda: torch.cuda._device_count_nvml() > 0
+    try:
+        yield
+    finally:
+        torch.cuda.is_available = asked
+
+
 def prepare() -> None:
     """Imports the compiler, before a process forks: starts no thread, no process and no CUDA."""
     # With more than one, the import starts a pool of processes. start_making sets the number again.
     os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
-    import torch._dynamo
-    import torch._functorch.aot_autograd
-    import torch._inductor.compile_fx  # noqa: F401
-    from torch._inductor import config
-    from torch._inductor.cpu_vec_isa import VecISA
+    with asking_nvml():
+        import torch._dynamo
+        import torch._functorch.aot_autograd
+        import torch._inductor.compile_fx  # noqa: F401
+        from torch._inductor import config
+        from torch._inductor.cpu_vec_isa import VecISA
 
     # that there is no CUDA, said by every process that compiles for the CPU
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)

@@ -107,6 +107,7 @@ class TrainingStep:
             refusing("export: expected a step that torch can trace"),
             kept_random_state(self.device),
             _traceable(),
+            torch.autograd.set_multithreading_enabled(False),  # a GPU's backward has its own thread
             torch.no_grad(),
         ):
             return trace(*self.arguments())

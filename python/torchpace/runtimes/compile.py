@@ -78,6 +78,9 @@ def make_artifact(kind: str, target: Path, settings: Settings, model: ModuleType
         workload.values()  # parity is checked at dropout 0, which is another graph
     workload.synchronize()
     shutil.rmtree(caches / "locks", ignore_errors=True)
+    # Triton's files name this folder, which gets another name. The graph cache holds the kernels
+    # too, and writes them where a worker uses them.
+    shutil.rmtree(caches / "triton", ignore_errors=True)
     return caches
 
 

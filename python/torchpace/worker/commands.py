@@ -22,7 +22,7 @@ from torchpace.data import text
 from torchpace.errors import InputError
 from torchpace.io import tensor_file
 from torchpace.settings import Settings, decode
-from torchpace.workload import Workload, device_of, load_libraries
+from torchpace.workload import Workload, load_libraries
 
 _M_MMAP_THRESHOLD = -3  # of malloc.h
 
@@ -36,7 +36,7 @@ class Worker:
         self.workload: Workload | None = None
         self.stepped = self.warmed_up = False
         self.imports_s: dict[str, float] = {}
-        self.driver = environment.DriverMemory(torch.device("cpu"))
+        self.driver = environment.DriverMemory("cpu")
         self.tokens: tuple[str, Tensor] | None = None  # the file's path and what it holds
         self.commands = {
             "load": self.load,
@@ -87,11 +87,11 @@ class Worker:
         imports_s = self.imports_s.get("runtime", 0.0)
         if is_training(rest):
             imports_s += self.imports_s.get("optimizer", 0.0)
+        self.driver = environment.DriverMemory(settings.text("device", "cpu"))
         started = time.perf_counter() - imports_s
         self.workload = None
         set_threads(settings)
         load_libraries(settings)
-        self.driver = environment.DriverMemory(device_of(settings))
         with mapped_blocks():
             loaded = self.runtime.load(self.name, settings, models.of(settings))
         loaded.synchronize()

@@ -66,8 +66,10 @@ class Compare : public testing::Test {
   std::string pair(const std::string& new_options, const std::string& options = "",
                    const std::string& old_options = "",
                    const std::string& rounds = "--rounds 3") const {
-    return "compare --no-html --invocations 4 " + rounds + " --cases toy_train --output '" +
-           report().string() + "' --worker 'new=" + fake() +
+    // On a machine with a GPU, the default would have each test import torch to look for it.
+    const bool named = options.find("--device") != std::string::npos;
+    return "compare --no-html --invocations 4 " + rounds + (named ? "" : " --device cpu") +
+           " --cases toy_train --output '" + report().string() + "' --worker 'new=" + fake() +
            " --runtime new --cases toy_train,toy_inference " + new_options +
            "' --worker 'old=" + fake() + " --runtime old --cases toy_train,toy_inference " +
            old_options + "' " + options;

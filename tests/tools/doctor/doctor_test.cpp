@@ -296,6 +296,23 @@ TEST_F(Doctor, ReadsGpusAndTheirThrottling) {
   EXPECT_EQ(on("GPU 3", found).text.find("nan"), std::string::npos);
 }
 
+TEST_F(Doctor, AsksBothNamesOfWhyAClockIsLow) {
+  for (const std::string name : {"clocks_event_reasons", "clocks_throttle_reasons"}) {
+    write("nvidia-smi",
+          "#!/bin/sh\n"
+          "case \"$1\" in *" +
+              name +
+              ".active*) ;; *) exit 6;; esac\n"
+              "echo 'NVIDIA Example, 580.1, 81920, 1980, 1980, 0x0, 30, 70, 700, Enabled, 0'\n");
+    fs::permissions(root_ / "nvidia-smi", fs::perms::owner_all);
+    auto asked = sources();
+    asked.nvidia_smi = root_ / "nvidia-smi";
+    const auto found = host_environment(asked)["gpus"];
+    ASSERT_EQ(found.size(), 1U) << name;
+    EXPECT_EQ(found[0]["throttle"], "0x0") << name;
+  }
+}
+
 TEST_F(Doctor, PrintsALineATopicAndJson) {
   write_server();
   DoctorOptions options;

@@ -10,10 +10,10 @@
 #include <system_error>
 
 #include "analysis/analyze.hpp"
-#include "report/display.hpp"
 #include "analysis/plausibility.hpp"
 #include "controller/invocation_runner.hpp"
 #include "controller/preparation.hpp"
+#include "report/display.hpp"
 #include "support/error.hpp"
 #include "support/signals.hpp"
 

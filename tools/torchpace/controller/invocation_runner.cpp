@@ -113,7 +113,8 @@ double InvocationRunner::invocation_s() const {
     }
   }
   for (const auto& [runtime, seconds] : start_s) session_s += seconds;
-  return session_s / static_cast<double>(parallel_loads());
+  const auto at_once = std::min(parallel_loads(), std::max<size_t>(start_s.size(), 1));
+  return session_s / static_cast<double>(at_once);
 }
 
 /// Chooses the number of invocations: fewer where starting and loading alone would not fit.

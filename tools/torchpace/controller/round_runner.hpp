@@ -21,7 +21,7 @@ struct BlockSize {
 
 /// One size for all workers, so that all do the same steps from the same state: about 25 ms of the
 /// runtimes' middle step time.
-BlockSize choose_block(const std::vector<double>& step_s);
+BlockSize choose_block(const std::vector<double>& step_s, bool by_events);
 
 /// When the rounds of a session end, and what is asked for after the last.
 struct SessionRule {

@@ -227,7 +227,7 @@ Json virtual_machine(const Tree& tree) {
   const auto type = tree.first_line("/sys/hypervisor/type");
   if (!type.empty()) return type;
   // x86 says so with a flag; on other processors the maker's name of the machine does.
-  const auto flags = " " + tree.field("/proc/cpuinfo", "flags", ':') + " ";
+  const auto flags = fmt::format(" {} ", tree.field("/proc/cpuinfo", "flags", ':'));
   const bool flagged = flags.find(" hypervisor ") != std::string::npos;
   const auto vendor = tree.first_line("/sys/class/dmi/id/sys_vendor");
   for (const char* name :
@@ -269,13 +269,16 @@ std::string cpu_name(const Tree& tree) {
 
 Json gpus(const std::string& program) {
   if (program.empty()) return Json::array();
-  try {
-    return parse_gpus(run_to_end(
-        {{program, std::string("--query-gpu=") + kGpuFields, "--format=csv,noheader,nounits"}, {}},
-        kGpuLimitSeconds));
-  } catch (const ProcessError&) {
-    return Json::array();  // no driver, no GPU
+  // The older name is refused by some newer drivers, the newer one by drivers before 535.
+  for (const char* throttle : {"clocks_event_reasons.active", "clocks_throttle_reasons.active"}) {
+    const auto query = fmt::format("--query-gpu={}", fmt::format(kGpuFields, throttle));
+    try {
+      return parse_gpus(
+          run_to_end({{program, query, "--format=csv,noheader,nounits"}, {}}, kGpuLimitSeconds));
+    } catch (const ProcessError&) {  // another name, or no driver and no GPU
+    }
   }
+  return Json::array();
 }
 
 }  // namespace

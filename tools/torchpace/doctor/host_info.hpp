@@ -30,9 +30,10 @@ Json host_environment(const HostSources& sources = HostSources::of_this_machine(
 /// fields of kGpuFields; what the driver does not tell is null.
 Json parse_gpus(const std::string& csv);
 
-/// Fields that are asked of nvidia-smi, in this order.
+/// Fields that are asked of nvidia-smi, in this order; {} is why clocks are low, which drivers name
+/// in two ways.
 inline constexpr const char* kGpuFields =
-    "name,driver_version,memory.total,clocks.sm,clocks.max.sm,clocks_throttle_reasons.active,"
+    "name,driver_version,memory.total,clocks.sm,clocks.max.sm,{},"
     "temperature.gpu,power.draw,power.limit,persistence_mode,utilization.gpu";
 
 /// Shares of processor time since the machine started, from /proc/stat.
