@@ -1,19 +1,23 @@
 #!/usr/bin/env bash
-# What a GPU server without package registries needs, in one command: takes a bundled build, or
-# builds with what is there; runs the tests; compares on CUDA. Needs a Python that has torch and
-# numpy.
+# For the minutes in which there is a GPU: does everything work there, and how fast is it? Made for
+# a server without package registries, which has a Python with torch and numpy.
 #
-#   scripts/gpu_check.sh [--bundle DIR] [-- ARGUMENTS OF torchpace compare]
-#   scripts/gpu_check.sh --prepare     on a machine that can build: makes _bundle/, to be taken
-#                                      along with the tree
+#   scripts/gpu_check.sh --prepare     on a machine that can build: makes _bundle/, a build to be
+#                                      taken along with the tree
+#   scripts/gpu_check.sh a [DEVICE]    does it work: facts, tests, small comparisons (200 s)
+#   scripts/gpu_check.sh b [DEVICE]    numbers worth quoting (450 s)
 #
-#   TORCHPACE_PYTHON=PATH   the interpreter (default: the first python3 that has torch)
-#   OUT=DIR                 where the results go (default torchpace-gpu/)
-#   CHECK=tests|compare     only one of the two
-# A build is tied to its version of torch: _bundle/torch.txt names it, and another one is refused.
+#   DEVICE                  default cuda:0; cpu tries the script itself where there is no GPU
+#   TORCHPACE_PYTHON=PATH   the interpreter (default: .venv, else the first python3)
+#   OUT=DIR                 where the results go (default torchpace-gpu/): log.txt, tests.xml,
+#                           clocks.csv, two folders with results.json.gz and report.md, and
+#                           more.tar.gz; `torchpace report DIR` makes the page of one of them
+#   LIMIT=SECONDS           of the stage
+# Each step has a limit of its own, and none that fails stops the next.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
-limit_mib=64
+limit_mib=56
+usage="usage: scripts/gpu_check.sh --prepare | a [DEVICE] | b [DEVICE]"
 
 prepare() {
   source "$root/scripts/setup.sh" --bundle
@@ -31,93 +35,206 @@ prepare() {
   note "_bundle/ ($mib MiB) holds: $(cd "$root/_bundle/bin" && echo *)"
 }
 
-# Sets programs and torch. LibTorch is taken from the interpreter, wherever the build had it.
-find_programs() { # bundled folder or ""
-  if [[ -n "$1" ]]; then
-    local there
-    [[ -f "$1/torch.txt" ]] || fail "$1 is no bundled build: expected torch.txt in it" \
-      "Make one: scripts/gpu_check.sh --prepare"
-    there="$(torch_version "$torch")"
-    [[ "$(<"$1/torch.txt")" == "$there" ]] || fail \
-      "the bundled build is for torch $(<"$1/torch.txt"), but $python has torch $there" \
+# Sets programs, and where they find LibTorch: in the interpreter, wherever the build had it.
+find_programs() {
+  local there torch folder folders
+  [[ -n "${TORCHPACE_PYTHON:-}" || -x "$python" ]] || python="$(command -v python3)" ||
+    fail "no python3 here" "TORCHPACE_PYTHON names the interpreter that has torch."
+  torch="$(torch_folder "$python")"
+  [[ -n "$torch" ]] || fail "$python has no torch" \
+    "TORCHPACE_PYTHON names the interpreter that has it."
+  there="$(torch_version "$torch")"
+  if [[ -f "$root/_bundle/torch.txt" ]]; then
+    [[ "$(<"$root/_bundle/torch.txt")" == "$there" ]] || fail \
+      "the bundled build is for torch $(<"$root/_bundle/torch.txt"), but $python has torch $there" \
       "Make one for it: TORCHPACE_TORCH=$there scripts/gpu_check.sh --prepare"
-    programs="$1/bin"
-    note "bundled build: $programs"
-  else
-    source "$root/scripts/setup.sh" --bundle
+    programs="$root/_bundle/bin"
+  elif [[ -x "$build/bin/torchpace" ]]; then
     programs="$build/bin"
+  else
+    fail "no build here: expected _bundle/ or $build/bin/torchpace" \
+      "On a machine that can build: scripts/gpu_check.sh --prepare"
   fi
-  local folder folders="$torch/lib"
+  folders="$torch/lib"
   for folder in "$torch"/../nvidia/*/lib; do # before the system's, which may hold another cuDNN
     [[ ! -d "$folder" ]] || folders+=":$(cd "$folder" && pwd)"
   done
   export LD_LIBRARY_PATH="$folders${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
+  export TORCHPACE_PYTHON="$python" PYTHONUNBUFFERED=1
+  note "$programs; torch $there of $python"
 }
 
-run_tests() {
-  local program
-  for program in unit_tests torch_tests; do
-    if [[ -x "$programs/$program" ]]; then
-      step "$program"
-      (cd "$root" &&
-        "$programs/$program" --gtest_brief=1 --gtest_output="xml:$out/$program.xml") || status=1
-    else
-      note "no $program in this build"
-    fi
-  done
-  if "$python" -c 'import pytest' 2>/dev/null; then
-    step "pytest"
-    (cd "$root/python" && "$python" -m pytest -p no:cacheprovider) || status=1
+# Where compilers find CUDA: the driver's library is a mount that the linker does not look into.
+find_cuda() {
+  local nvcc
+  nvcc="$(readlink -f "$(command -v nvcc || echo /usr/local/cuda/bin/nvcc)")" || return 0
+  export CUDA_HOME="${CUDA_HOME:-$(dirname "$(dirname "$nvcc")")}"
+  export LIBRARY_PATH="$CUDA_HOME/lib64/stubs:/usr/local/nvidia/lib64:${LIBRARY_PATH:-}"
+}
+
+# Runs a command under a limit of its own, and under that of the stage.
+try() { # name, seconds, command...
+  local name="$1" seconds="$2" started=$SECONDS left=$((limit - SECONDS)) code=0
+  shift 2
+  if ((left < 15)); then
+    note "no time left for: $name"
+    return
   fi
+  ((seconds < left)) || seconds="$left"
+  step "$name (at most $seconds s)"
+  timeout -s INT -k 10 "$seconds" "$@" || code=$?
+  note "$name: exit code $code after $((SECONDS - started)) s"
+  ((code == 0 || code == 77)) || failed+=("$name")
 }
 
-run_comparison() {
-  step "torchpace compare --device cuda:0 $*"
-  "$programs/torchpace" compare --device cuda:0 --output "$out/report" "$@" || status=$?
+facts() {
+  uname -r
+  nproc
+  sed -n 's/^PRETTY_NAME=//p' /etc/os-release
+  g++ --version | head -1
+  "${CUDA_HOME:-/usr/local/cuda}/bin/nvcc" --version | tail -1
+  ldconfig -p | grep libcuda
+  ls /usr/local/nvidia/lib64/libcuda*
+  nvidia-smi --query-gpu=name,driver_version,persistence_mode,compute_mode --format=csv
+  time "$python" -c 'import torch; print(torch.__version__, torch.version.cuda)'
 }
 
-bundled=""
-[[ ! -d "$root/_bundle" ]] || bundled="$root/_bundle"
-while (($#)); do
-  case "$1" in
-    --prepare)
-      prepare
-      exit
-      ;;
-    --bundle)
-      bundled="${2:?--bundle: expected a folder}"
-      shift 2
-      ;;
-    --)
-      shift
-      break
-      ;;
-    *)
-      fail "unknown argument '$1'" \
-        "usage: scripts/gpu_check.sh [--bundle DIR] [--prepare] [-- ARGUMENTS OF torchpace compare]"
-      ;;
-  esac
-done
+# Whether a child may use the device after what a worker imports before it forks.
+forks() {
+  PYTHONPATH="$root/python" "$python" - "$device" <<'PYTHON'
+import os, sys, torch
+from torchpace.aot import inductor
 
-step "LibTorch"
-if [[ -z "${TORCHPACE_PYTHON:-}" && ! -x "$python" ]]; then
-  python="$(command -v python3)" || fail "no python3 here" \
-    "TORCHPACE_PYTHON names the interpreter that has torch."
-fi
-torch="$(torch_folder "$python")"
-[[ -n "$torch" ]] || fail "$python has no torch" \
-  "TORCHPACE_PYTHON names the interpreter that has it."
-note "torch $(torch_version "$torch") of $python"
-export TORCHPACE_PYTHON="$python"
+inductor.prepare()
+torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))])
+child = os.fork()
+if child == 0:
+    print(torch.zeros(1, device=sys.argv[1]))
+    os._exit(0)
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+PYTHON
+}
+
+tests() {
+  cd "$root" && exec "$programs/torch_tests" --gtest_brief=1 --gtest_output="xml:$out/tests.xml" \
+    --gtest_filter='*Cuda*:Device.*'
+}
+
+# Every row has one optimizer, and steps on a GPU need no more threads.
+compare() { # folder, arguments...
+  local folder="$1"
+  shift
+  mkdir -p "$folder"
+  exec "$programs/torchpace" compare --device "$device" --threads 2 --no-html \
+    --set optimizer=adam-fused --output "$folder" --cache "$cache" "$@"
+}
+
+# A comparison whose files come back in one archive.
+compare_more() { # name, arguments...
+  local name="$1"
+  shift
+  trap 'tar -C "$more" -czf "$out/more.tar.gz" .' EXIT
+  (compare "$more/$name" "$@")
+}
+
+stage_a() {
+  try facts 20 bash -c 'set +e; facts'
+  try forks 30 bash -c forks
+  try tests 60 bash -c tests
+  try "Google Benchmark" 20 "$programs/dnn_bench" "--device=$device" \
+    --benchmark_filter='dnn_(train|latency)/layers:2/' --benchmark_min_time=0.2s
+  try "what needs no artifacts" 60 bash -c 'compare "$@"' - "$out/eager" --preset smoke \
+    --cases 'gptlite_*,dnn_wide_*' --runtimes py-eager,cpp-eager,cpp-cuda-graph \
+    --invocations 1 --rounds 3
+  try "what is compiled" 120 bash -c 'compare "$@"' - "$out/compiled" --preset smoke \
+    --cases dnn_wide_inference,dnn_wide_train --set aot=default --compile-timeout 60 \
+    --runtimes "py-eager,py-compile:reduce-overhead,$compiled" --invocations 1 --rounds 3
+}
+
+stage_b() {
+  local paper=(--preset quick --invocations 4 --compile-timeout 90 --set aot=default)
+  local gpt2="layers=12,width=768,heads=12,context=1024,batch=12,vocabulary=50304"
+  if [[ "$device" == cpu ]]; then
+    paper=(--preset smoke --invocations 4 --compile-timeout 90)
+    gpt2="layers=2"
+  fi
+  try tests 20 bash -c tests
+  try "what needs no artifacts" 270 bash -c 'compare "$@"' - "$out/eager" --preset "$preset" \
+    --cases gptlite_train,gptlite_inference,gptlite_latency,dnn_deep_train,dnn_wide_latency \
+    --runtimes py-eager,cpp-eager,cpp-cuda-graph --max-seconds "$((limit * 5 / 9))"
+  try "what is compiled" 130 bash -c 'compare "$@"' - "$out/compiled" --preset "$preset" \
+    --cases gptlite_inference,gptlite_train --set aot=default --compile-timeout 60 \
+    --runtimes "py-eager,py-compile:reduce-overhead,$compiled" --invocations 4 \
+    --max-seconds "$((limit / 7))"
+  try "GPTlite, paper size" 300 bash -c 'compare_more "$@"' - paper "${paper[@]}" \
+    --cases "gptlite_train$large,gptlite_inference$large" --set tf32=0,1 \
+    --runtimes "py-eager,py-compile:*,cpp-eager,cpp-cuda-graph,$compiled" --max-seconds 60
+  try "GPTlite, paper size, bfloat16" 300 bash -c 'compare_more "$@"' - bfloat16 "${paper[@]}" \
+    --cases "gptlite_train$large,gptlite_inference$large" --set autocast=bfloat16 \
+    --runtimes "py-eager,py-compile:*,cpp-eager,cpp-cuda-graph,$compiled" --max-seconds 60
+  try "GPT-2, 124M parameters" 300 bash -c 'compare_more "$@"' - gpt2 "${paper[@]}" \
+    --cases gptlite_train --set "$gpt2,autocast=bfloat16" \
+    --runtimes "py-eager,py-compile:default,cpp-eager,cpp-compiled-train" --max-seconds 60
+  try "DNN, paper size" 300 bash -c 'compare_more "$@"' - dnn "${paper[@]}" \
+    --cases "dnn_deep_train$large,dnn_wide_train$large" \
+    --runtimes "py-eager,cpp-eager,cpp-cuda-graph" --max-seconds 60
+}
+
+stage="${1:-}"
+device="${2:-cuda:0}"
+case "$stage" in
+  --prepare)
+    prepare
+    exit
+    ;;
+  a) limit="${LIMIT:-200}" ;;
+  b) limit="${LIMIT:-450}" ;;
+  *) fail "expected a stage, found '$stage'" "$usage" ;;
+esac
+(($# <= 2)) || fail "unknown argument '$3'" "$usage"
+
+step "stage $stage on $device, at most $limit s"
+find_programs
 out="${OUT:-$root/torchpace-gpu}"
 mkdir -p "$out"
-status=0
-find_programs "$bundled"
-if [[ -d "$bundled/cache/text/shakespeare" && ! -d "$TORCHPACE_CACHE/text/shakespeare" ]]; then
-  mkdir -p "$TORCHPACE_CACHE/text"
-  cp -r "$bundled/cache/text/shakespeare" "$TORCHPACE_CACHE/text/"
+out="$(cd "$out" && pwd)"
+more="$(mktemp -d)" cache="$(mktemp -d)"
+failed=()
+compiled=py-aot,cpp-aot,cpp-cuda-graph:aot,cpp-compiled-train
+preset=quick large=/size:paper
+if [[ "$device" == cpu ]]; then
+  preset=smoke large=/size:smoke
+else
+  find_cuda
 fi
-[[ "${CHECK:-tests}" != tests ]] || run_tests
-[[ "${CHECK:-compare}" != compare ]] || run_comparison "$@"
-step "results in $out; exit code $status"
-exit "$status"
+if [[ -d "$root/_bundle/cache/text/shakespeare" ]]; then
+  mkdir -p "$cache/text"
+  cp -r "$root/_bundle/cache/text/shakespeare" "$cache/text/"
+fi
+export out more cache device programs python root
+export -f facts forks tests compare compare_more
+
+exec > >(tee "$out/log.txt") 2>&1
+# A client for the whole stage: a driver without persistence lets the GPU sleep between processes.
+watch=""
+if [[ "$device" != cpu ]]; then
+  nvidia-smi --format=csv -l 1 --query-gpu="timestamp,clocks.sm,clocks.mem,pstate,power.draw,\
+temperature.gpu,utilization.gpu,memory.used" >"$out/clocks.csv" &
+  watch=$!
+fi
+finish() {
+  [[ -z "$watch" ]] || kill "$watch" 2>/dev/null || true
+  local results
+  for results in "$out"/*/results.json; do
+    [[ ! -f "$results" ]] || gzip -f "$results"
+  done
+  rm -rf "$more" "$cache"
+}
+trap finish EXIT
+"stage_$stage"
+if ((${#failed[@]} == 0)); then
+  step "all steps passed after $SECONDS s; results in $out"
+else
+  step "results in $out; these steps failed: $(IFS=,; echo "${failed[*]}")"
+  exit 1
+fi

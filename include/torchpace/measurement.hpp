@@ -25,6 +25,12 @@ struct Block {
   double involuntary_switches = 0;
 };
 
+/// True where the host needs at least 0.9 of the device's time to enqueue a step: the device waits
+/// for the host.
+constexpr bool is_launch_bound(double host_ns, double device_ns) {
+  return host_ns >= 0.9 * device_ns;
+}
+
 struct Measurement {
   std::string name;
   std::string device = "cpu";
@@ -59,10 +65,8 @@ struct Measurement {
   double steps_per_second() const { return 1e9 / step().median; }
   double items_per_second() const { return items * steps_per_second(); }
   double flops_per_second() const { return flops * steps_per_second(); }
-  /// True where the host needs at least 0.9 of the device's time to enqueue a step: the device
-  /// waits for the host.
   bool launch_bound() const {
-    return !device_ns.empty() && median(enqueue_ns) >= 0.9 * median(device_ns);
+    return !device_ns.empty() && is_launch_bound(median(enqueue_ns), median(device_ns));
   }
 
   /// One line of JSON with the samples and the summary; times in ns, sizes in bytes.

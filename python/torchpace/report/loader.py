@@ -43,7 +43,18 @@ DISPLAY |= {"cases": list}
 CASE_DISPLAY = {"about": str, "noise": str, "leader": str, "sentence": str, "others": str}
 CASE_DISPLAY |= {"ranking": list, "skipped": list, "missing": list, "below": list, "rows": list}
 CASE_DISPLAY |= {"counted": str, "counted_sum": str}
-ROW_TEXTS = ("speedup", "step", "p90", "p99", "items", "flops", "gemm_peak", "error", "faults")
+ROW_TEXTS = (
+    "speedup",
+    "step",
+    "p90",
+    "p99",
+    "items",
+    "flops",
+    "gemm_peak",
+    "error",
+    "faults",
+    "device",
+)
 ROW_DISPLAY = dict.fromkeys((*ROW_TEXTS, "samples"), str) | {"cold": dict, "peaks": dict}
 RUNTIME = {"runtime": str, "status": str, "reason": str}
 RUNTIME_OPTIONAL = {
@@ -60,6 +71,8 @@ RUNTIME_OPTIONAL = {
     "cold_total_s": NUMBER,
     "compile_s": NUMBER,
     "peak_bytes": dict,
+    "device_ns": NUMBER,
+    "host_ns": NUMBER,
     "page_faults_per_step": NUMBER,
     "environment": dict,
     "invocations": list,

@@ -48,6 +48,7 @@ def render(results, pictures):
         pictures=pictures,
         display=results["display"],
         cold_columns=cold_columns(results),
+        on_device=any("device_ns" in r for c in results["cases"] for r in c["runtimes"]),
         has_p99=any("p99" in r["percentiles_ns"] for c in results["cases"] for r in c["runtimes"]),
         machine=[(key, show(key, value)) for key, value in results["environment"].items()],
         workers=worker_environments(results),

@@ -114,6 +114,19 @@ void analyze_percentiles(RuntimeResult& row, double confidence) {
   }
 }
 
+/// Medians of a device's steps and of what the host needs to enqueue them; unknown on the CPU.
+void analyze_device(RuntimeResult& row) {
+  std::vector<double> device_ns, host_ns;
+  for (const auto& invocation : row.invocations) {
+    for (const auto& round : rounds_that_count(invocation)) {
+      device_ns.insert(device_ns.end(), round.device_ns.begin(), round.device_ns.end());
+      host_ns.insert(host_ns.end(), round.enqueue_ns.begin(), round.enqueue_ns.end());
+    }
+  }
+  row.device_ns = device_ns.empty() ? kUnknown : median(device_ns);
+  row.host_ns = host_ns.empty() ? kUnknown : median(host_ns);
+}
+
 void analyze_counts(RuntimeResult& row) {
   double steps = 0, faults = 0, switches = 0;
   for (const auto& invocation : row.invocations) {
@@ -310,6 +323,7 @@ void analyze_case(Results& results, CaseResult& result) {
     row.step_ns = step_time(row, results.plan.confidence);
     analyze_percentiles(row, results.plan.confidence);
     analyze_counts(row);
+    analyze_device(row);
     row.gemm_peak_share =
         result.flops > 0 ? result.flops / row.step_ns.median * 1e9 / result.gemm_peak_flops_per_s
                          : kUnknown;

@@ -76,30 +76,33 @@ std::string wrapped(const std::string& first, const std::string& text, size_t in
 
 /// What stands in the columns of a row that was measured.
 struct Cells {
-  std::string step, speedup, verdict, items, gemm_peak, parity, faults;
+  std::string step, speedup, verdict, items, gemm_peak, parity, faults, device;
 };
 
-constexpr std::array<std::string Cells::*, 7> kColumns = {
+constexpr std::array<std::string Cells::*, 8> kColumns = {
     &Cells::step,      &Cells::speedup, &Cells::verdict, &Cells::items,
-    &Cells::gemm_peak, &Cells::parity,  &Cells::faults};
+    &Cells::gemm_peak, &Cells::parity,  &Cells::faults,  &Cells::device};
 
 /// Two lines: long names would push a row beyond the width.
 std::array<Cells, 2> headings(const CaseResult& result) {
   const bool has_peak = !std::isnan(result.gemm_peak_flops_per_s);
+  const bool on_device = has_device_time(result);
   const Cells upper{.step = "",
                     .speedup = "",
                     .verdict = "",
                     .items = "",
                     .gemm_peak = has_peak ? "% of GEMM" : "",
                     .parity = "max abs",
-                    .faults = "faults"};
+                    .faults = on_device ? "" : "faults",
+                    .device = ""};
   const Cells lower{.step = "step",
                     .speedup = "speedup",
                     .verdict = "verdict",
                     .items = (result.item.empty() ? "items" : result.item) + "/s",
                     .gemm_peak = has_peak ? "peak" : "",
                     .parity = "error",
-                    .faults = "per step"};
+                    .faults = on_device ? "" : "per step",
+                    .device = on_device ? "device" : ""};
   return {upper, lower};
 }
 
@@ -114,7 +117,8 @@ Cells cells(const CaseResult& result, const RuntimeResult& row) {
           .items = show_rate(result.items, row.step_ns).median,
           .gemm_peak = show_share(row.gemm_peak_share),
           .parity = row.parity ? show_error(row.parity->max_abs_error) : "n/a",
-          .faults = show_number(row.page_faults_per_step)};
+          .faults = show_number(row.page_faults_per_step),
+          .device = device_text(row)};
 }
 
 /// An invalid row has a line like any other; the reason stands below the table.

@@ -49,6 +49,7 @@ Json row_text(const CaseResult& result, const RuntimeResult& row) {
           {"gemm_peak", show_share(row.gemm_peak_share)},
           {"error", error_text(row)},
           {"faults", show_number(row.page_faults_per_step)},
+          {"device", device_text(row)},
           {"samples", row.samples > 0 ? std::to_string(row.samples) : "n/a"},
           {"cold", cold},
           {"peaks", peaks}};

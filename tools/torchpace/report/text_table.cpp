@@ -6,6 +6,7 @@
 #include <cmath>
 
 #include "report/number_format.hpp"
+#include "torchpace/measurement.hpp"
 
 namespace torchpace::cli {
 namespace {
@@ -56,6 +57,19 @@ std::string counted_bytes(const CaseResult& result) {
     }
   }
   return fmt::format("{}", fmt::join(parts, ", "));
+}
+
+bool has_device_time(const CaseResult& result) {
+  return std::any_of(result.runtimes.begin(), result.runtimes.end(),
+                     [](const RuntimeResult& row) { return !std::isnan(row.device_ns); });
+}
+
+std::string device_text(const RuntimeResult& row) {
+  if (std::isnan(row.device_ns)) return "n/a";
+  const auto device = show_seconds(row.device_ns / 1e9);
+  if (std::isnan(row.host_ns)) return device;
+  return fmt::format("{}, host {}{}", device, show_seconds(row.host_ns / 1e9),
+                     is_launch_bound(row.host_ns, row.device_ns) ? ": launch bound" : "");
 }
 
 std::string about_text(const CaseResult& result) {

@@ -26,6 +26,12 @@ struct Table {
 /// Bytes counted tensor by tensor: `parameters 13 MiB, gradients 13 MiB`; empty if not known.
 std::string counted_bytes(const CaseResult& result);
 
+/// Whether any row of a case ran on a device whose time is known apart from the host's.
+bool has_device_time(const CaseResult& result);
+
+/// `290 us, host 305 us: launch bound`; n/a on the CPU.
+std::string device_text(const RuntimeResult& row);
+
 /// What stands above a case's table: noise, FLOPs and items of a step, GEMM peak.
 std::string about_text(const CaseResult& result);
 

@@ -25,7 +25,7 @@ concept Is = std::same_as<std::remove_const_t<T>, Struct>;
 
 // The shape of each object, for both directions: `required` and `optional` members are written and
 // read, `derived` ones only written, since analyze() gives them. `unless_empty`, `unless_unknown`:
-// absent where empty or NaN; `derived_flag`, `derived_unless_empty`: absent where false or empty.
+// absent where empty or NaN; and `derived_flag`, where false.
 
 void describe(auto& io, Is<Interval> auto& interval) {
   io.derived("median", interval.median);
@@ -126,6 +126,8 @@ void describe(auto& io, Is<RuntimeResult> auto& row) {
   io.derived_unless_empty("implausible", row.implausible);
   io.optional("peak_bytes", row.peak_bytes);
   io.derived("gemm_peak_share", row.gemm_peak_share);
+  io.derived_unless_unknown("device_ns", row.device_ns);
+  io.derived_unless_unknown("host_ns", row.host_ns);
   io.derived("page_faults_per_step", row.page_faults_per_step);
   io.derived("involuntary_switches_per_step", row.involuntary_switches_per_step);
   io.optional("environment", row.environment);
@@ -281,6 +283,7 @@ class Writer {
     if (value) required(key, value);
   }
   void derived_unless_empty(const char* key, const auto& value) { unless_empty(key, value); }
+  void derived_unless_unknown(const char* key, double value) { unless_unknown(key, value); }
   void unless_unknown(const char* key, double value) {
     if (!std::isnan(value)) required(key, value);
   }
@@ -427,6 +430,7 @@ class JsonReader {
   void derived(const char*, const auto&) const {}
   void derived_flag(const char*, bool) const {}
   void derived_unless_empty(const char*, const auto&) const {}
+  void derived_unless_unknown(const char*, double) const {}
 
  private:
   [[noreturn]] void fail(const std::string& expected, const std::string& found) const {
