@@ -30,7 +30,7 @@ std::pair<torch::Tensor, torch::Tensor> ten_steps() {
   std::vector<torch::Tensor> losses;
   for (int64_t i = 0; i < 10; ++i) {
     if (i == 5) training.optimizer->set_learning_rate(0.1);
-    losses.push_back(training.train(training.batches.input(i), training.batches.target(i)));
+    losses.push_back(training.train(training.batches.input(i), training.batches.target(i)).clone());
   }
   std::vector<torch::Tensor> parameters;
   for (const auto& p : model.module->parameters()) parameters.push_back(p.detach().flatten());

@@ -1,6 +1,7 @@
 // cpp-cuda-graph: a whole step of the eager module, or of an AOTInductor package, captured once
-// with at::cuda::CUDAGraph and replayed: one launch a step. Training takes the fused optimizer,
-// whose step count and learning rate are on the device: any other would replay its first step.
+// with at::cuda::CUDAGraph and replayed: copies of the inputs, two kernels that set the random
+// state, as in torch, and the graph. Training takes the fused optimizer, whose step count and
+// learning rate are on the device: any other would replay its first step.
 // Source: CUDA programming guide, "CUDA Graphs"; the recipe is that of torch.cuda.graph: a stream
 // of its own, warm-up on it, inputs and outputs in fixed places.
 #pragma once
@@ -109,7 +110,7 @@ struct GraphedTraining : EagerTraining {
     input.copy_(x);
     target.copy_(y);
     graph->replay();
-    return loss.clone();
+    return loss;
   }
 
   std::vector<Part> parts() override { return {}; }

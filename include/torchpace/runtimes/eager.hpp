@@ -72,6 +72,7 @@ struct EagerTraining {
   }
 
   /// One step. Returns its loss, which no later step changes.
+  /// One step. The loss may be overwritten by the next.
   virtual torch::Tensor train(const torch::Tensor& x, const torch::Tensor& y) {
     optimizer->zero_grad();
     auto loss = forward(x, y);
@@ -105,7 +106,7 @@ struct EagerTraining {
     std::vector<torch::Tensor> losses;
     restore();
     for (int64_t i = 0; i < kParitySteps; ++i) {
-      losses.push_back(train(batches.input(i), batches.target(i)));
+      losses.push_back(train(batches.input(i), batches.target(i)).clone());
       if (i == 0) add_first_step(result);
     }
     result["losses"] = torch::stack(losses);

@@ -322,7 +322,11 @@ std::map<std::string, std::string> common_environment(const EnvironmentOptions& 
                                                       const Installation& installation) {
   const auto threads = std::to_string(options.threads);
   std::map<std::string, std::string> result = {
-      {"OMP_NUM_THREADS", threads}, {"MKL_NUM_THREADS", threads}, {"PYTHONHASHSEED", "0"}};
+      {"OMP_NUM_THREADS", threads},
+      {"MKL_NUM_THREADS", threads},
+      {"PYTHONHASHSEED", "0"},
+      // Counting devices leaves CUDA uninitialized, which a fork would lose.
+      {"PYTORCH_NVML_BASED_CUDA_CHECK", "1"}};
   if (!installation.package.empty()) {
     result["PYTHONPATH"] = prepended(installation.package, "PYTHONPATH");
   }
