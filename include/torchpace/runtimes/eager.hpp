@@ -44,7 +44,7 @@ inline void add_first_step(TensorDict& result, const std::string& name,
 inline std::vector<double> loss_curve(int64_t steps,
                                       const std::function<torch::Tensor(int64_t)>& loss_of_step) {
   std::vector<torch::Tensor> losses;
-  for (int64_t i = 0; i < steps; ++i) losses.push_back(loss_of_step(i));
+  for (int64_t i = 0; i < steps; ++i) losses.push_back(loss_of_step(i).clone());
   const auto all = torch::stack(losses).to(torch::kCPU, torch::kFloat64);
   return {all.data_ptr<double>(), all.data_ptr<double>() + all.numel()};
 }
