@@ -45,20 +45,24 @@ double width_of(const CaseResult& result) {
   return width;
 }
 
-/// Memory that torch can have on the device; infinite where it cannot be asked.
-double device_bytes(const std::string& device) {
-  if (!is_cuda(device)) return INFINITY;
+/// What nvidia-smi says of one field of a CUDA device; unknown where it cannot be asked.
+double ask_gpu(const std::string& device, const std::string& field) {
+  if (!is_cuda(device)) return kUnknown;
   const auto colon = device.find(':');
   const auto index = colon == std::string::npos ? "0" : device.substr(colon + 1);
   try {
-    const auto text = run_to_end(
-        {{"nvidia-smi", "-i", index, "--query-gpu=memory.free", "--format=csv,noheader,nounits"},
-         {}},
-        30);
-    return std::stod(text) * 1048576;  // MiB
+    return std::stod(run_to_end(
+        {{"nvidia-smi", "-i", index, "--query-gpu=" + field, "--format=csv,noheader,nounits"}, {}},
+        30));
   } catch (const std::exception&) {
-    return INFINITY;
+    return kUnknown;
   }
+}
+
+/// Memory that torch can have on the device; infinite where it cannot be asked.
+double device_bytes(const std::string& device) {
+  const double mebibytes = ask_gpu(device, "memory.free");
+  return std::isnan(mebibytes) ? INFINITY : mebibytes * 1048576;
 }
 
 }  // namespace
@@ -232,9 +236,28 @@ void InvocationRunner::run() {
     }
     run_.budget.set_sessions_left(sessions);
     run_group(group, left);
+    note_clock();
     run_.save();
     plan_invocations(group.invocation);  // the first ones show what they cost
   }
+}
+
+/// The clock of a GPU, while its workers have just stopped: one that was held back in a part of the
+/// run makes its invocations slower than the others.
+void InvocationRunner::note_clock() {
+  auto& clocks = run_.results.device_clocks_mhz;
+  const double mhz = ask_gpu(run_.options.plan.device, "clocks.sm");
+  if (std::isnan(mhz)) return;
+  clocks.push_back(mhz);
+  const auto [low, high] = std::minmax_element(clocks.begin(), clocks.end());
+  if (*low >= 0.97 * *high) return;
+  std::erase_if(run_.results.warnings, [](const Warning& w) { return w.code == "device-clock"; });
+  run_.results.warn(
+      {"device-clock", "warning",
+       fmt::format("the clock of {} was {:.0f} to {:.0f} MHz after the rounds: it was "
+                   "held back in a part of the run",
+                   run_.options.plan.device, *low, *high),
+       "", ""});
 }
 
 /// All cases once, and then, for as long as there is time, the one whose interval is widest.

@@ -44,6 +44,7 @@ class InvocationRunner {
   void plan_invocations(int done);
   double invocation_s() const;
   size_t parallel_loads() const;
+  void note_clock();
   void run_group(const Group& group, double groups_left);
   SessionTime run_one_session(WorkerPool& pool, const Group& group, size_t index, bool probes,
                               double budget_s);

@@ -146,8 +146,8 @@ struct RuntimeResult {
   int samples = 0;
   Speedup speedup;
   double gemm_peak_share = kUnknown;  // FLOP/s over those of a matrix product of this run
-  double device_ns = kUnknown;  // CUDA, of a step: between events; the host's gaps are in it
-  double host_ns = kUnknown;    // CUDA, of a step: until it is enqueued
+  double device_ns = kUnknown;        // CUDA, of a step: between events; the host's gaps are in it
+  double host_ns = kUnknown;          // CUDA, of a step: until it is enqueued
   double page_faults_per_step = kUnknown;
   double involuntary_switches_per_step = kUnknown;
   double cold_total_s = kUnknown;      // until the end of the first step
@@ -271,8 +271,9 @@ struct Results {
   double elapsed_s = 0;
   Cores cores;
   PlanRecord plan;
-  Json environment = Json::object();  // of the machine
-  std::optional<Limits> limits;       // of the machine, where a case needs them
+  Json environment = Json::object();      // of the machine
+  std::optional<Limits> limits;           // of the machine, where a case needs them
+  std::vector<double> device_clocks_mhz;  // CUDA: after the rounds of each invocation
   std::vector<Warning> warnings;
   std::vector<CaseResult> cases;
 

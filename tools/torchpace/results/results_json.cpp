@@ -259,6 +259,7 @@ void describe(auto& io, Is<Results> auto& results) {
   io.required("plan", results.plan);
   io.required("environment", results.environment);
   io.unless_empty("limits", results.limits);
+  io.unless_empty("device_clocks_mhz", results.device_clocks_mhz);
   io.required("warnings", results.warnings);
   io.required("cases", results.cases);
 }
@@ -292,6 +293,9 @@ class Writer {
   }
   template <class T>
   void unless_empty(const char* key, const std::map<std::string, T>& value) {
+    if (!value.empty()) required(key, value);
+  }
+  void unless_empty(const char* key, const std::vector<double>& value) {
     if (!value.empty()) required(key, value);
   }
   template <class T>
