@@ -4,9 +4,14 @@
 
 namespace {
 
-torchpace::Workload null_work() {
-  return {.step = [] { benchmark::ClobberMemory(); }};
+torchpace::Workload null_step(torchpace::Phase phase) {
+  return {.step = [] { benchmark::ClobberMemory(); },
+          .device = torchpace::benchmark_device(),
+          .phase = phase};
 }
+
+torchpace::Workload null_work() { return null_step(torchpace::Phase::kThroughput); }
+torchpace::Workload null_latency() { return null_step(torchpace::Phase::kLatency); }
 
 /// Waits `us` microseconds by the clock: a self-test, since a step must never be timed below its
 /// length.
@@ -21,5 +26,6 @@ torchpace::Workload known_length(int64_t us) {
 }  // namespace
 
 TORCHPACE_BENCHMARK(null_work)->Unit(benchmark::kNanosecond);
+TORCHPACE_BENCHMARK(null_latency)->Unit(benchmark::kNanosecond);
 TORCHPACE_BENCHMARK(known_length)->ArgName("us")->Arg(100);
 TORCHPACE_BENCHMARK_MAIN()

@@ -115,6 +115,25 @@ sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 PYTHON
 }
 
+# What sampling costs in Python, as null_bench says of C++: a sample of one step that does nothing.
+null_steps() {
+  PYTHONPATH="$root/python" "$python" - "$device" <<'PYTHON'
+import contextlib, statistics, sys, types, torch
+from torchpace import timing
+from torchpace.case_phase import CASE_PHASES
+
+device = torch.device(sys.argv[1])
+torch.zeros(1, device=device)
+for phase in ("inference", "latency"):
+    workload = types.SimpleNamespace(
+        phase=CASE_PHASES[phase], device=device, step=lambda index: None,
+        turn=contextlib.nullcontext,
+    )
+    block = timing.measure(workload, 2000, 100, 1)
+    print(f"null step in Python, {phase}: {statistics.median(block.step_ns):.0f} ns")
+PYTHON
+}
+
 tests() {
   cd "$root" && exec "$programs/torch_tests" --gtest_brief=1 --gtest_output="xml:$out/tests.xml" \
     --gtest_filter='*Cuda*:Device.*'
@@ -141,6 +160,9 @@ stage_a() {
   try facts 20 bash -c 'set +e; facts'
   try forks 30 bash -c forks
   try tests 60 bash -c tests
+  try "null steps, C++" 15 "$programs/null_bench" "--device=$device" \
+    --benchmark_filter='null_(work|latency)' --benchmark_min_time=0.1s
+  try "null steps, Python" 20 bash -c null_steps
   try "Google Benchmark" 20 "$programs/dnn_bench" "--device=$device" \
     --benchmark_filter='dnn_(train|latency)/layers:2/' --benchmark_min_time=0.2s
   try "what needs no artifacts" 60 bash -c 'compare "$@"' - "$out/eager" --preset smoke \
@@ -212,7 +234,7 @@ if [[ -d "$root/_bundle/cache/text/shakespeare" ]]; then
   cp -r "$root/_bundle/cache/text/shakespeare" "$cache/text/"
 fi
 export out more cache device programs python root
-export -f facts forks tests compare compare_more
+export -f facts forks null_steps tests compare compare_more
 
 exec > >(tee "$out/log.txt") 2>&1
 # A client for the whole stage: a driver without persistence lets the GPU sleep between processes.
