@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ SOURCE = Path(__file__).with_name("gemm.h")
 CHOICES = ("torchpace", "torch")  # values of the setting `gemm`
 # Each thread packs its operands for itself: measured with few, expected to lose with many.
 MOST_THREADS = 8
+# Multiply-adds of a product where the processor has AVX2 alone: there MKL is faster at large ones.
+MOST_ON_AVX2 = 1 << 20
 
 _GLUE = """
 namespace {
@@ -118,7 +121,8 @@ def _product(bias: Any, a: Any, b: Any) -> Any:
     ):
         return None
     sizes = [a.get_size()[0], b.get_size()[1]]
-    if any(int(size) == 0 for size in (*sizes, b.get_size()[0])):
+    count = math.prod(int(size) for size in (*sizes, b.get_size()[0]))
+    if count == 0 or (count > MOST_ON_AVX2 and not _has_avx512()):
         return None
     own = ir.ExternKernel
     inputs = [own.realize_input(x) for x in tensors]
@@ -167,6 +171,12 @@ def _has_isa() -> bool:
 
     isa = cpu_vec_isa.pick_vec_isa()
     return isinstance(isa, (cpu_vec_isa.VecAVX512, cpu_vec_isa.VecAVX2))
+
+
+def _has_avx512() -> bool:
+    from torch._inductor import cpu_vec_isa
+
+    return isinstance(cpu_vec_isa.pick_vec_isa(), cpu_vec_isa.VecAVX512)
 
 
 def _threads() -> int:
