@@ -119,7 +119,9 @@ TEST_F(Cuda, OperatorsAreProfiled) {
   ASSERT_FALSE(profile.operators.empty());
   double device_ns = 0;
   for (const auto& each : profile.operators) device_ns += each.device_ns;
-  if (on_gpu()) EXPECT_GT(device_ns, 0);
+  if (on_gpu()) {
+    EXPECT_GT(device_ns, 0);
+  }
 }
 
 TEST_F(Cuda, SamplesAreCompleteInBothPhases) {
@@ -153,7 +155,9 @@ TEST_F(Cuda, TheFrontDoorMeasures) {
   const auto x = torch::randn({16, 32}, device);
   const auto m = benchmark_inference(model, x, {.measure = {.stop = {.max_seconds = 0.5}}});
   EXPECT_GT(m.step().median, 0);
-  if (on_gpu()) EXPECT_FALSE(m.device_ns.empty());
+  if (on_gpu()) {
+    EXPECT_FALSE(m.device_ns.empty());
+  }
 }
 
 }  // namespace
