@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # What a GPU server without package registries needs, in one command: takes a bundled build, or
-# builds with what is there; runs the tests; compares on CUDA. Needs a Python that has torch and
+# builds on the server; runs the tests; compares on CUDA. Needs a Python that has torch and
 # numpy.
 #
 #   scripts/gpu_check.sh [--bundle DIR] [-- ARGUMENTS OF torchpace compare]
