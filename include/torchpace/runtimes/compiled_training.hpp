@@ -132,7 +132,7 @@ inline std::vector<Runtime> compiled_training_runtimes() {
     const auto shared = std::make_shared<detail::CompiledTrainingWorkload>(s, device);
     const auto fresh = detail::text_source(s);
     const auto& package = shared->training.package();
-    const auto algorithm = optimizer_choice(s).first.name;
+    const auto algorithm = shared->algorithm.name;
     TORCH_CHECK(package.kind() == algorithm && package.autocast == execution.autocast_name(),
                 "artifact: expected a step of ", algorithm, " with autocast ",
                 execution.autocast_name(), ", found ", package.kind(), " with ", package.autocast,

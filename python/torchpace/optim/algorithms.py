@@ -12,7 +12,7 @@ import torch
 LEARNING_RATE = 2e-4
 ADAM_BETAS = (0.9, 0.999)
 ADAM_EPS = 1e-8
-SGD_MOMENTUM = 0.9  # of sgd
+SGD_MOMENTUM = 0.9
 IMPLEMENTATIONS = ("per-tensor", "foreach", "fused")
 
 

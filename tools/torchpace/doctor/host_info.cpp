@@ -226,7 +226,7 @@ std::string chosen(const std::string& line) {
 Json virtual_machine(const Tree& tree) {
   const auto type = tree.first_line("/sys/hypervisor/type");
   if (!type.empty()) return type;
-  // x86 says so with a flag; on other processors the maker's name of the machine does.
+  // x86 has a flag for it; on other processors the maker's name of the machine does.
   const auto flags = fmt::format(" {} ", tree.field("/proc/cpuinfo", "flags", ':'));
   const bool flagged = flags.find(" hypervisor ") != std::string::npos;
   const auto vendor = tree.first_line("/sys/class/dmi/id/sys_vendor");

@@ -41,8 +41,8 @@ Installation find_installation(const std::string& python_option);
 Command python_command(const Installation& installation, const std::string& module,
                        const std::vector<std::string>& arguments);
 
-/// A program of ours that needs LibTorch: one built on another machine finds it in whatever Python
-/// holds it.
+/// A program of torchpace that needs LibTorch: one built on another machine finds it in whatever
+/// Python holds it.
 Command torch_program(const Installation& installation, const std::filesystem::path& program);
 
 /// torchpace's runtimes: `cpp-*` and `py-*`. A side that cannot be asked says why in `problems`.

@@ -58,7 +58,12 @@ def choice(asked: str, device: torch.device) -> str:
     """What compiled code for `device` gets where `asked` is asked for: gemm.h only on a CPU with
     AVX-512 or AVX2 that is not Intel's, for few threads.
     """
-    usable = device.type == "cpu" and _threads() <= MOST_THREADS and not _is_intel() and _has_isa()
+    usable = (
+        device.type == "cpu"
+        and _threads() <= MOST_THREADS
+        and not _is_intel()
+        and _has_isa("VecAVX512", "VecAVX2")
+    )
     return asked if usable else "torch"
 
 
@@ -122,7 +127,7 @@ def _product(bias: Any, a: Any, b: Any) -> Any:
         return None
     sizes = [a.get_size()[0], b.get_size()[1]]
     count = math.prod(int(size) for size in (*sizes, b.get_size()[0]))
-    if count == 0 or (count > MOST_ON_AVX2 and not _has_avx512()):
+    if count == 0 or (count > MOST_ON_AVX2 and not _has_isa("VecAVX512")):
         return None
     own = ir.ExternKernel
     inputs = [own.realize_input(x) for x in tensors]
@@ -166,17 +171,12 @@ def _is_intel() -> bool:
         return False
 
 
-def _has_isa() -> bool:
+def _has_isa(*names: str) -> bool:
+    """Whether Inductor compiles for one of these: VecAVX512, VecAVX2."""
     from torch._inductor import cpu_vec_isa
 
     isa = cpu_vec_isa.pick_vec_isa()
-    return isinstance(isa, (cpu_vec_isa.VecAVX512, cpu_vec_isa.VecAVX2))
-
-
-def _has_avx512() -> bool:
-    from torch._inductor import cpu_vec_isa
-
-    return isinstance(cpu_vec_isa.pick_vec_isa(), cpu_vec_isa.VecAVX512)
+    return any(isinstance(isa, getattr(cpu_vec_isa, name)) for name in names)
 
 
 def _threads() -> int:
