@@ -4,7 +4,7 @@
 #
 #   scripts/gpu_check.sh --prepare     on a machine that can build: makes _bundle/, a build to be
 #                                      taken along with the tree
-#   scripts/gpu_check.sh a [DEVICE]    does it work: facts, tests, small comparisons (200 s)
+#   scripts/gpu_check.sh a [DEVICE]    does it work: facts, tests, small comparisons (220 s)
 #   scripts/gpu_check.sh b [DEVICE]    numbers worth quoting (450 s)
 #
 #   DEVICE                  default cuda:0; cpu tries the script itself where there is no GPU
@@ -134,6 +134,12 @@ for phase in ("inference", "latency"):
 PYTHON
 }
 
+# Workers and programs on the device; every runtime is compared by a step of its own.
+process_tests() {
+  cd "$root/python" && TORCHPACE_PROGRAMS="$programs" \
+    exec "$python" -m pytest -q -p no:cacheprovider -k "not every_runtime" tests/test_cuda_device.py
+}
+
 tests() {
   cd "$root" && exec "$programs/torch_tests" --gtest_brief=1 --gtest_output="xml:$out/tests.xml" \
     --gtest_filter='*Cuda*:Device.*'
@@ -163,14 +169,17 @@ stage_a() {
   try "null steps, C++" 15 "$programs/null_bench" "--device=$device" \
     --benchmark_filter='null_(work|latency)' --benchmark_min_time=0.1s
   try "null steps, Python" 20 bash -c null_steps
-  try "Google Benchmark" 20 "$programs/dnn_bench" "--device=$device" \
-    --benchmark_filter='dnn_(train|latency)/layers:2/' --benchmark_min_time=0.2s
   try "what needs no artifacts" 60 bash -c 'compare "$@"' - "$out/eager" --preset smoke \
     --cases 'gptlite_*,dnn_wide_*' --runtimes py-eager,cpp-eager,cpp-cuda-graph \
     --invocations 1 --rounds 3
   try "what is compiled" 120 bash -c 'compare "$@"' - "$out/compiled" --preset smoke \
     --cases dnn_wide_inference,dnn_wide_train --set aot=default --compile-timeout 60 \
     --runtimes "py-eager,py-compile:reduce-overhead,$compiled" --invocations 1 --rounds 3
+  if "$python" -c 'import pytest' 2>/dev/null; then
+    try "tests of processes" 60 bash -c process_tests
+  else
+    note "no pytest here: workers are not tested apart"
+  fi
 }
 
 stage_b() {
@@ -209,7 +218,7 @@ case "$stage" in
     prepare
     exit
     ;;
-  a) limit="${LIMIT:-200}" ;;
+  a) limit="${LIMIT:-220}" ;;
   b) limit="${LIMIT:-450}" ;;
   *) fail "expected a stage, found '$stage'" "$usage" ;;
 esac
@@ -233,8 +242,8 @@ if [[ -d "$root/_bundle/cache/text/shakespeare" ]]; then
   mkdir -p "$cache/text"
   cp -r "$root/_bundle/cache/text/shakespeare" "$cache/text/"
 fi
-export out more cache device programs python root
-export -f facts forks null_steps tests compare compare_more
+export out more cache device programs python root TORCHPACE_TEST_DEVICE="$device"
+export -f facts forks null_steps tests process_tests compare compare_more
 
 exec > >(tee "$out/log.txt") 2>&1
 # A client for the whole stage: a driver without persistence lets the GPU sleep between processes.

@@ -17,12 +17,12 @@ FIXTURES = PYTHON.parent / "tests" / "fixtures"
 
 
 class Process:
-    """A program of lines: `ask` writes one and reads the answer."""
+    """A program of lines, by default a module of Python: `ask` writes one, reads the answer."""
 
-    def __init__(self, *arguments: str, greets: bool = False, **options):
+    def __init__(self, *arguments: str, program=None, greets: bool = False, **options):
         environment = os.environ | {"PYTHONPATH": str(PYTHON), "OMP_NUM_THREADS": "1"}
         self.process = subprocess.Popen(
-            [sys.executable, "-m", *arguments],
+            [program, *arguments] if program else [sys.executable, "-m", *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
