@@ -167,7 +167,7 @@ stage_a() {
   try forks 30 bash -c forks
   try tests 60 bash -c tests
   try "null steps, C++" 15 "$programs/null_bench" "--device=$device" \
-    --benchmark_filter='null_(work|latency)' --benchmark_min_time=0.1s
+    --benchmark_filter='null_(work|latency)' --benchmark_min_time=0.1
   try "null steps, Python" 20 bash -c null_steps
   try "what needs no artifacts" 60 bash -c 'compare "$@"' - "$out/eager" --preset smoke \
     --cases 'gptlite_*,dnn_wide_*' --runtimes py-eager,cpp-eager,cpp-cuda-graph \

@@ -108,7 +108,7 @@ def test_cuda_google_benchmark_program():
             program,
             f"--device={DEVICE}",
             "--benchmark_filter=dnn_(train|latency)/layers:2/",
-            "--benchmark_min_time=0.05s",
+            "--benchmark_min_time=0.05",
             "--benchmark_format=json",
         ],
         capture_output=True,
