@@ -4,7 +4,7 @@
 #
 #   scripts/gpu_check.sh --prepare     on a machine that can build: makes _bundle/, a build to be
 #                                      taken along with the tree
-#   scripts/gpu_check.sh a [DEVICE]    does it work: facts, tests, small comparisons (220 s)
+#   scripts/gpu_check.sh a [DEVICE]    does it work: facts, tests, small comparisons (280 s)
 #   scripts/gpu_check.sh b [DEVICE]    numbers worth quoting (450 s)
 #
 #   DEVICE                  default cuda:0; cpu tries the script itself where there is no GPU
@@ -115,6 +115,44 @@ sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 PYTHON
 }
 
+# Which way of loading a package works in Python, each in a process of its own.
+packages() {
+  PYTHONPATH="$root/python" "$python" - "$device" "$more" <<'PYTHON'
+import subprocess, sys, torch
+
+device, path = sys.argv[1], sys.argv[2] + "/linear.pt2"
+x = torch.ones(8, 64, device=device)
+with torch.no_grad():
+    program = torch.export.export(torch.nn.Linear(64, 64).to(device).eval(), (x,))
+    torch._inductor.aoti_compile_and_package(program, package_path=path)
+start = """
+import os, pathlib, sys, torch
+path, device = sys.argv[1], torch.device(sys.argv[2])
+index = -1 if device.index is None else device.index
+from torchpace.runtimes.aot import Loader
+"""
+draw = 'x = torch.ones(8, 64, device=device)\n'
+load = "torch._inductor.aoti_load_package(path, device_index=index"
+ways = {
+    "torch": f"{draw}f = {load})\nprint(f(x).sum())",
+    "torch, one thread": f"{draw}f = {load}, run_single_threaded=True)\nprint(f(x).sum())",
+    "torchpace": f"{draw}f = Loader(pathlib.Path(path), device)\nprint(f.run([x])[0].sum())",
+    "torchpace, two runners": f"{draw}f = Loader(pathlib.Path(path), device, 2)\nprint(f.run([x])[0].sum())",
+}
+ways["torchpace in a fork"] = (
+    "pid = os.fork()\nif pid: sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))\n"
+    + ways["torchpace"]
+)
+failed = False
+for name, way in ways.items():
+    command = [sys.executable, "-X", "faulthandler", "-c", start + way, path, device]
+    code = subprocess.run(command).returncode
+    failed |= code != 0
+    print(f"{name}: exit code {code}", flush=True)
+sys.exit(failed)
+PYTHON
+}
+
 # What sampling costs in Python, as null_bench says of C++: a sample of one step that does nothing.
 null_steps() {
   PYTHONPATH="$root/python" "$python" - "$device" <<'PYTHON'
@@ -175,8 +213,9 @@ stage_a() {
   try "what is compiled" 120 bash -c 'compare "$@"' - "$out/compiled" --preset smoke \
     --cases dnn_wide_inference,dnn_wide_train --set aot=default --compile-timeout 60 \
     --runtimes "py-eager,py-compile:reduce-overhead,$compiled" --invocations 1 --rounds 3
+  try "packages in Python" 60 bash -c packages
   if "$python" -c 'import pytest' 2>/dev/null; then
-    try "tests of processes" 60 bash -c process_tests
+    try "tests of processes" 100 bash -c process_tests
   else
     note "no pytest here: workers are not tested apart"
   fi
@@ -218,7 +257,7 @@ case "$stage" in
     prepare
     exit
     ;;
-  a) limit="${LIMIT:-220}" ;;
+  a) limit="${LIMIT:-280}" ;;
   b) limit="${LIMIT:-450}" ;;
   *) fail "expected a stage, found '$stage'" "$usage" ;;
 esac
@@ -243,7 +282,7 @@ if [[ -d "$root/_bundle/cache/text/shakespeare" ]]; then
   cp -r "$root/_bundle/cache/text/shakespeare" "$cache/text/"
 fi
 export out more cache device programs python root TORCHPACE_TEST_DEVICE="$device"
-export -f facts forks null_steps tests process_tests compare compare_more
+export -f facts forks packages null_steps tests process_tests compare compare_more
 
 exec > >(tee "$out/log.txt") 2>&1
 # A client for the whole stage: a driver without persistence lets the GPU sleep between processes.

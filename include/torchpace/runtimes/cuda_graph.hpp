@@ -126,17 +126,19 @@ inline Settings with_fused_optimizer(Settings settings) {
 }
 
 /// `outputs` on copies of the inputs, captured. What it gives is overwritten by the next call.
-inline CompiledForward graphed(const std::function<Tensors(const Tensors&)>& outputs,
+inline CompiledForward graphed(std::function<Tensors(const Tensors&)> outputs,
                                const torch::Device& device, const Tensors& example) {
   struct Captured {
+    std::function<Tensors(const Tensors&)> work;  // owns the weights and code that the graph uses
     Tensors inputs, outputs;
     std::unique_ptr<CapturedGraph> graph;
   };
   auto captured = std::make_shared<Captured>();
+  captured->work = std::move(outputs);
   for (const auto& input : example) captured->inputs.push_back(input.clone());
   captured->graph = std::make_unique<CapturedGraph>(device, [&] {
     c10::InferenceMode inference;
-    captured->outputs = outputs(captured->inputs);
+    captured->outputs = captured->work(captured->inputs);
   });
   const auto call = [captured](const Tensors& inputs) {
     for (std::size_t i = 0; i < inputs.size(); ++i) captured->inputs[i].copy_(inputs[i]);

@@ -198,6 +198,10 @@ TEST(Process, KnowsThePlaceInTheUsersCodeOfTheFramesOfPython) {
       "9 in main\n\nExtension modules: numpy (total: 1)\n";
   EXPECT_EQ(place_of_frames(errors), " at " + file.filename().string() + ":2: return boom()");
   EXPECT_EQ(place_of_frames("File \"/a.py\", line 1"), "");
+  EXPECT_EQ(place_of_frames("Fatal Python error: x\n  File \"/lib/python3.11/a.py\", line 5 in a\n"
+                            "  File \"/lib/python3.11/b.py\", line 6 in b"),
+            " at a.py:5")
+      << "the innermost, where none is the user's";
   fs::remove(file);
 }
 

@@ -149,14 +149,18 @@ std::string describe_status(int status) {
 std::string place_of_frames(const std::string& errors) {
   static const std::regex kFrame("File \"([^\"]+)\", line ([0-9]+)");
   const auto begin = errors.begin() + static_cast<long>(begin_of_frames(errors));
+  std::string innermost;  // what is told where none is the user's
   for (std::sregex_iterator frame(begin, errors.end(), kFrame), end; frame != end; ++frame) {
     const auto file = (*frame)[1].str(), line = (*frame)[2].str();
-    if (!is_of_the_user(file)) continue;
+    const bool theirs = is_of_the_user(file);
+    if (!theirs && !innermost.empty()) continue;
     const auto code = line_of(file, std::stoul(line));
-    return fmt::format(" at {}:{}{}{}", std::filesystem::path(file).filename().string(), line,
-                       code.empty() ? "" : ": ", code);
+    auto place = fmt::format(" at {}:{}{}{}", std::filesystem::path(file).filename().string(), line,
+                             code.empty() ? "" : ": ", code);
+    if (theirs) return place;
+    innermost = std::move(place);
   }
-  return "";
+  return innermost;
 }
 
 Process::Process(const Command& command) : name_(command.words.at(0)) { start(command); }

@@ -114,8 +114,9 @@ std::string run_to_end(const Command& command, double limit_s);
 /// "exit code 3", "killed by signal 9 (Killed), perhaps out of memory"; empty for success.
 std::string describe_status(int wait_status);
 
-/// " at FILE:LINE: CODE" of the innermost frame that is neither torch's, torchpace's nor Python's
-/// own, of those that faulthandler has written; empty where there is none.
+/// " at FILE:LINE: CODE" of the innermost frame that faulthandler has written and that is neither
+/// torch's, torchpace's nor Python's own; of the innermost of all where there is no such frame,
+/// empty where there is none.
 std::string place_of_frames(const std::string& errors);
 
 Clock::time_point in_seconds(double seconds);
