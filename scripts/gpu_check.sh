@@ -131,13 +131,14 @@ path, device = sys.argv[1], torch.device(sys.argv[2])
 index = -1 if device.index is None else device.index
 from torchpace.runtimes.aot import Loader
 """
-draw = 'x = torch.ones(8, 64, device=device)\n'
+draw = "x = torch.ones(8, 64, device=device)\n"
+show = "\nprint(f.run([x])[0].sum())"
 load = "torch._inductor.aoti_load_package(path, device_index=index"
 ways = {
     "torch": f"{draw}f = {load})\nprint(f(x).sum())",
     "torch, one thread": f"{draw}f = {load}, run_single_threaded=True)\nprint(f(x).sum())",
-    "torchpace": f"{draw}f = Loader(pathlib.Path(path), device)\nprint(f.run([x])[0].sum())",
-    "torchpace, two runners": f"{draw}f = Loader(pathlib.Path(path), device, 2)\nprint(f.run([x])[0].sum())",
+    "torchpace": f"{draw}f = Loader(pathlib.Path(path), device){show}",
+    "torchpace, two runners": f"{draw}f = Loader(pathlib.Path(path), device, 2){show}",
 }
 ways["torchpace in a fork"] = (
     "pid = os.fork()\nif pid: sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))\n"
