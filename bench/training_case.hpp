@@ -5,8 +5,8 @@
 #include <functional>
 #include <memory>
 #include <string>
-#include <torchpace/google_benchmark.hpp>
 #include <torchpace/aot/compiled_training.hpp>
+#include <torchpace/google_benchmark.hpp>
 #include <utility>
 #include <vector>
 

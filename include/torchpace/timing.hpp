@@ -29,6 +29,10 @@ struct MeasureOptions {
   double block_below_ns = 50e3;  // steps shorter than this are timed several a sample
 };
 
+/// The shortest sample where events bound it: two of them and a wait cost 4 us in C++ and 5 in
+/// Python.
+constexpr double kShortestSampleByEvents_s = 1e-3;
+
 namespace detail {
 
 using Clock = std::chrono::steady_clock;
@@ -59,8 +63,8 @@ void sample_on_cpu(Step& step, std::size_t samples, int64_t steps_per_sample, Bl
   }
 }
 
-/// step_ns ends with the device's completion, enqueue_ns with the return of step(). Without events,
-/// which would cost a share of a short step, and another one in Python.
+/// step_ns ends with the device's completion. Without events, which would cost a share of a short
+/// step, and another one in Python.
 template <class Step>
 void sample_synchronized(Step& step, const torch::Device& device, std::size_t samples,
                          int64_t steps_per_sample, Block& block) {
@@ -68,28 +72,27 @@ void sample_synchronized(Step& step, const torch::Device& device, std::size_t sa
   const auto stream = current_stream(device);
   stream.synchronize();
   for (std::size_t i = 0; i < samples; ++i) {
-    double wall_ns = 0, enqueue_ns = 0;
+    double wall_ns = 0;
     for (int64_t s = 0; s < steps_per_sample; ++s) {
       const auto begin = Clock::now();
       step();
-      const auto enqueued = Clock::now();
       stream.synchronize();
       wall_ns += elapsed_ns(begin, Clock::now());
-      enqueue_ns += elapsed_ns(begin, enqueued);
     }
     block.step_ns.push_back(wall_ns / steps);
-    block.enqueue_ns.push_back(enqueue_ns / steps);
   }
 }
 
-/// device_ns of a quarter as many steps, each between two events.
+/// device_ns and enqueue_ns of `count` steps of their own, each between two events.
 template <class Step>
-void sample_device(Step& step, const torch::Device& device, std::size_t samples, Block& block) {
+void sample_device(Step& step, const torch::Device& device, std::size_t count, Block& block) {
   const auto stream = current_stream(device);
   DeviceEvent start(stream), end(stream);
-  for (std::size_t i = 0; i < samples; i += 4) {
+  for (std::size_t i = 0; i < count; ++i) {
     start.record();
+    const auto begin = Clock::now();
     step();
+    block.enqueue_ns.push_back(elapsed_ns(begin, Clock::now()));
     end.record();
     end.synchronize();
     block.device_ns.push_back(start.elapsed_ns(end));
@@ -129,7 +132,8 @@ void sample_busy_device(Step& step, const torch::Device& device, std::size_t sam
 }  // namespace detail
 
 /// Runs `samples` x `steps_per_sample` steps and times them; the device is idle afterwards.
-/// `step()` may leave work enqueued on the device's current stream. Does not warm up.
+/// `step()` may leave work enqueued on the device's current stream. Does not warm up. Latency steps
+/// say nothing of the device by themselves: device_times asks it apart.
 template <class Step>
 Block run_block(Step& step, const torch::Device& device, Phase phase, std::size_t samples,
                 int64_t steps_per_sample = 1) {
@@ -145,9 +149,15 @@ Block run_block(Step& step, const torch::Device& device, Phase phase, std::size_
   const auto [faults_after, switches_after] = detail::fault_counts();
   block.page_faults = faults_after - faults;
   block.involuntary_switches = switches_after - switches;
-  if (!device.is_cpu() && phase == Phase::kLatency)
-    detail::sample_device(step, device, samples, block);
   return block;
+}
+
+/// Adds device_ns and enqueue_ns to a block of latency steps: of further steps, one for four of its
+/// samples. Nothing to do on the CPU and in the other phase.
+template <class Step>
+void device_times(Step& step, const torch::Device& device, Phase phase, Block& block) {
+  if (device.is_cpu() || phase != Phase::kLatency) return;
+  detail::sample_device(step, device, (block.step_ns.size() + 3) / 4, block);
 }
 
 /// Seconds that one call takes, the device idle before and after.
@@ -205,16 +215,20 @@ Measurement measure(Step&& step, const torch::Device& device, const MeasureOptio
   } while (!m.warmup_stable && m.warmup_steps < options.max_warmup_steps &&
            seconds() < options.max_warmup_seconds);
 
-  if (step_ns < options.block_below_ns) {
-    m.steps_per_sample =
-        static_cast<int64_t>(std::ceil(options.block_below_ns / std::max(step_ns, 1.0)));
+  const bool by_events = !device.is_cpu() && options.phase == Phase::kThroughput;
+  const double shortest_ns =
+      std::max(options.block_below_ns, by_events ? 1e9 * kShortestSampleByEvents_s : 0.0);
+  if (step_ns < shortest_ns) {
+    m.steps_per_sample = static_cast<int64_t>(std::ceil(shortest_ns / std::max(step_ns, 1.0)));
   }
   start = detail::Clock::now();
   StoppingCriterion criterion(options.stop);
   do {
     const double sample_ns = std::max(step_ns, 1.0) * static_cast<double>(m.steps_per_sample);
     const auto samples = static_cast<std::size_t>(std::clamp(50e6 / sample_ns, 1.0, 1000.0));
-    append(m, run_block(step, device, options.phase, samples, m.steps_per_sample));
+    auto block = run_block(step, device, options.phase, samples, m.steps_per_sample);
+    device_times(step, device, options.phase, block);
+    append(m, block);
   } while (!criterion.is_met(m.step_ns, seconds()));
   m.stopped = criterion.reason();
   const auto peak = memory(device);

@@ -34,6 +34,8 @@ BEFORE_THE_FORK = {
 @pytest.mark.parametrize("what", BEFORE_THE_FORK)
 def test_a_child_may_use_cuda_after(what):
     """CUDA that is initialized before a fork is lost to the child; the last is what that means."""
+    if not torch.backends.cuda.is_built():
+        pytest.skip("a torch without CUDA")
     code = FORK.format(before=BEFORE_THE_FORK[what])
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=PYTHON, capture_output=True, text=True, check=True
@@ -94,7 +96,7 @@ def test_a_latency_sample_is_a_step_and_a_wait(cuda):
     assert before.count("current_stream") == 1 and before.count("new event") == 2
     assert within[:16] == ["step", "wait for stream"] * 8
     assert within[16:] == ["record", "step"]
-    assert (len(block.step_ns), len(block.enqueue_ns), len(block.device_ns)) == (4, 4, 1)
+    assert (len(block.step_ns), len(block.enqueue_ns), len(block.device_ns)) == (4, 1, 1)
 
 
 def test_a_throughput_sample_makes_no_event_and_looks_up_no_stream(cuda):

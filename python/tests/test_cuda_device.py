@@ -27,7 +27,8 @@ pytestmark = [
     ),
     # Not torch.cuda.is_available(): it would initialize CUDA in the process that collects tests.
     pytest.mark.skipif(
-        DEVICE != "cpu" and not Path("/dev/nvidiactl").exists(), reason="no CUDA device here"
+        "TORCHPACE_TEST_DEVICE" not in os.environ and not Path("/dev/nvidiactl").exists(),
+        reason="no CUDA device here",
     ),
     pytest.mark.skipif(
         not (PROGRAMS / "torchpace_worker").exists(), reason=f"no program in {PROGRAMS}"
@@ -89,8 +90,11 @@ def test_cuda_worker_steps_beside_one_that_is_stopped(worker_of, exported):
 @pytest.mark.skipif(DEVICE == "cpu", reason="of a device's memory")
 @pytest.mark.parametrize("runtime", ["cpp-eager", "py-eager"])
 def test_cuda_worker_outlives_what_does_not_fit(runtime, worker_of, exported, monkeypatch):
-    # Of 80 GB 56 MB, of 141 GB 99 MB: more than cuBLAS's workspace, less than two layers.
-    monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "per_process_memory_fraction:0.0007")
+    query = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    mebibytes = float(subprocess.check_output(query, text=True).splitlines()[0])
+    # More than cuBLAS's workspace, less than two layers.
+    limit = f"per_process_memory_fraction:{90 / mebibytes:.6f}"
+    monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", limit)
     worker = worker_of(runtime)
     large, _ = exported("dnn_wide_inference/size:smoke", device=DEVICE, layers=2, width=4096)
     assert "out of memory" in worker.ask("load " + large.line())["error"]

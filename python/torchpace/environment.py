@@ -125,8 +125,10 @@ def _device_bytes(device: str) -> int:
     except OSError:
         return 0
     handle, found = ctypes.c_void_p(), _NvmlMemory()
-    # Of those that CUDA_VISIBLE_DEVICES leaves.
-    index = torch.cuda._get_nvml_device_index(torch.device(device).index or 0)
+    try:  # of those that CUDA_VISIBLE_DEVICES leaves
+        index = torch.cuda._get_nvml_device_index(torch.device(device).index or 0)
+    except (IndexError, RuntimeError, ValueError):
+        return 0
     failed = (
         nvml.nvmlInit_v2()
         or nvml.nvmlDeviceGetHandleByIndex_v2(index, ctypes.byref(handle))

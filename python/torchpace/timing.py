@@ -94,9 +94,9 @@ def _on_cpu(workload: Workload, samples: int, index: int, steps: int) -> Block:
 
 
 def _synchronized(workload: Workload, samples: int, index: int, steps: int) -> Block:
-    """step_ns ends with the device's completion, enqueue_ns with step()'s return. Without events,
-    which would cost a share of a short step, and another one in C++; device_ns is between events,
-    of a quarter as many steps after these.
+    """step_ns ends with the device's completion. Without events, which would cost a share of a
+    short step, and another one in C++; device_ns and enqueue_ns are of further steps, one for four
+    samples, each between two events.
     """
     now, step = time.perf_counter_ns, workload.step
     walls, enqueues, devices = [], [], []
@@ -106,21 +106,20 @@ def _synchronized(workload: Workload, samples: int, index: int, steps: int) -> B
         wait()
         before = resource.getrusage(resource.RUSAGE_SELF)
         for _ in range(samples):
-            wall = enqueue = 0
+            wall = 0
             for _ in range(steps):
                 started = now()
                 step(index)
-                enqueued = now()
                 wait()
                 wall += now() - started
-                enqueue += enqueued - started
                 index += 1
             walls.append(wall / steps)
-            enqueues.append(enqueue / steps)
         block = _counted(before)
         for _ in range(0, samples, 4):
             start.record(stream)
+            started = now()
             step(index)
+            enqueues.append(now() - started)
             end.record(stream)
             end.synchronize()
             devices.append(start.elapsed_time(end) * 1e6)

@@ -157,6 +157,7 @@ class Worker {
           load_libraries(settings);
           seed(settings);
           workload = load_mapped(settings);
+          synchronize(workload->device);
         },
         torch::kCPU);
     workload_ = std::move(workload);
@@ -206,8 +207,9 @@ class Worker {
     }
     auto& w = begin_turn();
     for (int64_t i = 0; i < warmup; ++i) w.step();
-    const auto block =
+    auto block =
         run_block(w.step, w.device, w.phase, static_cast<std::size_t>(samples), steps_per_sample);
+    device_times(w.step, w.device, w.phase, block);
     return JsonObject()
         .add("step_ns", std::span<const double>(block.step_ns))
         .add("device_ns", std::span<const double>(block.device_ns))

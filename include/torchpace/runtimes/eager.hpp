@@ -71,8 +71,7 @@ struct EagerTraining {
     return model.loss(model.forward(x), y);
   }
 
-  /// One step. Returns its loss, which no later step changes.
-  /// One step. The loss may be overwritten by the next.
+  /// One step. Returns its loss, which the next may overwrite.
   virtual torch::Tensor train(const torch::Tensor& x, const torch::Tensor& y) {
     optimizer->zero_grad();
     auto loss = forward(x, y);

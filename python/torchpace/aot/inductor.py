@@ -78,6 +78,7 @@ def asking_nvml() -> Iterator[None]:
     import torch
 
     asked = torch.cuda.is_available
+    # Negative where the library cannot tell.
     torch.cuda.is_available = lambda: torch.cuda._device_count_nvml() > 0
     try:
         yield

@@ -205,12 +205,14 @@ class Loader:
                 _expect_no_noexec(error)
                 raise
             self.unpacked = _unpacked_folder(folder)
+        self.alone = alone
         if device.type == "cpu":
             self.remove_unpacked()
 
     def run(self, inputs: list[Tensor]) -> list[Tensor]:
         outputs = self.loader.run(inputs)
-        if self.unpacked:  # on CUDA, where the first step loads kernels from there
+        # On CUDA each runner loads its kernels from there in its first step.
+        if self.unpacked and self.alone:
             self.remove_unpacked()
         return outputs
 

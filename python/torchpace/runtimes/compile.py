@@ -170,8 +170,3 @@ class CompiledTraining(_Compiled, EagerTraining):
         self.mark_step()
         with self.autocast:
             return self.compiled(tuple(inputs), target)
-
-    def train_on(self, inputs: Sequence[Tensor], target: Tensor) -> Tensor:
-        loss = super().train_on(inputs, target)
-        # The next step of a CUDA graph overwrites its outputs.
-        return loss.detach().clone() if self.graphs else loss

@@ -130,7 +130,7 @@ class EagerTraining(Workload):
         with self.turn(), without_dropout(self.module):
             before = {name: p.detach().clone() for name, p in self.module.named_parameters()}
             for index in range(PARITY_STEPS):
-                losses.append(self.step(index).detach())
+                losses.append(self.step(index).detach().clone())
                 if index == 0:
                     first = first_step_values(self.module, before, self.settings)
             after = {

@@ -214,6 +214,21 @@ TEST(Report, DerivingTheFixtureGivesItsOwnSummaries) {
   }
 }
 
+TEST(Report, ARowSaysWhereTheDeviceWaitsForTheHost) {
+  RuntimeResult row;
+  EXPECT_EQ(device_text(row), "n/a");
+  row.device_ns = 100e3;
+  EXPECT_EQ(device_text(row), "100 µs");
+  row.host_ns = 89e3;
+  EXPECT_EQ(device_text(row), "100 µs, host 89 µs");
+  row.host_ns = 90e3;
+  EXPECT_EQ(device_text(row), "100 µs, host 90 µs: launch bound");
+  CaseResult result;
+  EXPECT_FALSE(has_device_time(result));
+  result.runtimes.push_back(row);
+  EXPECT_TRUE(has_device_time(result));
+}
+
 TEST(Report, TableIsTheGoldenOne) { expect_golden(printed(fixture()), "report.txt"); }
 
 TEST(Report, MarkdownIsTheGoldenOne) { expect_golden(markdown_report(fixture()), "report.md"); }

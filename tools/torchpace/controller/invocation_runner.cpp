@@ -45,15 +45,26 @@ double width_of(const CaseResult& result) {
   return width;
 }
 
+/// "cuda:1" as nvidia-smi names it, which knows nothing of CUDA_VISIBLE_DEVICES.
+std::string smi_name(const std::string& device) {
+  const auto colon = device.find(':');
+  auto index = colon == std::string::npos ? "0" : device.substr(colon + 1);
+  const char* visible = std::getenv("CUDA_VISIBLE_DEVICES");
+  if (visible == nullptr) return index;
+  std::istringstream names(visible);
+  std::string name;
+  for (int left = std::stoi(index); left >= 0; --left) std::getline(names, name, ',');
+  return names ? name : index;
+}
+
 /// What nvidia-smi says of one field of a CUDA device; unknown where it cannot be asked.
 double ask_gpu(const std::string& device, const std::string& field) {
   if (!is_cuda(device)) return kUnknown;
-  const auto colon = device.find(':');
-  const auto index = colon == std::string::npos ? "0" : device.substr(colon + 1);
   try {
-    return std::stod(run_to_end(
-        {{"nvidia-smi", "-i", index, "--query-gpu=" + field, "--format=csv,noheader,nounits"}, {}},
-        30));
+    return std::stod(run_to_end({{"nvidia-smi", "-i", smi_name(device), "--query-gpu=" + field,
+                                  "--format=csv,noheader,nounits"},
+                                 {}},
+                                30));
   } catch (const std::exception&) {
     return kUnknown;
   }
@@ -236,14 +247,13 @@ void InvocationRunner::run() {
     }
     run_.budget.set_sessions_left(sessions);
     run_group(group, left);
-    note_clock();
     run_.save();
     plan_invocations(group.invocation);  // the first ones show what they cost
   }
 }
 
-/// The clock of a GPU, while its workers have just stopped: one that was held back in a part of the
-/// run makes its invocations slower than the others.
+/// The clock of a GPU just after the last rounds, while its workers still hold it: one that was
+/// held back in a part of the run makes its invocations slower than the others.
 void InvocationRunner::note_clock() {
   auto& clocks = run_.results.device_clocks_mhz;
   const double mhz = ask_gpu(run_.options.plan.device, "clocks.sm");
@@ -254,8 +264,8 @@ void InvocationRunner::note_clock() {
   std::erase_if(run_.results.warnings, [](const Warning& w) { return w.code == "device-clock"; });
   run_.results.warn(
       {"device-clock", "warning",
-       fmt::format("the clock of {} was {:.0f} to {:.0f} MHz after the rounds: it was "
-                   "held back in a part of the run",
+       fmt::format("the clock of {} was {:.0f} to {:.0f} MHz after the rounds: it may "
+                   "have been held back in a part of the run",
                    run_.options.plan.device, *low, *high),
        "", ""});
 }
@@ -302,6 +312,7 @@ void InvocationRunner::run_group(const Group& group, double groups_left) {
     if (time.rounds_s == 0) widths[*next] = kCannotTakePart;
     ++sessions[*next];
   }
+  note_clock();
 }
 
 /// One load of a case with its rounds, which take as long as the load did, as far as the time goes;
