@@ -237,10 +237,12 @@ stage_b() {
   fi
   try tests 20 bash -c tests
   try "what needs no artifacts" $((limit * 3 / 5)) bash -c 'compare "$@"' - "$out/eager" \
-    --preset "$preset" --cases gptlite_train,gptlite_inference,gptlite_latency,dnn_deep_train,dnn_wide_latency \
+    --preset "$preset" \
+    --cases gptlite_train,gptlite_inference,gptlite_latency,dnn_deep_train,dnn_wide_latency \
     --runtimes py-eager,cpp-eager,cpp-cuda-graph --max-seconds "$((limit * 5 / 9))"
   try "what is compiled" $((limit * 3 / 10)) bash -c 'compare "$@"' - "$out/compiled" \
-    --preset "$preset" --cases gptlite_inference,gptlite_train --set aot=default --compile-timeout 60 \
+    --preset "$preset" --cases gptlite_inference,gptlite_train \
+    --set aot=default --compile-timeout 60 \
     --runtimes "py-eager,py-compile:reduce-overhead,$compiled" --invocations 4 \
     --max-seconds "$((limit / 7))"
   least=60

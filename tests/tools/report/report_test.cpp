@@ -13,6 +13,7 @@
 #include "report/display.hpp"
 #include "report/headline.hpp"
 #include "report/number_format.hpp"
+#include "report/text_table.hpp"
 #include "support/error.hpp"
 
 namespace torchpace::cli {
