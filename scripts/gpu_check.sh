@@ -121,39 +121,47 @@ sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 PYTHON
 }
 
-# Which way of loading a package works in Python, each in a process of its own.
+# Where a package loads, runs and is destroyed in Python, each in a process of its own, with the
+# native stack where one falls. They end at once, so that an exit code is of what the name says.
 packages() {
   PYTHONPATH="$root/python" "$python" - "$device" "$more" <<'PYTHON'
-import subprocess, sys, torch
+import os, subprocess, sys, torch
 
-device, path = sys.argv[1], sys.argv[2] + "/linear.pt2"
-x = torch.ones(8, 64, device=device)
-with torch.no_grad():
-    program = torch.export.export(torch.nn.Linear(64, 64).to(device).eval(), (x,))
-    torch._inductor.aoti_compile_and_package(program, package_path=path)
+device, folder = sys.argv[1:]
+for target in {device, "cpu"}:
+    x = torch.ones(8, 64, device=target)
+    model = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.ReLU()).to(target).eval()
+    with torch.no_grad():
+        torch._inductor.aoti_compile_and_package(
+            torch.export.export(model, (x,)), package_path=f"{folder}/{target.split(':')[0]}.pt2"
+        )
 start = """
 import os, pathlib, sys, torch
-path, device = sys.argv[1], torch.device(sys.argv[2])
+torch._C._set_print_stack_traces_on_fatal_signal(True)
+device = torch.device(sys.argv[1])
 index = -1 if device.index is None else device.index
+path = f"{sys.argv[2]}/{device.type}.pt2"
 from torchpace.runtimes.aot import Loader
 """
+torchs = "f = torch._C._aoti.AOTIModelPackageLoader(path, 'model', True, 1, index)\n"
+ours = "f = Loader(pathlib.Path(path), device)\n"
+run, destroy, end = "print(f.run([x])[0].sum())\n", "del f\n", "os._exit(0)"
+fork = "pid = os.fork()\nif pid: os._exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) != 0)\n"
 draw = "x = torch.ones(8, 64, device=device)\n"
-show = "\nprint(f.run([x])[0].sum())"
-load = "torch._inductor.aoti_load_package(path, device_index=index"
-ways = {
-    "torch": f"{draw}f = {load})\nprint(f(x).sum())",
-    "torch, one thread": f"{draw}f = {load}, run_single_threaded=True)\nprint(f(x).sum())",
-    "torchpace": f"{draw}f = Loader(pathlib.Path(path), device){show}",
-    "torchpace, two runners": f"{draw}f = Loader(pathlib.Path(path), device, 2){show}",
-}
-ways["torchpace in a fork"] = (
-    "pid = os.fork()\nif pid: sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))\n"
-    + ways["torchpace"]
-)
+ways = [
+    ("load", device, draw + torchs),
+    ("load and run", device, draw + torchs + run),
+    ("load, run and destroy", device, draw + torchs + run + destroy),
+    ("load with the system's libstdc++ first", device, draw + torchs),
+    ("load and run on the CPU", "cpu", draw + torchs + run),
+    ("torchpace: load and run", device, draw + ours + run),
+    ("torchpace in a fork: load and run", device, fork + draw + ours + run),
+]
 failed = False
-for name, way in ways.items():
-    command = [sys.executable, "-X", "faulthandler", "-c", start + way, path, device]
-    code = subprocess.run(command).returncode
+for name, target, way in ways:
+    preload = {"LD_PRELOAD": "libstdc++.so.6"} if "libstdc++" in name else {}
+    command = [sys.executable, "-c", start + way + end, target, folder]
+    code = subprocess.run(command, env=os.environ | preload).returncode
     failed |= code != 0
     print(f"{name}: exit code {code}", flush=True)
 sys.exit(failed)
