@@ -141,27 +141,25 @@ torch._C._set_print_stack_traces_on_fatal_signal(True)
 device = torch.device(sys.argv[1])
 index = -1 if device.index is None else device.index
 path = f"{sys.argv[2]}/{device.type}.pt2"
-from torchpace.runtimes.aot import Loader
 """
 torchs = "f = torch._C._aoti.AOTIModelPackageLoader(path, 'model', True, 1, index)\n"
-ours = "f = Loader(pathlib.Path(path), device)\n"
+ours = "from torchpace.runtimes.aot import Loader\nf = Loader(pathlib.Path(path), device)\n"
 run, destroy, end = "print(f.run([x])[0].sum())\n", "del f\n", "os._exit(0)"
 fork = "pid = os.fork()\nif pid: os._exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) != 0)\n"
 draw = "x = torch.ones(8, 64, device=device)\n"
 ways = [
-    ("load", device, draw + torchs),
-    ("load and run", device, draw + torchs + run),
-    ("load, run and destroy", device, draw + torchs + run + destroy),
-    ("load with the system's libstdc++ first", device, draw + torchs),
-    ("load and run on the CPU", "cpu", draw + torchs + run),
-    ("torchpace: load and run", device, draw + ours + run),
-    ("torchpace in a fork: load and run", device, fork + draw + ours + run),
+    ("load", device, draw + torchs, {}),
+    ("load and run", device, draw + torchs + run, {}),
+    ("load, run and destroy", device, draw + torchs + run + destroy, {}),
+    ("load, libstdc++ first", device, draw + torchs, {"LD_PRELOAD": "libstdc++.so.6"}),
+    ("load and run on the CPU", "cpu", draw + torchs + run, {}),
+    ("torchpace: load and run", device, draw + ours + run, {}),
+    ("torchpace in a fork: load and run", device, fork + draw + ours + run, {}),
 ]
 failed = False
-for name, target, way in ways:
-    preload = {"LD_PRELOAD": "libstdc++.so.6"} if "libstdc++" in name else {}
+for name, target, way, variables in ways:
     command = [sys.executable, "-c", start + way + end, target, folder]
-    code = subprocess.run(command, env=os.environ | preload).returncode
+    code = subprocess.run(command, env=os.environ | variables).returncode
     failed |= code != 0
     print(f"{name}: exit code {code}", flush=True)
 sys.exit(failed)

@@ -130,7 +130,7 @@ def test_cuda_every_runtime_agrees(tmp_path):
     on_gpu = ["cpp-cuda-graph", "cpp-cuda-graph:aot"] if DEVICE != "cpu" else []
     compiled = ["py-aot", "cpp-aot", "cpp-torchscript", "cpp-compiled-train", *on_gpu]
     cases = "gptlite_inference,gptlite_train,dnn_wide_inference,dnn_wide_train"
-    output = Path(os.environ.get("TORCHPACE_TEST_OUTPUT", tmp_path / "report"))
+    output = tmp_path / "report"
     command = [
         PROGRAMS / "torchpace", "compare", "--preset", "smoke", "--device", DEVICE,
         "--cases", cases, "--runtimes", ",".join(["py-eager", "cpp-eager", *compiled]),

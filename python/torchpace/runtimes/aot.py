@@ -205,14 +205,14 @@ class Loader:
                 _expect_no_noexec(error)
                 raise
             self.unpacked = _unpacked_folder(folder)
-        self.alone = alone
         if device.type == "cpu":
             self.remove_unpacked()
+        elif not alone:  # each runner loads its kernels from there in a first step of its own
+            self.unpacked = None
 
     def run(self, inputs: list[Tensor]) -> list[Tensor]:
         outputs = self.loader.run(inputs)
-        # On CUDA each runner loads its kernels from there in its first step.
-        if self.unpacked and self.alone:
+        if self.unpacked:  # on CUDA, where the first step loads kernels from there
             self.remove_unpacked()
         return outputs
 
