@@ -1,8 +1,9 @@
 # Builds the wheel into a fresh environment that has torch, runs its program from another folder,
 # and configures a project that finds its headers. Arguments (-D): SOURCE, PYTHON (has torch, numpy
-# and scikit-build-core), BINARY (folder to write).
+# and scikit-build-core), BINARY (folder to write), BUILD (another, for the build; where it lies
+# beside a build of the tree, ccache knows what that has compiled).
 cmake_minimum_required(VERSION 3.25)
-file(REMOVE_RECURSE "${BINARY}")
+file(REMOVE_RECURSE "${BINARY}" "${BUILD}")
 execute_process(COMMAND "${PYTHON}" -c "import scikit_build_core, pip, jsonschema"
   RESULT_VARIABLE status OUTPUT_QUIET ERROR_QUIET)
 if(NOT status EQUAL 0)
@@ -22,8 +23,10 @@ file(WRITE "${to}/packages.pth" "${from}\n")
 
 unset(ENV{PYTHONPATH})
 unset(ENV{TORCHPACE_PYTHON})
-execute_process(COMMAND "${python}" -m pip install --no-deps --no-build-isolation "${SOURCE}/python"
+execute_process(COMMAND "${python}" -m pip install --no-deps --no-build-isolation
+  --config-settings "build-dir=${BUILD}" "${SOURCE}/python"
   WORKING_DIRECTORY / COMMAND_ERROR_IS_FATAL ANY)
+file(REMOVE_RECURSE "${BUILD}")
 
 set(ENV{TORCHPACE_CACHE} "${BINARY}/cache")
 execute_process(
