@@ -24,7 +24,8 @@ install(
 
 # The programs with the Python package that they start, and nothing of the source tree. LibTorch is
 # not installed: the program finds that of the Python that it is given.
-foreach(target IN ITEMS torchpace_program torchpace_worker torchpace_run)
+foreach(target IN ITEMS torchpace_program torchpace_worker torchpace_worker_openvino
+    torchpace_worker_onnxruntime torchpace_run)
   if(TARGET ${target})
     install(TARGETS ${target} RUNTIME DESTINATION "${CMAKE_INSTALL_BINDIR}" COMPONENT programs)
   endif()

@@ -42,6 +42,7 @@ struct Workload {
   Phase phase = Phase::kThroughput;
   std::string optimizer = {};  // as recorded: "adam per-tensor"
   std::string gemm = "torch";  // whose matrix products: torch, torchpace where an artifact says so
+  std::string engine = {};     // what runs it where that is not PyTorch: "openvino 2026.4.1"
   double compile_s = 0;        // of the load, what compiled
   double check_s = 0;          // of the load, what only checks the file: it counts nowhere
   double flops = 0;

@@ -45,13 +45,18 @@ def names_in(folder):
 
 def test_the_registry_has_every_model_and_runtime():
     registry = (ROOT / "tools/registry/registry.cpp").read_text()
+    # Those of other engines have a worker each.
+    workers = {f.stem for f in (ROOT / "tools/worker").glob("*.cpp")} - {"main"}
+    engines = {f"torchpace/runtimes/{name}.hpp" for name in workers}
     for folder in ("include/torchpace/models", "include/torchpace/runtimes"):
-        for header in names_in(folder):
+        for header in names_in(folder) - engines:
             assert f"#include <{header}>" in registry, header
     for model in (ROOT / "include/torchpace/models").glob("*.hpp"):
         assert f'{{"{model.stem}", make_{model.stem}}}' in registry
     for runtime in (ROOT / "include/torchpace/runtimes").glob("*.hpp"):
-        assert f"{runtime.stem}_runtimes" in registry
+        assert runtime.stem in workers or f"{runtime.stem}_runtimes" in registry
+    for name in workers:
+        assert f"{name}_runtimes()" in (ROOT / f"tools/worker/{name}.cpp").read_text()
 
 
 # What torchpace.hpp leaves to its users, since it would double what the header costs.

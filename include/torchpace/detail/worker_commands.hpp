@@ -334,6 +334,7 @@ class Worker {
       all.emplace_back("memory_format", workload_->execution.memory_format_name());
       all.emplace_back("optimizer", workload_->optimizer);
       all.emplace_back("gemm", workload_->gemm);
+      all.emplace_back("engine", workload_->engine);
     }
     return environment_json(all);
   }

@@ -218,6 +218,7 @@ def key_of(kind: str, settings: Settings, model: ModuleType, runtime: ModuleType
         torch.backends.cpu.get_cpu_capability(),
         compiler(),
         gpu(device),
+        runtimes.versions(runtime),
         *inductor.compiler_variables(),
     ]
     digest = hashlib.sha256("\n".join(parts).encode() + code).hexdigest()[:16]

@@ -1,13 +1,16 @@
 """The runtimes, one a file. A file x.py defines `RUNTIMES = {"py-x": "one line"}`, a literal, and
 `load(name, settings, model) -> Workload`, where `model` has the functions that torchpace.models
 names. If it loads a compiled file it has a literal `ARTIFACTS = {"py-x": "kind"}`, and if it
-imports more than torch a `prepare()`, called before the worker forks: it must start no thread.
+imports more than torch a `prepare()`, called before the worker forks: it must start no thread. If
+it needs packages beside torch it names them in a literal, `NEEDS = ("openvino",)`.
 """
 
 from __future__ import annotations
 
 import ast
 import importlib
+import importlib.metadata
+import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -20,19 +23,26 @@ class Listed:
     description: str
     module: str
     artifact: str  # the kind of compiled file that it loads, or empty
+    needs: tuple[str, ...]  # distributions, beside torch
+
+    @property
+    def absent(self) -> str:
+        """Why it cannot run in this environment, or empty."""
+        return missing(self.needs)
 
 
 def list_runtimes() -> dict[str, Listed]:
     """By name, read from the sources without importing them or torch."""
     found = {}
     for path in sorted(Path(__file__).parent.glob("*.py")):
-        literals = {"RUNTIMES": {}, "ARTIFACTS": {}}
+        literals: dict = {"RUNTIMES": {}, "ARTIFACTS": {}, "NEEDS": ()}
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
             for target in node.targets if isinstance(node, ast.Assign) else []:
                 if isinstance(target, ast.Name) and target.id in literals:
                     literals[target.id] = ast.literal_eval(node.value)
         for name, description in literals["RUNTIMES"].items():
-            found[name] = Listed(description, path.stem, literals["ARTIFACTS"].get(name, ""))
+            artifact = literals["ARTIFACTS"].get(name, "")
+            found[name] = Listed(description, path.stem, artifact, literals["NEEDS"])
     return found
 
 
@@ -47,3 +57,15 @@ def find(name: str) -> ModuleType:
 def module(file: str) -> ModuleType:
     """The module of one of this folder's files, named without suffix."""
     return importlib.import_module(f"{__name__}.{file}")
+
+
+def missing(needs: tuple[str, ...]) -> str:
+    """`pip install a b` for those that are not installed; empty where all are. Imports none."""
+    names = [name for name in needs if importlib.util.find_spec(name.replace("-", "_")) is None]
+    return f"pip install {' '.join(names)}" if names else ""
+
+
+def versions(runtime: ModuleType) -> str:
+    """`openvino 2026.4.1`: the packages that a runtime's module needs beside torch."""
+    needs = getattr(runtime, "NEEDS", ())
+    return ", ".join(f"{name} {importlib.metadata.version(name)}" for name in needs)

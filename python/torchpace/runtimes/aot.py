@@ -14,7 +14,7 @@ import struct
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -31,7 +31,9 @@ from torchpace.runtimes.detail.inference_workload import (
     Inference,
     Source,
     artifact_of,
+    batch_of,
     expect_inference,
+    has_batch,
     is_given,
     with_operators,
 )
@@ -68,7 +70,7 @@ def make_artifact(kind: str, target: Path, settings: Settings, model: ModuleType
     source = Source(settings, model)
     path = target / "model.pt2"
     with torch.no_grad():
-        program = _export(source)
+        program = source.export()
         chosen = gemm.choice(settings.text("gemm", "torch", gemm.CHOICES), source.device)
         configs = _configs(source, chosen)
         configs |= {"aot_inductor.metadata": _metadata(source) | {"torchpace.gemm": chosen}}
@@ -81,28 +83,6 @@ def make_artifact(kind: str, target: Path, settings: Settings, model: ModuleType
             raise refused("AOTInductor: expected a program that it can compile", error) from None
     shutil.rmtree(target / "caches")
     return path
-
-
-def _export(source: Source) -> Any:
-    example, shapes = source.inputs[0], None
-    if source.settings.flag("dynamic", False):
-        batch = torch.export.Dim("batch")
-        size = _batch(example)
-        shapes = {"inputs": tuple({0: batch} if _has_batch(x, size) else None for x in example)}
-        if size == 1:  # an example of 1 would be taken for a constant
-            example = tuple(torch.cat([x, x]) if _has_batch(x, size) else x for x in example)
-    try:
-        return torch.export.export(source.flat(), example, dynamic_shapes=shapes)
-    except Exception as error:
-        raise refused("torch.export: expected a module that it can export", error) from None
-
-
-def _batch(inputs: Sequence[Tensor]) -> int:
-    return inputs[0].size(0) if inputs[0].dim() else -1
-
-
-def _has_batch(x: Tensor, size: int) -> bool:
-    return x.dim() > 0 and x.size(0) == size
 
 
 def _configs(source: Source, chosen: str) -> dict[str, Any]:
@@ -119,10 +99,10 @@ def _metadata(source: Source) -> dict[str, str]:
     dynamic = source.settings.flag("dynamic", False)
     with source.turn():
         returned = source.flat()(*source.inputs[0])
-    size = _batch(source.inputs[0])
+    size = batch_of(source.inputs[0])
 
     def spec(x: Tensor) -> str:
-        return _any_batch(spec_of(x)) if dynamic and _has_batch(x, size) else spec_of(x)
+        return _any_batch(spec_of(x)) if dynamic and has_batch(x, size) else spec_of(x)
 
     return conditions(source.device) | {
         "torchpace.inputs": ";".join(spec(x) for x in source.inputs[0]),

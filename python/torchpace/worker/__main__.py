@@ -64,7 +64,8 @@ def main(arguments: list[str] | None = None) -> int:
     if options.list:
         for name, listed in runtimes.list_runtimes().items():
             line = {"runtime": name, "description": listed.description}
-            print(json.dumps(line | {"artifact": listed.artifact}))
+            line |= {"artifact": listed.artifact, "absent": listed.absent}
+            print(json.dumps(line))
         return 0
     known = runtimes.list_runtimes()
     if options.runtime not in known:

@@ -173,6 +173,7 @@ class Worker:
         return found | {
             "optimizer": self.workload.optimizer_name,
             "gemm": self.workload.gemm,
+            "engine": runtimes.versions(self.runtime),
         }
 
     def parts(self, rest: str) -> dict:

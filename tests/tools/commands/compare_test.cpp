@@ -555,7 +555,7 @@ TEST_F(Compare, ThePresetNamesItsRuntimesAndAllTakesAll) {
   const double of_two = 45;
   EXPECT_EQ(run_package("--runtimes 'py-*' --cases dnn_deep_latency").code, kParityFailed);
   plan = results().plan;
-  EXPECT_EQ(plan.runtimes.size(), 7u);
+  EXPECT_EQ(plan.runtimes.size(), 8u);
   EXPECT_GE(plan.max_seconds, of_two + 5 * 10);
 }
 
@@ -567,6 +567,15 @@ TEST_F(Compare, ARowThatIsNowhereIsSaidOnce) {
   const auto first = outcome.out.find("py-skipped");
   EXPECT_EQ(outcome.out.find("py-skipped", first + 1), std::string::npos) << outcome.out;
   EXPECT_NE(text_of(report() / "report.md").find("skipped on all 6 cases"), std::string::npos);
+}
+
+TEST_F(Compare, ARuntimeThatIsNotInstalledIsSkippedAndCostsNothing) {
+  const auto outcome = run_package("--runtimes py-eager,py-one,py-absent --cases dnn_deep_latency");
+  EXPECT_EQ(outcome.code, kOk) << outcome.err;
+  EXPECT_NE(outcome.out.find("skipped: pip install it"), std::string::npos) << outcome.out;
+  EXPECT_TRUE(logged("export", "make=absent").empty());
+  EXPECT_TRUE(logged("py-absent", "").empty());
+  EXPECT_LT(results().plan.max_seconds, 50);  // 45 for two runtimes, 10 more with a third
 }
 
 TEST_F(Compare, AModelOfYourOwnIsTheCases) {

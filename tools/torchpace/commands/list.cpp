@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cstdio>
 #include <memory>
 
 #include "cases_json.hpp"
@@ -24,9 +25,7 @@ std::string settings_text(const Json& values) {
   return text;
 }
 
-void print_text(const Catalog& catalog, const std::vector<WorkerSpec>& runtimes,
-                const std::vector<std::string>& problems) {
-  const auto& json = catalog.json();
+void print_cases(const Json& json) {
   fmt::print("Cases are named FAMILY_PHASE/size:SIZE; phases: {}\n\n",
              fmt::join(case_phase_names(), ", "));
   for (const auto& [family, entry] : json.at("families").items()) {
@@ -42,28 +41,38 @@ void print_text(const Catalog& catalog, const std::vector<WorkerSpec>& runtimes,
         name, entry.at("size").get<std::string>(), entry.at("invocations").get<int>(),
         entry.at("max_seconds").get<double>(), entry.at("seconds_per_runtime").get<double>());
   }
+}
+
+void print_runtimes(const std::vector<WorkerSpec>& runtimes,
+                    const std::vector<std::string>& problems) {
   fmt::print("\nRuntimes\n");
   size_t width = 0;
   for (const auto& spec : runtimes) width = std::max(width, spec.runtime.size());
-  for (const auto& spec : runtimes)
-    fmt::print("  {:<{}}  {}\n", spec.runtime, width, spec.description);
+  for (const auto& spec : runtimes) {
+    const auto absent = spec.absent.empty() ? "" : fmt::format(" (absent: {})", spec.absent);
+    fmt::print("  {:<{}}  {}{}\n", spec.runtime, width, spec.description, absent);
+  }
   for (const auto& problem : problems) fmt::print("  {}\n", problem);
 }
 
 }  // namespace
 
 int list(const std::string& python, bool as_json) {
-  const Catalog catalog(kCasesJson);
+  auto json = Catalog(kCasesJson).json();
+  if (!as_json) {
+    print_cases(json);
+    std::fflush(stdout);  // the workers that know the runtimes take seconds to start
+  }
   std::vector<std::string> problems;
   const auto runtimes = discover_runtimes(find_installation(python), problems);
   if (!as_json) {
-    print_text(catalog, runtimes, problems);
+    print_runtimes(runtimes, problems);
     return kOk;
   }
-  auto json = catalog.json();
   json["runtimes"] = Json::array();
   for (const auto& spec : runtimes) {
-    json["runtimes"].push_back({{"name", spec.runtime}, {"description", spec.description}});
+    json["runtimes"].push_back(
+        {{"name", spec.runtime}, {"description", spec.description}, {"absent", spec.absent}});
   }
   json["problems"] = problems;
   fmt::print("{}\n", json.dump(1));

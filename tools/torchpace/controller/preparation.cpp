@@ -62,7 +62,11 @@ void Preparation::export_cases(std::vector<Exporter>& exporters) {
     if (!run_.options.cases[i].is_external()) {
       run_.budget.exclude([&] { export_case(i, exporters.front(), notes); });
     }
-    for (const auto& spec : run_.options.runtimes) files.own[spec.runtime] = spec.settings;
+    for (const auto& spec : run_.options.runtimes) {
+      files.own[spec.runtime] = spec.settings;
+      if (spec.absent.empty()) continue;
+      add_row(run_.results.cases[i], spec.runtime, Status::skipped, spec.absent);
+    }
     if (run_.options.cases[i].optional && files.status == Status::skipped) dropped.push_back(i);
   }
   drop(dropped);

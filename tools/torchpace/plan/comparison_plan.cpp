@@ -272,7 +272,9 @@ PlanRecord plan_record(const CompareOptions& options, const Preset& preset,
   plan.invocations = options.invocations.value_or(preset.invocations);
   plan.invocations_asked = plan.invocations;
   plan.rounds = options.rounds.value_or(0);
-  const auto further = static_cast<double>(std::max<size_t>(2, runtimes.size()) - 2);
+  const auto present = std::count_if(runtimes.begin(), runtimes.end(),
+                                     [](const WorkerSpec& spec) { return spec.absent.empty(); });
+  const auto further = static_cast<double>(std::max<std::ptrdiff_t>(2, present) - 2);
   plan.max_seconds =
       options.max_seconds.value_or(preset.max_seconds + further * preset.seconds_per_runtime);
   plan.compile_timeout = options.compile_timeout.value_or(preset.compile_timeout);

@@ -98,9 +98,45 @@ void list_runtimes(const Command& program, std::vector<WorkerSpec>& found) {
       spec.runtime = entry.value("name", entry.value("runtime", ""));
       spec.description = entry.value("description", "");
       spec.artifact = entry.value("artifact", "");
+      spec.absent = entry.value("absent", "");
       spec.command = program;
       spec.command.words.insert(spec.command.words.end(), {"--runtime", spec.runtime});
       if (!spec.runtime.empty()) found.push_back(spec);
+    }
+  }
+}
+
+/// The C++ runtimes of other engines, each in a worker of its own that is built where its engine is
+/// found.
+struct Engine {
+  const char* name;
+  const char* title;
+  const char* advice;
+};
+constexpr Engine kEngines[] = {
+    {"openvino", "OpenVINO", "pip install openvino, then scripts/setup.sh builds it"},
+    {"onnxruntime", "ONNX Runtime's C++ headers",
+     "unpack a release of it, then cmake -D TORCHPACE_ONNXRUNTIME_INCLUDE=DIR build/release"},
+};
+
+/// `worker`: the program of the other runtimes, beside which the engines' lie.
+void list_engines(const Command& worker, std::vector<WorkerSpec>& found) {
+  for (const auto& engine : kEngines) {
+    WorkerSpec spec;
+    spec.runtime = fmt::format("cpp-{}", engine.name);
+    spec.description = "an engine other than PyTorch, in C++";
+    auto program = worker;
+    program.words.front() += fmt::format("_{}", engine.name);
+    if (!is_file(program.words.front())) {
+      spec.absent = fmt::format("built without {}: {}", engine.title, engine.advice);
+      found.push_back(spec);
+      continue;
+    }
+    try {
+      list_runtimes(program, found);
+    } catch (const ProcessError& error) {
+      spec.absent = fmt::format("its worker does not start: {}", error.what());
+      found.push_back(spec);
     }
   }
 }
@@ -219,6 +255,7 @@ std::vector<WorkerSpec> discover_runtimes(const Installation& installation,
     const auto program = torch_program(installation, installation.worker);
     try {
       list_runtimes(program, found);
+      list_engines(program, found);
     } catch (const ProcessError& error) {
       problems.push_back(fmt::format("no C++ runtimes: {}", error.what()));
     }

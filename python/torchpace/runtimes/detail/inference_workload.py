@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor
 
 from torchpace import outputs
 from torchpace.case_phase import case_phase
 from torchpace.errors import InputError, Skipped
+from torchpace.refusal import refused
 from torchpace.settings import Settings
 from torchpace.workload import State, Workload, build, grad_mode_of, output_values
 
@@ -62,6 +64,32 @@ class Source(Inference):
         of its own: what autocast has cached is no part of a trace.
         """
         return outputs.Flat(self.module, self.execution.autocast_scope(self.device)).eval()
+
+    def export(self) -> Any:
+        """`flat` as torch.export sees it, for any size of the batch where the case says `dynamic`.
+
+        Raises InputError that names the construct that cannot be exported.
+        """
+        example, shapes = self.inputs[0], None
+        if self.settings.flag("dynamic", False):
+            batch = torch.export.Dim("batch")
+            size = batch_of(example)
+            shapes = {"inputs": tuple({0: batch} if has_batch(x, size) else None for x in example)}
+            if size == 1:  # an example of 1 would be taken for a constant
+                example = tuple(torch.cat([x, x]) if has_batch(x, size) else x for x in example)
+        try:
+            return torch.export.export(self.flat(), example, dynamic_shapes=shapes)
+        except Exception as error:
+            raise refused("torch.export: expected a module that it can export", error) from None
+
+
+def batch_of(inputs: Sequence[Tensor]) -> int:
+    """The size of the batch, by the first input; -1 where that is a scalar."""
+    return inputs[0].size(0) if inputs[0].dim() else -1
+
+
+def has_batch(x: Tensor, size: int) -> bool:
+    return x.dim() > 0 and x.size(0) == size
 
 
 def expect_inference(settings: Settings, what: str) -> None:

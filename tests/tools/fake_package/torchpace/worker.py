@@ -1,5 +1,5 @@
 """Runtimes for tests: two that share a kind of artifact, one whose artifact fails, one that is
-skipped, one that is farther from the float64 run than it may be.
+skipped, one that is farther from the float64 run than it may be, one whose package is missing.
 """
 
 import json
@@ -17,11 +17,14 @@ RUNTIMES = {
     "py-dead": ["dead"],
     "py-off": ["", "--off-golden"],
     "py-skipped": ["", "--fail", "skip@load:*"],
+    "py-absent": ["absent"],
 }
+ABSENT = {"py-absent": "pip install it"}
 
 if sys.argv[1:] == ["--list"]:
     for name, (artifact, *_) in RUNTIMES.items():
-        print(json.dumps({"name": name, "description": "fake", "artifact": artifact}))
+        entry = {"name": name, "description": "fake", "artifact": artifact}
+        print(json.dumps(entry | {"absent": ABSENT.get(name, "")}))
 else:
     name = sys.argv[sys.argv.index("--runtime") + 1]
     log = ["--log", os.environ["FAKE_LOG"]] if "FAKE_LOG" in os.environ else []
