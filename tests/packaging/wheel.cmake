@@ -1,7 +1,7 @@
 # Builds the wheel into a fresh environment that has torch, runs its program from another folder,
 # and configures a project that finds its headers. Arguments (-D): SOURCE, PYTHON (has torch, numpy
-# and scikit-build-core), BINARY (folder to write), BUILD (another, for the build; where it lies
-# beside a build of the tree, ccache knows what that has compiled).
+# and scikit-build-core), BINARY (folder to write), BUILD (another, for the build), COMPILER. Where
+# BUILD lies beside a build of the tree by the same compiler, ccache knows what that has compiled.
 cmake_minimum_required(VERSION 3.25)
 file(REMOVE_RECURSE "${BINARY}" "${BUILD}")
 execute_process(COMMAND "${PYTHON}" -c "import scikit_build_core, pip, jsonschema"
@@ -21,6 +21,7 @@ execute_process(COMMAND "${python}" -c "${purelib}"
   OUTPUT_VARIABLE to OUTPUT_STRIP_TRAILING_WHITESPACE COMMAND_ERROR_IS_FATAL ANY)
 file(WRITE "${to}/packages.pth" "${from}\n")
 
+set(ENV{CXX} "${COMPILER}")
 unset(ENV{PYTHONPATH})
 unset(ENV{TORCHPACE_PYTHON})
 execute_process(COMMAND "${python}" -m pip install --no-deps --no-build-isolation

@@ -11,10 +11,13 @@ namespace {
 TEST(Cores, AMessageTakesNanoseconds) {
   cpu_set_t before, after;
   sched_getaffinity(0, sizeof before, &before);
-  const double ns = core_latency_ns(64);
+  double ns = core_latency_ns(64);
   sched_getaffinity(0, sizeof after, &after);
   EXPECT_TRUE(CPU_EQUAL(&before, &after));
   if (CPU_COUNT(&before) < 2) GTEST_SKIP() << "one CPU: there is no other to send a message to";
+  // Not known while another program has one of the two CPUs.
+  for (int tries = 0; std::isnan(ns) && tries < 500; ++tries) ns = core_latency_ns(64);
+  if (std::isnan(ns)) GTEST_SKIP() << "other programs keep the CPUs busy";
   EXPECT_GT(ns, 1);
   EXPECT_LT(ns, 1e8);  // an interrupted reading is not the median
 }
