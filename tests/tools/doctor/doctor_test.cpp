@@ -332,5 +332,20 @@ TEST_F(Doctor, PrintsALineATopicAndJson) {
   EXPECT_EQ(parsed["findings"][0]["topic"], "processor");
 }
 
+TEST(DoctorLimits, AreTextOrThoseOfResults) {
+  std::ostringstream text, json;
+  EXPECT_EQ(run_limits(1, false, text), 0);
+  EXPECT_NE(text.str().find("1 thread, each bound"), std::string::npos) << text.str();
+  for (const char* part :
+       {"float32", "float64", "GFLOP/s", "reads of 32.0 KiB", "reads of 256 MiB"})
+    EXPECT_NE(text.str().find(part), std::string::npos) << part << "\n" << text.str();
+  EXPECT_EQ(run_limits(1, true, json), 0);
+  const auto found = Json::parse(json.str());
+  EXPECT_EQ(found["threads"], 1);
+  EXPECT_GT(found["fma_flops_per_s"]["float64"], 0);
+  EXPECT_EQ(found["read"].size(), 6u);
+  EXPECT_EQ(found["read"][5]["bytes"], 256 << 20);
+}
+
 }  // namespace
 }  // namespace torchpace::cli

@@ -10,6 +10,8 @@
 #include <thread>
 
 #include "commands/command.hpp"
+#include "controller/machine_limits.hpp"
+#include "doctor/usable_resources.hpp"
 #include "plan/comparison_plan.hpp"
 #include "plan/runtime_discovery.hpp"
 #include "report/number_format.hpp"
@@ -24,6 +26,8 @@ namespace fs = std::filesystem;
 constexpr auto kWatch = std::chrono::milliseconds(300);
 constexpr double kPythonLimitSeconds = 60;
 constexpr size_t kTextColumns = 78;
+// Working sets that lie in each cache, and in none.
+constexpr double kReads[] = {32 << 10, 256 << 10, 2 << 20, 16 << 20, 64 << 20, 256 << 20};
 
 /// Cost of a read of the steady clock and the smallest step between two reads, in ns.
 void probe_clock(MachineTrial& trial) {
@@ -144,14 +148,53 @@ int run_doctor(const DoctorOptions& options, std::ostream& out) {
   return 0;
 }
 
+int run_limits(int threads, bool json, std::ostream& out) {
+  Limits limits;
+  limits.threads = threads;
+  for (const char* dtype : {"float32", "float64"}) measure_fma(limits, dtype);
+  for (const double bytes : kReads) measure_read(limits, bytes);
+  if (json) {
+    Json read = Json::array();
+    for (const auto& each : limits.read) {
+      read.push_back({{"bytes", each.bytes}, {"seconds", each.seconds}});
+    }
+    out << Json{{"threads", threads},
+                {"isa", limits.isa},
+                {"fma_flops_per_s", limits.fma_flops_per_s},
+                {"read", read}}
+               .dump(2)
+        << "\n";
+    return 0;
+  }
+  out << fmt::format("{} thread{}, each bound to a processor; the best of several trials\n",
+                     threads, threads == 1 ? "" : "s");
+  for (const auto& [dtype, rate] : limits.fma_flops_per_s) {
+    out << fmt::format("multiply-adds, {:<10}{:>14}  ({})\n", dtype, show_amount(rate, "FLOP/s"),
+                       limits.isa);
+  }
+  for (const auto& each : limits.read) {
+    out << fmt::format("reads of {:<16}{:>14}\n", show_bytes(each.bytes),
+                       show_amount(each.bytes / each.seconds, "B/s"));
+  }
+  return 0;
+}
+
 void register_doctor(CLI::App& app, CommandLine& line) {
   struct Options {
     std::string python, cache;
-    bool json = false;
+    bool json = false, limits = false;
+    int threads = 0;
   };
   auto& command = *app.add_subcommand("doctor", "Say what this machine will do to the numbers");
   const auto o = std::make_shared<Options>();
   command.add_flag("--json", o->json, "Print JSON");
+  const auto limits = command.add_flag(
+      "--limits", o->limits, "Measure this machine's rates of multiply-adds and of reads instead");
+  command
+      .add_option("--threads", o->threads,
+                  "Threads that the limits are of (default: physical cores available to us)")
+      ->check(CLI::Range(1, 4096))
+      ->needs(limits);
   command
       .add_option("--python", o->python,
                   "Python interpreter to look into (default: TORCHPACE_PYTHON, .venv, python3)")
@@ -162,6 +205,10 @@ void register_doctor(CLI::App& app, CommandLine& line) {
       ->type_name("DIR");
   command.callback([o, &line] {
     line.action = [o] {
+      if (o->limits) {
+        const auto cores = usable_cores(host_environment(HostSources::of_this_machine()));
+        return run_limits(o->threads > 0 ? o->threads : cores, o->json, std::cout);
+      }
       return run_doctor({.json = o->json,
                          .color = isatty(STDOUT_FILENO) == 1,
                          .python = find_installation(o->python).python,

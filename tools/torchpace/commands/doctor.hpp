@@ -47,6 +47,11 @@ struct DoctorOptions {
   HostSources sources = HostSources::of_this_machine();
 };
 
+/// Measures what this machine can do at most with so many bound threads (2 s): multiply-adds by
+/// dtype, and reads of working sets from 32 KiB to 256 MiB. Prints them alone, or with `json` as
+/// `limits` of results.json. Returns 0.
+int run_limits(int threads, bool json, std::ostream& out);
+
 /// Tries and reads everything (about half a second) and prints the findings: a line each, its
 /// advice below it, or with `json` {"host", "findings"}. Returns 0.
 int run_doctor(const DoctorOptions& options, std::ostream& out);
