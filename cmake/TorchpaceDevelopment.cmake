@@ -37,16 +37,18 @@ file(CONFIGURE OUTPUT "${torchpace_BINARY_DIR}/generated/pch.cpp" CONTENT "// Ge
 torchpace_precompile(torchpace_pch)
 torchpace_precompile(torchpace_test_pch ${torchpace_test_options})
 
+function(_torchpace_reuse target precompiled)
+  target_link_libraries(${target} PRIVATE torchpace torchpace_warnings)
+  target_precompile_headers(${target} REUSE_FROM ${precompiled})
+  target_compile_options(${target} PRIVATE -fpch-preprocess ${ARGN})
+endfunction()
+
 # A program or library of ours that includes LibTorch.
 function(torchpace_use_torch target)
-  target_link_libraries(${target} PRIVATE torchpace torchpace_warnings)
-  target_precompile_headers(${target} REUSE_FROM torchpace_pch)
-  target_compile_options(${target} PRIVATE -fpch-preprocess)
+  _torchpace_reuse(${target} torchpace_pch)
 endfunction()
 
 # The same for a test.
 function(torchpace_test_torch target)
-  target_link_libraries(${target} PRIVATE torchpace torchpace_warnings)
-  target_precompile_headers(${target} REUSE_FROM torchpace_test_pch)
-  target_compile_options(${target} PRIVATE -fpch-preprocess ${torchpace_test_options})
+  _torchpace_reuse(${target} torchpace_test_pch ${torchpace_test_options})
 endfunction()

@@ -1,21 +1,11 @@
 # Other engines than PyTorch, each optional: their C++ runtimes are built where they are found.
 
-# The folder of a package of the Python whose torch is used, "" if it has none.
-function(_torchpace_python_package name result)
-  set(folder "")
-  if(TORCHPACE_TORCH_PYTHON)
-    string(CONCAT code "import importlib.util as u; s = u.find_spec('${name}'); "
-      "print(s.submodule_search_locations[0] if s else '')")
-    execute_process(COMMAND "${TORCHPACE_TORCH_PYTHON}" -c "${code}"
-      OUTPUT_VARIABLE folder ERROR_QUIET OUTPUT_STRIP_TRAILING_WHITESPACE)
-  endif()
-  set(${result} "${folder}" PARENT_SCOPE)
-endfunction()
+set(TORCHPACE_ENGINES openvino onnxruntime)
 
 # Makes the target torchpace_openvino. The Python package has library, headers and CMake files; then
 # comes what CMAKE_PREFIX_PATH or OpenVINO_DIR names.
 function(torchpace_find_openvino)
-  _torchpace_python_package(openvino folder)
+  _torchpace_ask_python("${TORCHPACE_TORCH_PYTHON}" openvino folder)
   if(folder)
     set(paths PATHS "${folder}/cmake")
   endif()
@@ -37,7 +27,7 @@ function(torchpace_find_onnxruntime)
   find_path(TORCHPACE_ONNXRUNTIME_INCLUDE onnxruntime_cxx_api.h
     PATH_SUFFIXES onnxruntime onnxruntime/core/session
     DOC "Folder of ONNX Runtime's C++ headers; empty: search")
-  _torchpace_python_package(onnxruntime folder)
+  _torchpace_ask_python("${TORCHPACE_TORCH_PYTHON}" onnxruntime folder)
   file(GLOB library "${folder}/capi/libonnxruntime.so.*")
   if(NOT library)
     find_library(TORCHPACE_ONNXRUNTIME_LIBRARY onnxruntime)

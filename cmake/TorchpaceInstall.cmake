@@ -24,8 +24,9 @@ install(
 
 # The programs with the Python package that they start, and nothing of the source tree. LibTorch is
 # not installed: the program finds that of the Python that it is given.
-foreach(target IN ITEMS torchpace_program torchpace_worker torchpace_worker_openvino
-    torchpace_worker_onnxruntime torchpace_run)
+set(workers ${TORCHPACE_ENGINES})
+list(TRANSFORM workers PREPEND torchpace_worker_)
+foreach(target IN ITEMS torchpace_program torchpace_worker ${workers} torchpace_run)
   if(TARGET ${target})
     install(TARGETS ${target} RUNTIME DESTINATION "${CMAKE_INSTALL_BINDIR}" COMPONENT programs)
   endif()

@@ -29,14 +29,14 @@ function(_torchpace_is_libtorch folder result)
   endif()
 endfunction()
 
-# The torch package that an interpreter would import, "" if there is none.
-function(_torchpace_ask_python interpreter result)
+# The folder of the package that an interpreter would import by this name, "" if there is none.
+function(_torchpace_ask_python interpreter package result)
   set(${result} "" PARENT_SCOPE)
   set(environment "")
   if(DEFINED SKBUILD)  # pip hides by PYTHONPATH what is installed, torch among it, from a build
     set(environment "${CMAKE_COMMAND}" -E env --unset=PYTHONPATH)
   endif()
-  string(CONCAT print_folder "import importlib.util as u; s = u.find_spec('torch'); "
+  string(CONCAT print_folder "import importlib.util as u; s = u.find_spec('${package}'); "
     "print(s.submodule_search_locations[0] if s and s.origin else '')")
   execute_process(
     COMMAND ${environment} "${interpreter}" -c "${print_folder}"
@@ -67,7 +67,7 @@ function(_torchpace_find_libtorch)
     endif()
   elseif(TORCHPACE_PYTHON)
     set(python "${TORCHPACE_PYTHON}")
-    _torchpace_ask_python("${python}" folder)
+    _torchpace_ask_python("${python}" torch folder)
     if(NOT folder)
       message(FATAL_ERROR "torchpace: TORCHPACE_PYTHON=${TORCHPACE_PYTHON} has no torch: expected "
         "an interpreter that can import it. Install it there (pip install torch) or name another "
@@ -87,7 +87,7 @@ function(_torchpace_find_libtorch)
     if(NOT folder)
       foreach(interpreter IN ITEMS
           "${CMAKE_SOURCE_DIR}/.venv/bin/python" "$ENV{VIRTUAL_ENV}/bin/python" python3)
-        _torchpace_ask_python("${interpreter}" folder)
+        _torchpace_ask_python("${interpreter}" torch folder)
         if(folder)
           set(python "${interpreter}")
           break()

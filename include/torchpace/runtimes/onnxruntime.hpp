@@ -68,9 +68,7 @@ inline ONNXTensorElementDataType onnx_type(torch::ScalarType dtype) {
 
 /// The reverse. Throws c10::Error.
 inline torch::ScalarType dtype_of_onnx(ONNXTensorElementDataType type) {
-  for (const auto dtype :
-       {torch::kFloat32, torch::kFloat64, torch::kFloat16, torch::kBFloat16, torch::kInt64,
-        torch::kInt32, torch::kInt16, torch::kInt8, torch::kUInt8, torch::kBool}) {
+  for (const auto dtype : kEngineDtypes) {
     if (onnx_type(dtype) == type) return dtype;
   }
   TORCH_CHECK(false, "torch has no dtype for ONNX's type ", static_cast<int>(type));

@@ -46,9 +46,7 @@ inline ov::element::Type openvino_type(torch::ScalarType dtype) {
 
 /// The reverse. Throws c10::Error.
 inline torch::ScalarType dtype_of_openvino(const ov::element::Type& type) {
-  for (const auto dtype :
-       {torch::kFloat32, torch::kFloat64, torch::kFloat16, torch::kBFloat16, torch::kInt64,
-        torch::kInt32, torch::kInt16, torch::kInt8, torch::kUInt8, torch::kBool}) {
+  for (const auto dtype : kEngineDtypes) {
     if (openvino_type(dtype) == type) return dtype;
   }
   TORCH_CHECK(false, "torch has no dtype for OpenVINO's ", type.to_string());

@@ -133,5 +133,5 @@ def _other_cores() -> str:
     """Where the threads beside this one belong, `2;3` for cores 1 and 2: one each, as OpenMP has
     bound its own. Empty where nothing is bound.
     """
-    own, team = os.sched_getaffinity(0), team_cores()
-    return "" if own == team else ";".join(str(core + 1) for core in sorted(team - own))
+    others = team_cores() - os.sched_getaffinity(0)
+    return ";".join(str(core + 1) for core in sorted(others))

@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <filesystem>
 #include <functional>
+#include <memory>
 #include <string>
 #include <system_error>
 #include <utility>
@@ -16,6 +17,11 @@
 #include "torchpace/runtimes/detail/inference_workload.hpp"
 
 namespace torchpace {
+
+/// The dtypes that engines take and return.
+constexpr torch::ScalarType kEngineDtypes[] = {
+    torch::kFloat32, torch::kFloat64, torch::kFloat16, torch::kBFloat16, torch::kInt64,
+    torch::kInt32,   torch::kInt16,   torch::kInt8,    torch::kUInt8,    torch::kBool};
 
 /// One forward of an engine on one batch: what runs it, and the tensors that it reads and writes.
 struct BoundRun {
