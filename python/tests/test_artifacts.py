@@ -14,7 +14,7 @@ from conftest import Process
 from test_scratch import wait_until
 
 from torchpace.exporter import artifacts
-from torchpace.runtimes import list_runtimes
+from torchpace.runtimes import aot, list_runtimes
 from torchpace.runtimes.detail import inference_workload
 from torchpace.settings import Settings, encode
 
@@ -276,6 +276,25 @@ def test_a_package_with_a_dynamic_batch_serves_another_one(made, exported, runti
     eager.ask("load " + larger.line())
     eager.ask(f"write {encode(str(reference))}")
     assert process.ask(f"check {encode(str(reference))} {encode(case['golden'])}")["passed"]
+
+
+def test_a_package_is_the_fastest_of_several_ways(made):
+    settings, answer = made("dnn_wide_inference/size:smoke", "aot")
+    package = Path(answer["artifact"])
+    assert sorted(file.name for file in package.parent.iterdir()) == ["manifest.json", "model.pt2"]
+    way = aot.read_metadata(package)["torchpace.aot"]
+    assert way in ("autotune", "libraries")
+    assert way == "autotune" or answer["note"].startswith("libraries was the fastest way")
+
+
+@pytest.mark.parametrize("way", ["default", "libraries"])
+def test_a_way_of_compiling_can_be_named(way, made):
+    _, answer = made("dnn_wide_inference/size:smoke", "aot", aot=way)
+    package = Path(answer["artifact"])
+    assert aot.read_metadata(package)["torchpace.aot"] == way
+    with zipfile.ZipFile(package) as archive:
+        code = b"".join(archive.read(n) for n in archive.namelist() if n.endswith("wrapper.cpp"))
+    assert (b"aoti_torch_cpu_addmm_out(" in code) == (way == "libraries")
 
 
 def test_every_kind_has_a_maker():

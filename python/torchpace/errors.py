@@ -13,3 +13,7 @@ class Skipped(Exception):
 
     The message is the reason.
     """
+
+
+class Note(UserWarning):
+    """What a runtime says, by warnings.warn, of the artifact that it makes."""

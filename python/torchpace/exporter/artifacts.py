@@ -34,7 +34,7 @@ from typing import Any
 
 from torchpace import runtimes, scratch
 from torchpace.aot import inductor
-from torchpace.errors import InputError, Skipped
+from torchpace.errors import InputError, Note, Skipped
 from torchpace.exporter import cache
 from torchpace.refusal import refused as refused  # for the runtimes
 from torchpace.settings import Settings
@@ -157,17 +157,20 @@ def make(folder: Path, settings: Settings, started: Callable[[Path], None]) -> d
 
 @contextlib.contextmanager
 def noted_warnings() -> Iterator[list[str]]:
-    """Collects what torch warns of in the block about the model itself: that a trace holds only one
-    of its branches, say.
+    """Collects the notes of the block, and what torch warns of there about the model itself: that a
+    trace holds only one of its branches, say.
     """
     import torch
 
     notes: list[str] = []
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", torch.jit.TracerWarning)
+        warnings.simplefilter("always", Note)
         yield notes
     for warning in caught:
-        if issubclass(warning.category, torch.jit.TracerWarning):
+        if issubclass(warning.category, Note):
+            notes.append(str(warning.message))
+        elif issubclass(warning.category, torch.jit.TracerWarning):
             text = str(warning.message).partition(". ")[0].splitlines()[0]
             file = Path(warning.filename)
             inside = file.is_relative_to(Path(torch.__file__).parent)  # of a program's own module

@@ -12,6 +12,7 @@ import re
 import shutil
 import struct
 import tempfile
+import warnings
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
@@ -22,9 +23,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchpace.aot import inductor
+from torchpace.aot import inductor, tuning
 from torchpace.aot.patches import gemm
-from torchpace.errors import InputError
+from torchpace.errors import InputError, Note
 from torchpace.exporter.artifacts import gpu, refused
 from torchpace.io.tensor_spec import spec_of
 from torchpace.runtimes.detail.inference_workload import (
@@ -69,29 +70,67 @@ def make_artifact(kind: str, target: Path, settings: Settings, model: ModuleType
     inductor.start_making()
     source = Source(settings, model)
     path = target / "model.pt2"
+    chosen = gemm.choice(settings.text("gemm", "torch", gemm.CHOICES), source.device)
     with torch.no_grad():
         program = source.export()
-        chosen = gemm.choice(settings.text("gemm", "torch", gemm.CHOICES), source.device)
-        configs = _configs(source, chosen)
-        configs |= {"aot_inductor.metadata": _metadata(source) | {"torchpace.gemm": chosen}}
-        try:
-            with gemm.gemm_of(chosen):
-                torch._inductor.aoti_compile_and_package(
-                    program, package_path=str(path), inductor_configs=configs
-                )
-        except Exception as error:
-            raise refused("AOTInductor: expected a program that it can compile", error) from None
+        packages = {}
+        for way in _ways(source, chosen):
+            configs = _configs(source, chosen, way)
+            packages[way] = target / f"{way}.pt2"
+            try:
+                with gemm.gemm_of(chosen):
+                    torch._inductor.aoti_compile_and_package(
+                        program, package_path=str(packages[way]), inductor_configs=configs
+                    )
+            except Exception as error:
+                raise refused(
+                    "AOTInductor: expected a program that it can compile", error
+                ) from None
+    packages.pop(_fastest(packages, source)).rename(path)
+    for other in packages.values():
+        other.unlink()
     shutil.rmtree(target / "caches")
     return path
 
 
-def _configs(source: Source, chosen: str) -> dict[str, Any]:
-    settings = source.settings
-    autotune = settings.text("aot", "autotune", ("autotune", "default")) == "autotune"
-    freezing = settings.flag("freezing", True) and source.device.type == "cpu"
+# Ways of compiling: kernels that Inductor times one by one, on weights that are packed for them;
+# those that it takes untimed; and products by the library that eager mode calls.
+WAYS: dict[str, dict[str, Any]] = {
+    "autotune": {"max_autotune": True},
+    "default": {"max_autotune": False},
+    "libraries": {"max_autotune": False, "cpp.weight_prepack": False},
+}
+
+
+def _ways(source: Source, chosen: str) -> list[str]:
+    """Those that are compiled, of which the fastest is kept."""
+    way = source.settings.text("aot", "best", ("best", *WAYS))
+    if way != "best":
+        return [way]
+    on_cpu = source.device.type == "cpu"
+    return ["autotune", "libraries"] if on_cpu and chosen == "torch" else ["autotune"]
+
+
+def _fastest(packages: Mapping[str, Path], source: Source) -> str:
+    if len(packages) == 1:
+        return next(iter(packages))
+    inputs = list(source.inputs[0])
+    loaded = {way: Loader(path, source.device) for way, path in packages.items()}
+    with source.turn():
+        choice = tuning.choose(
+            {way: lambda loader=loader: loader.run(inputs) for way, loader in loaded.items()}
+        )
+    if choice.name != next(iter(packages)) or choice.others > tuning.OTHERS:
+        warnings.warn(str(choice), Note, stacklevel=1)
+    return choice.name
+
+
+def _configs(source: Source, chosen: str, way: str) -> dict[str, Any]:
+    freezing = source.settings.flag("freezing", True) and source.device.type == "cpu"
     # Packed for torch's products, a frozen weight is out of reach of others.
     packs = {"cpp.weight_prepack": False} if chosen == "torchpace" else {}
-    return {"max_autotune": autotune, "freezing": freezing, **packs}
+    metadata = _metadata(source) | {"torchpace.gemm": chosen, "torchpace.aot": way}
+    return {"freezing": freezing, "aot_inductor.metadata": metadata, **WAYS[way], **packs}
 
 
 def _metadata(source: Source) -> dict[str, str]:
