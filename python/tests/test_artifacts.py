@@ -282,19 +282,21 @@ def test_a_package_is_the_fastest_of_several_ways(made):
     settings, answer = made("dnn_wide_inference/size:smoke", "aot")
     package = Path(answer["artifact"])
     assert sorted(file.name for file in package.parent.iterdir()) == ["manifest.json", "model.pt2"]
-    way = aot.read_metadata(package)["torchpace.aot"]
-    assert way in ("autotune", "libraries")
-    assert way == "autotune" or answer["note"].startswith("libraries was the fastest way")
+    found = aot.read_metadata(package)
+    assert found["torchpace.aot"] in ("linear", "libraries")
+    assert found["torchpace.gemm"] == {"linear": "torchpace"}.get(found["torchpace.aot"], "torch")
+    assert found["torchpace.aot"] == "linear" or "libraries was the fastest" in answer["note"]
 
 
-@pytest.mark.parametrize("way", ["default", "libraries"])
-def test_a_way_of_compiling_can_be_named(way, made):
-    _, answer = made("dnn_wide_inference/size:smoke", "aot", aot=way)
-    package = Path(answer["artifact"])
-    assert aot.read_metadata(package)["torchpace.aot"] == way
-    with zipfile.ZipFile(package) as archive:
+@pytest.mark.parametrize("whose", ["torchpace", "torch"])
+def test_whose_products_a_package_has_can_be_named(whose, made, runtime):
+    case, answer = made("dnn_wide_inference/size:smoke", "aot", gemm=whose)
+    with zipfile.ZipFile(answer["artifact"]) as archive:
         code = b"".join(archive.read(n) for n in archive.namelist() if n.endswith("wrapper.cpp"))
-    assert (b"aoti_torch_cpu_addmm_out(" in code) == (way == "libraries")
+    assert (b"torchpace_linear_chain(" in code) == (whose == "torchpace")
+    process = runtime("py-aot")
+    assert "load_s" in process.ask("load " + case.line())
+    assert process.ask("environment")["gemm"] == whose
 
 
 def test_every_kind_has_a_maker():
@@ -318,7 +320,7 @@ def test_a_cache_whose_path_has_a_space_can_be_compiled_for(tmp_path, monkeypatc
         device="cpu",
     )
     files = process.ask(line.line())
-    line = line.replace(state=files["state"], make="aot", aot="default", freezing=0)
+    line = line.replace(state=files["state"], make="aot", gemm="torch", freezing=0)
     answer = process.ask(line.replace(compile_timeout=300).line())
     assert Path(answer["artifact"]).is_relative_to(cache), answer
     assert process.close() == 0

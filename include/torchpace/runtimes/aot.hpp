@@ -48,6 +48,7 @@ inline std::vector<Runtime> aot_runtimes() {
                                   static_cast<std::size_t>(runners));
     auto workload = inference_workload(forward, std::move(batches), model.cost, s, phase);
     workload.check_s = check_s;
+    if (package.get("torchpace.gemm") == "torchpace") workload.gemm = "torchpace";
     return workload;
   };
   return {{.name = "cpp-aot",

@@ -37,7 +37,7 @@ from torchpace.workload import (
 # Keys of a settings line that do not change the files: where and how the case runs, not what it is.
 UNRELATED = {
     *("case", "family", "device", "threads", "swap", "state", "golden", "tokens", "artifact"),
-    *("tf32", "memory_format", "torchscript", "aot", "freezing", "dynamic", "fullgraph", "runners"),
+    *("tf32", "memory_format", "torchscript", "freezing", "dynamic", "fullgraph", "runners"),
     *(*models.MEASURED_KEYS, "stamp", "gemm"),
 }
 INTERNAL_KEYS = ("output_bytes", "computes_in")  # of what is measured: of no use to a worker

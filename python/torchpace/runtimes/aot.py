@@ -16,6 +16,7 @@ import warnings
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -24,7 +25,7 @@ import torch
 from torch import Tensor
 
 from torchpace.aot import inductor, tuning
-from torchpace.aot.patches import gemm
+from torchpace.aot.patches import linear
 from torchpace.errors import InputError, Note
 from torchpace.exporter.artifacts import gpu, refused
 from torchpace.io.tensor_spec import spec_of
@@ -46,6 +47,7 @@ RELATED = ("gemm",)
 RUNTIMES = {"py-aot": "torch.export and AOTInductor, the package loaded from Python"}
 ARTIFACTS = {"py-aot": "aot"}
 FORMAT = "1"
+GEMM = ("best", "torchpace", "torch")  # values of the setting `gemm`
 # Of deflated entries, which hold code and never weights; deflate itself ends at 1032.
 MAX_RATIO, MAX_DEFLATED_BYTES = 1000, 1 << 30
 
@@ -70,18 +72,16 @@ def make_artifact(kind: str, target: Path, settings: Settings, model: ModuleType
     inductor.start_making()
     source = Source(settings, model)
     path = target / "model.pt2"
-    chosen = gemm.choice(settings.text("gemm", "torch", gemm.CHOICES), source.device)
-    with torch.no_grad():
-        program = source.export()
-        packages = {}
-        for way in _ways(source, chosen):
-            configs = _configs(source, chosen, way)
-            packages[way] = target / f"{way}.pt2"
+    packages = {}
+    with torch.no_grad(), linear.lowered():
+        for way in _ways(source):
+            packages[way.name] = target / f"{way.name}.pt2"
             try:
-                with gemm.gemm_of(chosen):
-                    torch._inductor.aoti_compile_and_package(
-                        program, package_path=str(packages[way]), inductor_configs=configs
-                    )
+                torch._inductor.aoti_compile_and_package(
+                    way.program,
+                    package_path=str(packages[way.name]),
+                    inductor_configs=_configs(source, way),
+                )
             except Exception as error:
                 raise refused(
                     "AOTInductor: expected a program that it can compile", error
@@ -93,22 +93,32 @@ def make_artifact(kind: str, target: Path, settings: Settings, model: ModuleType
     return path
 
 
-# Ways of compiling: kernels that Inductor times one by one, on weights that are packed for them;
-# those that it takes untimed; and products by the library that eager mode calls.
-WAYS: dict[str, dict[str, Any]] = {
-    "autotune": {"max_autotune": True},
-    "default": {"max_autotune": False},
-    "libraries": {"max_autotune": False, "cpp.weight_prepack": False},
-}
+@dataclass(frozen=True)
+class _Way:
+    """Of compiling: which program, with which of Inductor's options, and whose products it has."""
+
+    name: str
+    gemm: str
+    program: Any  # of torch.export
+    configs: Mapping[str, Any]
 
 
-def _ways(source: Source, chosen: str) -> list[str]:
+def _ways(source: Source) -> list[_Way]:
     """Those that are compiled, of which the fastest is kept."""
-    way = source.settings.text("aot", "best", ("best", *WAYS))
-    if way != "best":
-        return [way]
-    on_cpu = source.device.type == "cpu"
-    return ["autotune", "libraries"] if on_cpu and chosen == "torch" else ["autotune"]
+    asked = source.settings.text("gemm", "best", GEMM)
+    exported = source.export()
+    # Kernels that Inductor times one by one, on weights that are packed for them.
+    autotune = _Way("autotune", "torch", exported, {"max_autotune": True})
+    if source.device.type != "cpu":
+        return [autotune]
+    untuned = {"max_autotune": False, "cpp.weight_prepack": False}
+    # Products by the library that eager mode calls.
+    libraries = _Way("libraries", "torch", exported, untuned)
+    usable = asked != "torch" and linear.usable() and source.settings.flag("freezing", True)
+    if usable and (own := linear.fused(exported)):
+        fused = _Way("linear", "torchpace", own, untuned)
+        return [fused] if asked == "torchpace" else [fused, libraries]
+    return [libraries] if asked == "torchpace" else [autotune, libraries]
 
 
 def _fastest(packages: Mapping[str, Path], source: Source) -> str:
@@ -125,12 +135,10 @@ def _fastest(packages: Mapping[str, Path], source: Source) -> str:
     return choice.name
 
 
-def _configs(source: Source, chosen: str, way: str) -> dict[str, Any]:
+def _configs(source: Source, way: _Way) -> dict[str, Any]:
     freezing = source.settings.flag("freezing", True) and source.device.type == "cpu"
-    # Packed for torch's products, a frozen weight is out of reach of others.
-    packs = {"cpp.weight_prepack": False} if chosen == "torchpace" else {}
-    metadata = _metadata(source) | {"torchpace.gemm": chosen, "torchpace.aot": way}
-    return {"freezing": freezing, "aot_inductor.metadata": metadata, **WAYS[way], **packs}
+    metadata = _metadata(source) | {"torchpace.gemm": way.gemm, "torchpace.aot": way.name}
+    return {"freezing": freezing, "aot_inductor.metadata": metadata, **way.configs}
 
 
 def _metadata(source: Source) -> dict[str, str]:
@@ -251,6 +259,7 @@ class AotInference(Inference):
         super().__init__(settings, model)
         path = artifact_of(settings, ".pt2")
         self._expect_made_for(path, settings)
+        self._gemm = read_metadata(path).get("torchpace.gemm", "torch")
         runners = settings.integer("runners", 1, minimum=1)
         self.loader = with_operators(lambda: Loader(path, self.device, runners), settings, model)
 
@@ -273,6 +282,10 @@ class AotInference(Inference):
                 f"artifact: {path}: expected {wrong[0]}, found {wrong[1]}; make it again for this "
                 "case on this machine"
             )
+
+    @property
+    def gemm(self) -> str:
+        return self._gemm
 
     def forward(self, *inputs: Tensor) -> list[Tensor]:
         return self.loader.run(list(inputs))

@@ -356,8 +356,8 @@ void Catalog::check_value(const std::string& key, const std::string& value) cons
 }
 
 void Catalog::check_row_setting(const std::string& key, const std::string& value) const {
-  static const std::vector<std::string> kKeys = {"gemm",      "aot",     "freezing",
-                                                 "fullgraph", "runners", "torchscript"};
+  static const std::vector<std::string> kKeys = {"gemm", "freezing", "fullgraph", "runners",
+                                                 "torchscript"};
   if (std::find(kKeys.begin(), kKeys.end(), key) == kKeys.end()) {
     throw Error(fmt::format("--runtimes: @{}: expected one of {}, which leave the case as it is{}",
                             key, fmt::join(kKeys, ", "), did_you_mean(key, kKeys)));

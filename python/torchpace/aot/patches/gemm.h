@@ -25,6 +25,8 @@ TORCHPACE_INLINE Vector fill(float x) { return _mm512_set1_ps(x); }
 TORCHPACE_INLINE Vector multiply_add(Vector a, Vector b, Vector c) {
   return _mm512_fmadd_ps(a, b, c);
 }
+/// b where one of them is NaN.
+TORCHPACE_INLINE Vector greater(Vector a, Vector b) { return _mm512_max_ps(a, b); }
 #else
 using Vector = __m256;
 constexpr int64_t kLanes = 8, kRows = 6;
@@ -34,6 +36,8 @@ TORCHPACE_INLINE Vector fill(float x) { return _mm256_set1_ps(x); }
 TORCHPACE_INLINE Vector multiply_add(Vector a, Vector b, Vector c) {
   return _mm256_fmadd_ps(a, b, c);
 }
+/// b where one of them is NaN.
+TORCHPACE_INLINE Vector greater(Vector a, Vector b) { return _mm256_max_ps(a, b); }
 #endif
 
 constexpr int64_t kColumns = 2 * kLanes;  // of a tile: kRows x 2 accumulators
@@ -57,45 +61,56 @@ struct Product {
   const float* bias;  // of each column, or null
 };
 
-/// out[Rows, kColumns] = start + a b over `depth`; `panel` holds b, kColumns values for each depth.
-/// start: the values in `out`, or without `accumulate` those at `bias`.
-template <int Rows, bool Packed>
+/// out[Rows, Panels * kColumns] = the greater of `least` and start + a b over `depth`. `panel`
+/// holds b: kColumns values for each depth, the next panel `stride` further. start: the values in
+/// `out`, or without `accumulate` those at `bias`. NaN stays.
+template <int Rows, bool Packed, int Panels = 1>
 __attribute__((optimize("O3"), noinline)) void tile(int64_t depth, const float* a, int64_t a_row,
-                                                    const float* panel, float* out, int64_t out_row,
-                                                    const float* bias, bool accumulate) {
-  Vector sum[Rows][2];
+                                                    const float* panel, int64_t stride, float* out,
+                                                    int64_t out_row, const float* bias,
+                                                    bool accumulate, float least) {
+  constexpr int kVectors = 2 * Panels;
+  Vector sum[Rows][kVectors];
 #pragma GCC unroll 8
   for (int r = 0; r < Rows; ++r) {
     const float* from = accumulate ? out + r * out_row : bias;
-    sum[r][0] = load(from);
-    sum[r][1] = load(from + kLanes);
+#pragma GCC unroll 8
+    for (int c = 0; c < kVectors; ++c) sum[r][c] = load(from + c * kLanes);
   }
   for (int64_t k = 0; k < depth; ++k) {
-    const Vector left = load(panel), right = load(panel + kLanes);
+    Vector b[kVectors];
+#pragma GCC unroll 8
+    for (int c = 0; c < kVectors; ++c) b[c] = load(panel + c / 2 * stride + c % 2 * kLanes);
 #pragma GCC unroll 8
     for (int r = 0; r < Rows; ++r) {
       const Vector x = fill(Packed ? a[r] : a[r * a_row]);
-      sum[r][0] = multiply_add(x, left, sum[r][0]);
-      sum[r][1] = multiply_add(x, right, sum[r][1]);
+#pragma GCC unroll 8
+      for (int c = 0; c < kVectors; ++c) sum[r][c] = multiply_add(x, b[c], sum[r][c]);
     }
     panel += kColumns;
     a += Packed ? kRows : 1;
   }
+  const Vector lowest = fill(least);
 #pragma GCC unroll 8
   for (int r = 0; r < Rows; ++r) {
-    store(out + r * out_row, sum[r][0]);
-    store(out + r * out_row + kLanes, sum[r][1]);
+#pragma GCC unroll 8
+    for (int c = 0; c < kVectors; ++c)
+      store(out + r * out_row + c * kLanes, greater(lowest, sum[r][c]));
   }
 }
 
+constexpr float kAny = -__builtin_inff();
+
+/// tile() for any number of rows up to kRows.
 template <bool Packed, int Rows = kRows>
 void tile_of(int64_t rows, int64_t depth, const float* a, int64_t a_row, const float* panel,
-             float* out, int64_t out_row, const float* bias, bool accumulate) {
+             float* out, int64_t out_row, const float* bias, bool accumulate, float least = kAny) {
   if constexpr (Rows > 0) {
     if (rows == Rows)
-      tile<Rows, Packed>(depth, a, a_row, panel, out, out_row, bias, accumulate);
+      tile<Rows, Packed>(depth, a, a_row, panel, 0, out, out_row, bias, accumulate, least);
     else
-      tile_of<Packed, Rows - 1>(rows, depth, a, a_row, panel, out, out_row, bias, accumulate);
+      tile_of<Packed, Rows - 1>(rows, depth, a, a_row, panel, out, out_row, bias, accumulate,
+                                least);
   }
 }
 

@@ -62,7 +62,7 @@ def choice(asked: str, device: torch.device) -> str:
         device.type == "cpu"
         and _threads() <= MOST_THREADS
         and not _is_intel()
-        and _has_isa("VecAVX512", "VecAVX2")
+        and has_isa("VecAVX512", "VecAVX2")
     )
     return asked if usable else "torch"
 
@@ -127,7 +127,7 @@ def _product(bias: Any, a: Any, b: Any) -> Any:
         return None
     sizes = [a.get_size()[0], b.get_size()[1]]
     count = math.prod(int(size) for size in (*sizes, b.get_size()[0]))
-    if count == 0 or (count > MOST_ON_AVX2 and not _has_isa("VecAVX512")):
+    if count == 0 or (count > MOST_ON_AVX2 and not has_isa("VecAVX512")):
         return None
     own = ir.ExternKernel
     inputs = [own.realize_input(x) for x in tensors]
@@ -144,7 +144,7 @@ def _node(layout: Any, inputs: list[Any]) -> Any:
         def codegen(self, wrapper: Any) -> None:
             if not getattr(wrapper, "has_torchpace_matmul", False):
                 wrapper.has_torchpace_matmul = True
-                wrapper.header.splice(_source())
+                wrapper.header.splice(source())
             super().codegen(wrapper)
 
     name = "mm" if len(inputs) == 2 else "addmm"
@@ -157,7 +157,7 @@ def _node(layout: Any, inputs: list[Any]) -> Any:
     )
 
 
-def _source() -> str:
+def source() -> str:
     threads = f"#define TORCHPACE_MATMUL_THREADS {_threads()}\n"
     return f"#include <omp.h>\n{threads}{SOURCE.read_text()}{_GLUE}"
 
@@ -171,7 +171,7 @@ def _is_intel() -> bool:
         return False
 
 
-def _has_isa(*names: str) -> bool:
+def has_isa(*names: str) -> bool:
     """Whether Inductor compiles for one of these: VecAVX512, VecAVX2."""
     from torch._inductor import cpu_vec_isa
 
