@@ -1,4 +1,4 @@
-"""Chains of linear layers: linear.h compiled alone, which layers a program gives to it, packages."""
+"""Chains of linear layers: linear.h compiled alone, which layers it is given, and a package."""
 
 from __future__ import annotations
 
