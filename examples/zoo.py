@@ -39,7 +39,7 @@ def gpt2():
     """GPT-2 small: 124 million parameters; two rows of 64 tokens."""
     import transformers
 
-    # Without dropout, so that all runtimes train on the same numbers; a cache is for invocation.
+    # Without dropout, so that all runtimes train on the same numbers; a cache is for generation.
     config = transformers.GPT2Config(resid_pdrop=0, embd_pdrop=0, attn_pdrop=0, use_cache=False)
     return _tokens(transformers.GPT2LMHeadModel(config), config.vocab_size)
 
@@ -81,7 +81,7 @@ def t5():
     """
     import transformers
 
-    module = transformers.T5ForConditionalInvocation(transformers.T5Config(use_cache=False))
+    module = transformers.T5ForConditionalGeneration(transformers.T5Config(use_cache=False))
     tokens = [torch.randint(32128, (2, length)) for length in (32, 16)]
     return {"module": EncoderDecoder(module), "inputs": tokens}
 

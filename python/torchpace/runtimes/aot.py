@@ -111,13 +111,13 @@ def _ways(source: Source) -> list[_Way]:
     autotune = _Way("autotune", "torch", exported, {"max_autotune": True})
     if source.device.type != "cpu":
         return [autotune]
-    untuned = {"max_autotune": False, "cpp.weight_prepack": False}
+    untuned = {"max_autotune": False}
     # Products by the library that eager mode calls.
-    libraries = _Way("libraries", "torch", exported, untuned)
+    libraries = _Way("libraries", "torch", exported, {**untuned, "cpp.weight_prepack": False})
     usable = asked != "torch" and linear.usable() and source.settings.flag("freezing", True)
     if usable and (own := linear.fused(exported)):
-        fused = _Way("linear", "torchpace", own, untuned)
-        return [fused] if asked == "torchpace" else [fused, libraries]
+        ours = _Way("linear", "torchpace", own, untuned)
+        return [ours] if asked == "torchpace" else [ours, libraries]
     return [libraries] if asked == "torchpace" else [autotune, libraries]
 
 

@@ -153,6 +153,15 @@ inline int64_t wide_tiles(const Layer& l, const float* a, int64_t a_row, float* 
   return j;
 }
 
+/// Brings values into L1 before they are read: of the next panel, while this one is worked on,
+/// since the processor does not foresee where it begins. Returns what comes after them.
+__attribute__((optimize("O3"))) inline const float* fetch(const float* from, int64_t count) {
+  constexpr int64_t kLine = 16;
+  const float* const end = from + (count + kLine - 1) / kLine * kLine;
+  for (; from < end; from += kLine) _mm_prefetch(reinterpret_cast<const char*>(from), _MM_HINT_T0);
+  return end;
+}
+
 /// Columns begin to end, begin being a multiple of kColumns, of a layer's output.
 __attribute__((optimize("O3"))) inline void columns_of(const Layer& l, const float* a,
                                                        int64_t a_row, int64_t rows, Rows out,
@@ -173,8 +182,10 @@ __attribute__((optimize("O3"))) inline void columns_of(const Layer& l, const flo
       const bool whole = width == kColumns;
       const float* panel = l.weight + j * l.in + k * kColumns;
       if (l.bias) std::memcpy(start, l.bias + j, static_cast<size_t>(width) * sizeof(float));
+      const float* next = panel + l.in * kColumns;
       for (int64_t i = 0; i < rows; i += kRows) {
         const int64_t height = std::min(kRows, rows - i);
+        if (j + kColumns < end) next = fetch(next, depth * kColumns * kRows / rows);
         const Rows target = out.at(i);
         const Rows to = whole ? Rows{target.data + j, target.row} : Rows{corner, kColumns};
         if (!whole && k > 0)
