@@ -116,6 +116,12 @@ TEST(StepLimit, WhatIsNotKnownHasNoShareAndNoWords) {
   EXPECT_TRUE(std::isnan(found(no_bytes, "new").bandwidth_share));
   const auto no_size = changed([](Results& r) { r.limits->read.clear(); });
   EXPECT_TRUE(std::isnan(found(no_size, "new").bandwidth_share));
+  const auto sgd = changed([](Results& r) {
+    r.cases[0].phase = "train";
+    r.cases[0].settings["optimizer"] = "sgd";  // its bytes are counted as Adam's
+  });
+  EXPECT_NEAR(found(sgd, "new").fma_peak_share, 0.5, 1e-12);
+  EXPECT_TRUE(std::isnan(found(sgd, "new").bandwidth_share));
   // The loop measures no arithmetic of 16 bits.
   for (const char* key : {"dtype", "autocast"}) {
     const auto half = changed([&](Results& r) { r.cases[0].settings[key] = "bfloat16"; });

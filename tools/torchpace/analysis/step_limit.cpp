@@ -14,6 +14,12 @@ std::string setting(const CaseResult& result, const char* key, const std::string
   return found == result.settings.end() ? otherwise : found->second;
 }
 
+/// The bytes of a training step are counted with the moments of Adam; SGD has one or none.
+bool has_counted_bytes(const CaseResult& result) {
+  return result.minimum_bytes > 0 && !(case_phase_named(result.phase).trains &&
+                                       setting(result, "optimizer", "adam").starts_with("sgd"));
+}
+
 }  // namespace
 
 std::string dtype_of(const Results& results, const CaseResult& result) {
@@ -51,7 +57,7 @@ std::optional<StepLimit> step_limit(const Results& results, const CaseResult& re
     limit.flops_per_s = results.limits->flops_per_s(dtype_of(results, result));
     limit.compute_ns = result.flops / limit.flops_per_s * 1e9;
   }
-  if (result.minimum_bytes > 0) {
+  if (has_counted_bytes(result)) {
     limit.memory_ns = results.limits->read_s(result.minimum_bytes, working_set(result)) * 1e9;
     limit.bytes_per_s = result.minimum_bytes / limit.memory_ns * 1e9;
   }
