@@ -3,10 +3,13 @@
 import copy
 import json
 import re
+import subprocess
+import sys
 
 import pytest
 from test_report import ROOT, refreshed
 from test_report_runtimes import FIXTURES, page_of, picture
+from test_run import program
 
 from torchpace.report.__main__ import BAD_INPUT, main
 
@@ -109,6 +112,23 @@ def test_a_limit_of_another_kind_is_named(tmp_path, capsys, results):
     path.write_text(json.dumps(changed), encoding="utf-8")
     assert main([str(path), "--output", str(tmp_path)]) == BAD_INPUT
     assert "/cases/0/limit/flops_per_s" in capsys.readouterr().err
+
+
+def test_the_page_of_an_older_file_shows_what_is_derived_now(tmp_path, results):
+    if (torchpace := program()) is None:
+        pytest.skip("torchpace is not built")
+    pytest.importorskip("jinja2")
+    pytest.importorskip("matplotlib")
+    older = copy.deepcopy(results)
+    del older["display"]
+    for case in older["cases"]:
+        case.pop("limit", None)
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps(older), encoding="utf-8")
+    output = tmp_path / "page"
+    command = [torchpace, "report", path, "--output", output, "--python", sys.executable]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    assert 'id="roofline"' in (output / "report.html").read_text(encoding="utf-8")
 
 
 def test_the_schema_takes_what_the_program_derives(tmp_path, results):
