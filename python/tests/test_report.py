@@ -18,7 +18,7 @@ from torchpace.report.loader import ReportError, read_results
 ROOT = Path(__file__).parents[2]
 FIXTURE = ROOT / "tests" / "fixtures" / "results.json"
 PICTURES = {f"{name}.png" for name in ("fastest", "speedup", "cold", "memory")}
-PICTURES |= {"curves.png", "step_times.png"}
+PICTURES |= {"roofline.png", "curves.png", "step_times.png"}
 VOID = {"meta", "br", "img", "hr", "input", "link"}
 
 

@@ -33,7 +33,9 @@ CASE = {"case": str, "family": str, "phase": str, "settings": dict, "reference":
 CASE |= {"runtimes": list}
 CASE_OPTIONAL = {"flops": NUMBER, "items": NUMBER, "item": str, "noise_floor": dict, "curves": dict}
 CASE_OPTIONAL |= {"memory_bytes": dict, "explanation": dict, "excluded_share": NUMBER}
-CASE_OPTIONAL |= {"fastest": dict, "notes": list}
+CASE_OPTIONAL |= {"fastest": dict, "notes": list, "limit": dict}
+CASE_OPTIONAL |= {"minimum_bytes": NUMBER, "gemm_peak_flops_per_s": NUMBER}
+LIMIT = {"flops_per_s": NUMBER, "bytes_per_s": NUMBER}
 FASTEST = {"runtime": str, "equals": list}
 EXPLANATION = {"from": str, "to": str}
 EXPLANATION_OPTIONAL = {"from_ns": dict, "to_ns": dict, "explained": NUMBER}
@@ -42,7 +44,7 @@ DISPLAY = {"took": str, "tally": dict, "footnotes": list, "left_out": list, "war
 DISPLAY |= {"cases": list}
 CASE_DISPLAY = {"about": str, "noise": str, "leader": str, "sentence": str, "others": str}
 CASE_DISPLAY |= {"ranking": list, "skipped": list, "missing": list, "below": list, "rows": list}
-CASE_DISPLAY |= {"counted": str, "counted_sum": str}
+CASE_DISPLAY |= {"counted": str, "counted_sum": str, "bound": str}
 ROW_TEXTS = (
     "speedup",
     "step",
@@ -51,6 +53,9 @@ ROW_TEXTS = (
     "items",
     "flops",
     "gemm_peak",
+    "fma_peak",
+    "bandwidth",
+    "limit",
     "error",
     "faults",
     "device",
@@ -74,6 +79,7 @@ RUNTIME_OPTIONAL = {
     "device_ns": NUMBER,
     "host_ns": NUMBER,
     "page_faults_per_step": NUMBER,
+    "limit_share": NUMBER,
     "environment": dict,
     "invocations": list,
 }
@@ -159,6 +165,8 @@ def check_case(check, at, case):
         check.numbers(f"{at}/curves/{name}", losses)
     for key, value in case["memory_bytes"].items():
         check.number(f"{at}/memory_bytes/{key}", value)
+    if case["limit"]:
+        check.keys(f"{at}/limit", case["limit"], LIMIT)
     if case["fastest"]:
         check.keys(f"{at}/fastest", case["fastest"], FASTEST)
     for key, texts in (("notes", case["notes"]), ("fastest/equals", case["fastest"].get("equals"))):

@@ -2,6 +2,7 @@
 
 TIMES = ((1e9, " s"), (1e6, " ms"), (1e3, " µs"), (1, " ns"))
 SIZES = ((2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"), (1, "B"))
+RATES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1, ""))
 NOT_KNOWN = "n/a"
 
 
@@ -20,3 +21,9 @@ def size(count):
     """`412 MiB`, three digits."""
     scale, name = of_unit(count, SIZES)
     return f"{float(f'{count / scale:.3g}'):g} {name}"
+
+
+def rate(per_s, unit):
+    """`134 GFLOP/s`, three digits."""
+    scale, prefix = of_unit(per_s, RATES)
+    return f"{float(f'{per_s / scale:.3g}'):g} {prefix}{unit}"

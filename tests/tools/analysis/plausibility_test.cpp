@@ -240,5 +240,19 @@ TEST(Plausible, ALimitOfABadMomentIsMeasuredAgain) {
   EXPECT_FALSE(warns(results, "implausible"));
 }
 
+TEST(Plausible, APeakBelowTheProductsIsMeasuredAgain) {
+  auto results = example();
+  results.plan.preset = "smoke";
+  results.cases[0].runtimes.erase(results.cases[0].runtimes.begin() + 2);
+  results.cases[0].flops = 1;  // no row comes near
+  results.cases[0].find("old")->invocations[0].gemm_peak = GemmPeak{.size = 1, .ns = {1e3}};
+  results.limits->fma_flops_per_s["float32"] = 1e6;
+  confirm_implausible(results);  // 2 MFLOP/s of products
+  const double peak = results.limits->flops_per_s("float32");
+  EXPECT_GT(peak, 2e6);
+  confirm_implausible(results);
+  EXPECT_EQ(results.limits->flops_per_s("float32"), peak) << "nothing is faster than that";
+}
+
 }  // namespace
 }  // namespace torchpace::cli

@@ -345,6 +345,9 @@ TEST(DoctorLimits, AreTextOrThoseOfResults) {
   EXPECT_GT(found["fma_flops_per_s"]["float64"], 0);
   EXPECT_EQ(found["read"].size(), 6u);
   EXPECT_EQ(found["read"][5]["bytes"], 256 << 20);
+  EXPECT_GT(found["read"][5]["seconds"], 0);
+  EXPECT_FALSE(found["isa"].get<std::string>().empty());
+  EXPECT_EQ(found.size(), 4u);  // no more than results.schema.json says of `limits`
 }
 
 }  // namespace

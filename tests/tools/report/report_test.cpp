@@ -183,6 +183,17 @@ TEST(Headline, NamesAnUndecidedRuntimeThatMayBeAsFast) {
   EXPECT_EQ(headline(result, 0.02).sentence, "Nothing to compare: only the reference ran.");
 }
 
+void expect_same_limit(const Json& found, const Json& expected) {
+  ASSERT_EQ(found.size(), expected.size());
+  for (const auto& [key, value] : expected.items()) {
+    if (value.is_string()) {
+      EXPECT_EQ(found[key], value) << key;
+    } else {
+      EXPECT_NEAR(found[key].get<double>() / value.get<double>(), 1, 1e-9) << key;
+    }
+  }
+}
+
 TEST(Report, DerivingTheFixtureGivesItsOwnSummaries) {
   // Written by tests/fixtures/make_results.py, with statistics of its own.
   const auto file = Json::parse(read(kFixtures / "results.json"));
@@ -191,6 +202,12 @@ TEST(Report, DerivingTheFixtureGivesItsOwnSummaries) {
     for (const char* key : {"fastest", "notes"}) {
       EXPECT_EQ(derived["cases"][i][key], file["cases"][i][key]) << file["cases"][i]["case"];
     }
+    const char* peak = "gemm_peak_flops_per_s";
+    EXPECT_NEAR(derived["cases"][i][peak].get<double>() / file["cases"][i][peak].get<double>(), 1,
+                1e-9);
+    const auto none = Json::object();
+    expect_same_limit(derived["cases"][i].value("limit", none),
+                      file["cases"][i].value("limit", none));
     for (size_t j = 0; j < file["cases"][i]["runtimes"].size(); ++j) {
       const auto& expected = file["cases"][i]["runtimes"][j];
       const auto& found = derived["cases"][i]["runtimes"][j];
@@ -201,6 +218,11 @@ TEST(Report, DerivingTheFixtureGivesItsOwnSummaries) {
       EXPECT_EQ(found["differs"], expected["differs"]) << where;
       EXPECT_EQ(found["break_even_steps"], expected["break_even_steps"]) << where;
       EXPECT_EQ(found.value("implausible", ""), expected.value("implausible", "")) << where;
+      for (const char* share : {"fma_peak_share", "bandwidth_share", "limit_share"}) {
+        ASSERT_EQ(found.contains(share), expected.contains(share)) << where;
+        if (!found.contains(share)) continue;
+        EXPECT_NEAR(found[share].get<double>() / expected[share].get<double>(), 1, 1e-9) << where;
+      }
       EXPECT_NEAR(found["cold_total_s"].get<double>(), expected["cold_total_s"].get<double>(), 1e-9)
           << where;
       for (const char* name : {"step_ns", "speedup"}) {
@@ -268,6 +290,7 @@ TEST(Report, EveryNumberOfARowIsOneOfItsResults) {
       }
       values.push_back(result.items * 1e9 / row.step_ns.median);
       values.push_back(100 * row.gemm_peak_share);
+      values.push_back(100 * row.limit_share);
       for (std::sregex_iterator token(text.begin(), text.end(), numbers), end; token != end;
            ++token) {
         const auto digits = token->str();

@@ -8,6 +8,7 @@
 #include <set>
 
 #include "analysis/plausibility.hpp"
+#include "analysis/step_limit.hpp"
 #include "results/results.hpp"
 #include "torchpace/comparison.hpp"
 
@@ -319,6 +320,7 @@ void analyze_case(Results& results, CaseResult& result) {
   const auto* reference = result.find(result.reference);
   result.noise_floor = {};
   result.gemm_peak_flops_per_s = gemm_peak_rate(result);
+  result.limit = step_limit(results, result);
   for (auto& row : result.runtimes) {
     row.step_ns = step_time(row, results.plan.confidence);
     analyze_percentiles(row, results.plan.confidence);
@@ -336,6 +338,7 @@ void analyze_case(Results& results, CaseResult& result) {
   for (auto& row : result.runtimes) {
     row.differs = unfair_keys(reference, row);
     row.implausible = implausible(results, result, row);
+    analyze_shares(results, result, row);
   }
   for (auto& row : result.runtimes) {
     judge_row(result, row, results.plan.delta);

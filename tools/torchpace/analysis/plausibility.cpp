@@ -4,13 +4,12 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstdlib>
 #include <functional>
 #include <set>
 
 #include "analysis/analyze.hpp"
+#include "analysis/step_limit.hpp"
 #include "report/number_format.hpp"
-#include "torchpace/case_phase.hpp"
 
 namespace torchpace::cli {
 namespace {
@@ -22,43 +21,6 @@ constexpr double kGemmMargin = 2;
 constexpr double kReadMargin = 0.8;  // of the time to read that measuring may explain
 constexpr int kConfirmations = 3;
 constexpr const char* kMeaning = "the row does less work than the case; it does not count";
-
-std::string setting(const CaseResult& result, const char* key, const std::string& otherwise) {
-  const auto found = result.settings.find(key);
-  return found == result.settings.end() ? otherwise : found->second;
-}
-
-std::string dtype_of(const Results& results, const CaseResult& result) {
-  return setting(result, "dtype", results.plan.dtype);
-}
-
-bool is_on_cpu(const Results& results, const CaseResult& result) {
-  return !is_cuda(setting(result, "device", results.plan.device));
-}
-
-/// Whether its arithmetic is what the loops of machine_limits.hpp measure.
-bool is_measurable(const Results& results, const CaseResult& result) {
-  const auto dtype = dtype_of(results, result);
-  return is_on_cpu(results, result) && setting(result, "autocast", "none") == "none" &&
-         (dtype == "float32" || dtype == "float64");
-}
-
-/// What a step reads over and over. Training counts its parameters and moments twice, read and
-/// written.
-double working_set(const CaseResult& result) {
-  return case_phase_named(result.phase).trains ? result.minimum_bytes / 2 : result.minimum_bytes;
-}
-
-/// Whether the limits of this run are not the row's: other arithmetic, or more threads.
-bool is_incomparable(const Results& results, const RuntimeResult& row) {
-  for (const char* key : {"dtype", "autocast", "tf32"}) {
-    if (std::find(row.differs.begin(), row.differs.end(), key) != row.differs.end()) return true;
-  }
-  const auto found = row.environment.find("threads");
-  if (found == row.environment.end()) return false;
-  const auto text = found->is_string() ? found->get<std::string>() : found->dump();
-  return std::atoi(text.c_str()) > results.plan.threads;
-}
 
 /// The highest rate that a step can have, with its name.
 struct Peak {
@@ -134,6 +96,11 @@ bool has_implausible(const CaseResult& result) {
   return has_row(result, [](const RuntimeResult& row) { return !row.implausible.empty(); });
 }
 
+/// Products of a library cannot do more than the loop, unless others ran while it was measured.
+bool has_faster_products(const CaseResult& result) {
+  return result.limit && result.gemm_peak_flops_per_s > result.limit->flops_per_s;
+}
+
 }  // namespace
 
 std::string implausible(const Results& results, const CaseResult& result,
@@ -156,6 +123,10 @@ void measure_limits(Results& results) {
 
 void confirm_implausible(Results& results) {
   analyze(results);
+  if (std::any_of(results.cases.begin(), results.cases.end(), has_faster_products)) {
+    measure_for(results, has_faster_products, true);
+    analyze(results);
+  }
   for (int i = 0; i < kConfirmations; ++i) {
     if (std::none_of(results.cases.begin(), results.cases.end(), has_implausible)) return;
     measure_for(results, has_implausible, true);

@@ -15,8 +15,9 @@ std::string implausible(const Results& results, const CaseResult& result, const 
 /// Measures the limits that the cases of a run need and that it lacks. Nothing else may run.
 void measure_limits(Results& results);
 
-/// Measures again the limits that rows have passed, a few times at most, and derives: a limit that
-/// was taken in a bad moment must not condemn a row.
+/// Measures again the limits that rows have passed, a few times at most, and those that matrix
+/// products have, once, and derives: a limit that was taken in a bad moment must not condemn a row,
+/// nor show it nearer than it is.
 void confirm_implausible(Results& results);
 
 }  // namespace torchpace::cli

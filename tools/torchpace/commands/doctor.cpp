@@ -15,6 +15,7 @@
 #include "plan/comparison_plan.hpp"
 #include "plan/runtime_discovery.hpp"
 #include "report/number_format.hpp"
+#include "results/results.hpp"
 #include "support/process.hpp"
 #include "support/strings.hpp"
 
@@ -27,7 +28,7 @@ constexpr auto kWatch = std::chrono::milliseconds(300);
 constexpr double kPythonLimitSeconds = 60;
 constexpr size_t kTextColumns = 78;
 // Working sets that lie in each cache, and in none.
-constexpr double kReads[] = {32 << 10, 256 << 10, 2 << 20, 16 << 20, 64 << 20, 256 << 20};
+constexpr double kReadBytes[] = {32 << 10, 256 << 10, 2 << 20, 16 << 20, 64 << 20, 256 << 20};
 
 /// Cost of a read of the steady clock and the smallest step between two reads, in ns.
 void probe_clock(MachineTrial& trial) {
@@ -152,18 +153,9 @@ int run_limits(int threads, bool json, std::ostream& out) {
   Limits limits;
   limits.threads = threads;
   for (const char* dtype : {"float32", "float64"}) measure_fma(limits, dtype);
-  for (const double bytes : kReads) measure_read(limits, bytes);
+  for (const double bytes : kReadBytes) measure_read(limits, bytes);
   if (json) {
-    Json read = Json::array();
-    for (const auto& each : limits.read) {
-      read.push_back({{"bytes", each.bytes}, {"seconds", each.seconds}});
-    }
-    out << Json{{"threads", threads},
-                {"isa", limits.isa},
-                {"fma_flops_per_s", limits.fma_flops_per_s},
-                {"read", read}}
-               .dump(2)
-        << "\n";
+    out << to_json(limits).dump(2) << "\n";
     return 0;
   }
   out << fmt::format("{} thread{}, each bound to a processor; the best of several trials\n",

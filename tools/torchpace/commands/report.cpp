@@ -14,6 +14,7 @@
 #include "report/display.hpp"
 #include "support/console.hpp"
 #include "support/error.hpp"
+#include "support/files.hpp"
 
 namespace torchpace::cli {
 namespace {
@@ -57,10 +58,11 @@ int report_files(const ReportOptions& options) {
   if (!output.empty()) {
     if (files.size() > 1) throw Error("--output: expected one file of results, found several");
     std::filesystem::create_directories(output);
-    const auto page_source = std::filesystem::is_directory(paths[0])
-                                 ? std::filesystem::path(paths[0]) / "results.json"
-                                 : std::filesystem::path(paths[0]);
     write_markdown(files[0].results, std::filesystem::path(output) / "report.md");
+    // Analyzed again: an older program may have derived less than the page shows.
+    const TemporaryFolder folder;
+    const auto page_source = folder.path() / "results.json";
+    save_json(to_json_with_display(files[0].results), page_source);
     const auto page = make_html(find_installation(python), page_source, output);
     log(page.message);
     if (page.outcome == HtmlPage::Outcome::failed && worst == kOk) worst = kCaseFailed;

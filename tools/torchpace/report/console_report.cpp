@@ -76,22 +76,25 @@ std::string wrapped(const std::string& first, const std::string& text, size_t in
 
 /// What stands in the columns of a row that was measured.
 struct Cells {
-  std::string step, speedup, verdict, items, gemm_peak, parity, faults, device;
+  std::string step, speedup, verdict, items, gemm_peak, limit, parity, faults, device;
 };
 
-constexpr std::array<std::string Cells::*, 8> kColumns = {
-    &Cells::step,      &Cells::speedup, &Cells::verdict, &Cells::items,
-    &Cells::gemm_peak, &Cells::parity,  &Cells::faults,  &Cells::device};
+constexpr std::array<std::string Cells::*, 9> kColumns = {
+    &Cells::step,  &Cells::speedup, &Cells::verdict, &Cells::items, &Cells::gemm_peak,
+    &Cells::limit, &Cells::parity,  &Cells::faults,  &Cells::device};
 
 /// Two lines: long names would push a row beyond the width.
 std::array<Cells, 2> headings(const CaseResult& result) {
-  const bool has_peak = !std::isnan(result.gemm_peak_flops_per_s);
+  // One of the two: report.md has room for both.
+  const bool has_limit = !bound_text(result).empty();
+  const bool has_peak = !has_limit && !std::isnan(result.gemm_peak_flops_per_s);
   const bool on_device = has_device_time(result);
   const Cells upper{.step = "",
                     .speedup = "",
                     .verdict = "",
                     .items = "",
                     .gemm_peak = has_peak ? "% of GEMM" : "",
+                    .limit = has_limit ? "% of" : "",
                     .parity = "max abs",
                     .faults = on_device ? "" : "faults",
                     .device = ""};
@@ -100,6 +103,7 @@ std::array<Cells, 2> headings(const CaseResult& result) {
                     .verdict = "verdict",
                     .items = (result.item.empty() ? "items" : result.item) + "/s",
                     .gemm_peak = has_peak ? "peak" : "",
+                    .limit = has_limit ? "limit" : "",
                     .parity = "error",
                     .faults = on_device ? "" : "per step",
                     .device = on_device ? "device" : ""};
@@ -116,6 +120,7 @@ Cells cells(const CaseResult& result, const RuntimeResult& row) {
                                                           : verdict_text(row),
           .items = show_rate(result.items, row.step_ns).median,
           .gemm_peak = show_share(row.gemm_peak_share),
+          .limit = show_share(row.limit_share),
           .parity = row.parity ? show_error(row.parity->max_abs_error) : "n/a",
           .faults = show_number(row.page_faults_per_step),
           .device = device_text(row)};

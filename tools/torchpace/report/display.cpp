@@ -47,6 +47,9 @@ Json row_text(const CaseResult& result, const RuntimeResult& row) {
           {"items", show_rate(result.items, row.step_ns).both()},
           {"flops", show_rate(result.flops, row.step_ns, "FLOP/s").both()},
           {"gemm_peak", show_share(row.gemm_peak_share)},
+          {"fma_peak", show_share(row.fma_peak_share)},
+          {"bandwidth", show_share(row.bandwidth_share)},
+          {"limit", show_share(row.limit_share)},
           {"error", error_text(row)},
           {"faults", show_number(row.page_faults_per_step)},
           {"device", device_text(row)},
@@ -98,6 +101,7 @@ Json case_text(const Results& results, const CaseResult& result,
   auto below = result.notes;
   if (const auto text = excluded_text(result); !text.empty()) below.push_back(text);
   Json json = {{"about", about_text(result)},
+               {"bound", bound_text(result)},
                {"noise", show_ratio(result.noise_floor).both()},
                {"leader", leader},
                {"sentence", sentence},

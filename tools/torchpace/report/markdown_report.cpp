@@ -60,10 +60,10 @@ std::string case_table(const CaseResult& result, const std::vector<Folded>& fold
   text += "\n\n";
   const bool on_device = has_device_time(result);
   text += line({"runtime", "verdict", "speedup", "step", "p90", "p99", "items/s", "FLOP/s",
-                "% of GEMM peak", "max abs error", on_device ? "device" : "page faults/step",
-                "samples", "cold start", "peak memory"});
+                "% of GEMM peak", "% of limit", "max abs error",
+                on_device ? "device" : "page faults/step", "samples", "cold start", "peak memory"});
   text += line({"---", "---", "---", "---", "---", "---", "---", "---", "---", "---", "---", "---",
-                "---", "---"});
+                "---", "---", "---"});
   for (const auto& row : result.runtimes) {
     if (row.status == Status::skipped || is_folded(folded, row.runtime)) continue;
     const bool measured = row.status == Status::ok;
@@ -73,7 +73,7 @@ std::string case_table(const CaseResult& result, const std::vector<Folded>& fold
                   show_duration(row.step_ns).both(), percentile_of(row, "p90"),
                   percentile_of(row, "p99"), show_rate(result.items, row.step_ns).both(),
                   show_rate(result.flops, row.step_ns, "FLOP/s").both(),
-                  show_share(row.gemm_peak_share), parity_of(row),
+                  show_share(row.gemm_peak_share), show_share(row.limit_share), parity_of(row),
                   on_device ? device_text(row) : show_number(row.page_faults_per_step),
                   row.samples > 0 ? std::to_string(row.samples) : "n/a",
                   show_seconds(row.cold_total_s), peak_of(row)});

@@ -72,12 +72,23 @@ std::string device_text(const RuntimeResult& row) {
                      is_launch_bound(row.host_ns, row.device_ns) ? ": launch bound" : "");
 }
 
+std::string bound_text(const CaseResult& result) {
+  if (!result.limit || result.limit->bound.empty()) return "";
+  if (result.limit->bound == "compute") {
+    return fmt::format("bound by compute (FMA peak {})",
+                       show_amount(result.limit->flops_per_s, "FLOP/s"));
+  }
+  return fmt::format("bound by memory reads ({} at this size)",
+                     show_amount(result.limit->bytes_per_s, "B/s"));
+}
+
 std::string about_text(const CaseResult& result) {
   auto text = "noise (A/A) " + show_ratio(result.noise_floor).both();
   if (result.flops > 0) text += "; " + show_amount(result.flops, "FLOP") + " per step";
   if (result.gemm_peak_flops_per_s > 0) {
     text += "; GEMM peak " + show_amount(result.gemm_peak_flops_per_s, "FLOP/s");
   }
+  if (const auto bound = bound_text(result); !bound.empty()) text += "; " + bound;
   if (result.items > 0) text += fmt::format("; {:g} {} per step", result.items, result.item);
   return text;
 }

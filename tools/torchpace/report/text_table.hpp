@@ -32,7 +32,10 @@ bool has_device_time(const CaseResult& result);
 /// `290 us, host 305 us: launch bound`; n/a on the CPU.
 std::string device_text(const RuntimeResult& row);
 
-/// What stands above a case's table: noise, FLOPs and items of a step, GEMM peak.
+/// What bounds a step: `bound by compute (FMA peak 190 GFLOP/s)`; empty where it is not known.
+std::string bound_text(const CaseResult& result);
+
+/// What stands above a case's table: noise, FLOPs and items of a step, GEMM peak, what bounds it.
 std::string about_text(const CaseResult& result);
 
 /// The stages of a fresh process until its first step, and what they cost in steps.

@@ -88,6 +88,15 @@ struct GemmPeak {
   double flops() const { return 2.0 * size * size * size; }
 };
 
+/// The limits of the machine for a case, and the shortest times that they allow a step.
+struct StepLimit {
+  double flops_per_s = kUnknown;  // FMA peak in the case's dtype
+  double bytes_per_s = kUnknown;  // reads of a working set of its size
+  double compute_ns = kUnknown;   // its FLOPs at that peak
+  double memory_ns = kUnknown;    // its minimum bytes at that rate
+  std::string bound;              // compute, memory: the longer one; empty if one is not known
+};
+
 /// What one process measured on one case.
 struct Invocation {
   int invocation = 0;
@@ -146,6 +155,9 @@ struct RuntimeResult {
   int samples = 0;
   Speedup speedup;
   double gemm_peak_share = kUnknown;  // FLOP/s over those of a matrix product of this run
+  double fma_peak_share = kUnknown;   // compute_ns of the limit over the step
+  double bandwidth_share = kUnknown;  // memory_ns of the limit over the step
+  double limit_share = kUnknown;      // the one of the two that bounds the case
   double device_ns = kUnknown;        // CUDA, of a step: between events; the host's gaps are in it
   double host_ns = kUnknown;          // CUDA, of a step: until it is enqueued
   double page_faults_per_step = kUnknown;
@@ -222,6 +234,7 @@ struct CaseResult {
   // Derived by analyze().
   Interval noise_floor;                     // speedup of the A/A copy over the reference
   double gemm_peak_flops_per_s = kUnknown;  // median of the products of this run
+  std::optional<StepLimit> limit;           // CPU: where any of it is known
   double excluded_share = 0;                // of its rounds
   bool mixed = false;              // rounds on migrated vCPUs count, since too few others are there
   std::optional<Fastest> fastest;  // where two runtimes or more have an interval
@@ -285,6 +298,7 @@ struct Results {
 bool is_note(const Warning& warning);
 
 Json to_json(const Results& results);
+Json to_json(const Limits& limits);
 
 /// Throws Error naming `source`, the JSON pointer, what was expected and what was found.
 Results from_json(const Json& json, const std::string& source);

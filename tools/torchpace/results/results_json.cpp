@@ -126,6 +126,9 @@ void describe(auto& io, Is<RuntimeResult> auto& row) {
   io.derived_unless_empty("implausible", row.implausible);
   io.optional("peak_bytes", row.peak_bytes);
   io.derived("gemm_peak_share", row.gemm_peak_share);
+  io.derived_unless_unknown("fma_peak_share", row.fma_peak_share);
+  io.derived_unless_unknown("bandwidth_share", row.bandwidth_share);
+  io.derived_unless_unknown("limit_share", row.limit_share);
   io.derived_unless_unknown("device_ns", row.device_ns);
   io.derived_unless_unknown("host_ns", row.host_ns);
   io.derived("page_faults_per_step", row.page_faults_per_step);
@@ -178,6 +181,14 @@ void describe(auto& io, Is<Fastest> auto& fastest) {
   io.derived("equals", fastest.equals);
 }
 
+void describe(auto& io, Is<StepLimit> auto& limit) {
+  io.derived("flops_per_s", limit.flops_per_s);
+  io.derived("bytes_per_s", limit.bytes_per_s);
+  io.derived("compute_ns", limit.compute_ns);
+  io.derived("memory_ns", limit.memory_ns);
+  io.derived("bound", limit.bound);
+}
+
 void describe(auto& io, Is<CaseResult> auto& result) {
   io.required("case", result.name);
   io.required("family", result.family);
@@ -194,6 +205,7 @@ void describe(auto& io, Is<CaseResult> auto& result) {
   io.optional("memory_bytes", result.memory_bytes);
   io.derived("noise_floor", result.noise_floor);
   io.derived("gemm_peak_flops_per_s", result.gemm_peak_flops_per_s);
+  io.derived_unless_empty("limit", result.limit);
   io.derived("excluded_share", result.excluded_share);
   io.derived_flag("mixed", result.mixed);
   io.derived_unless_empty("fastest", result.fastest);
@@ -453,6 +465,13 @@ Json to_json(const Results& results) {
   Json json = {{"schema", kSchema}};
   Writer writer(json);
   describe(writer, results);
+  return json;
+}
+
+Json to_json(const Limits& limits) {
+  Json json = Json::object();
+  Writer writer(json);
+  describe(writer, limits);
   return json;
 }
 

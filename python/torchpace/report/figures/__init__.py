@@ -13,6 +13,7 @@ from torchpace.report.figures import (
     curves,
     fastest,
     memory,
+    roofline,
     speedup,
     step_times,
     waterfall,
@@ -30,7 +31,7 @@ from torchpace.report.figures.style import (
 
 PNG_DPI = 144
 # In reading order.
-PICTURES = (fastest, waterfall, speedup, cold, memory, curves, step_times)
+PICTURES = (fastest, waterfall, speedup, roofline, cold, memory, curves, step_times)
 
 
 @dataclass(frozen=True)
