@@ -200,6 +200,71 @@ TEST(ParityRule, TheWorstTensorIsNamed) {
   EXPECT_EQ(parity.compared, 2);
 }
 
+/// Of an approximate runtime against a golden run.
+Parity measured(const TensorDict& own, const TensorDict& golden) {
+  return measure_parity(own, own, &golden, torch::kFloat32);
+}
+
+TEST(ParityOfApproximateRuntimes, TellsErrorsAndFailsByNone) {
+  const auto golden = torch::tensor({{1.0, 2.0}, {3.0, 0.0}}, torch::kFloat64);
+  const auto own = torch::tensor({{1.0, 1.5}, {0.0, 0.5}});
+  const auto parity = measured({{"y", own}}, {{"y", golden}, {"spread.y", torch::ones({2})}});
+  EXPECT_TRUE(parity.passed);
+  EXPECT_DOUBLE_EQ(parity.max_abs_error, 3);
+  EXPECT_DOUBLE_EQ(parity.rms_error, std::sqrt((0.25 + 9 + 0.25) / 4));
+  EXPECT_TRUE(std::isnan(parity.tolerance) && std::isnan(parity.rms_tolerance));
+  // Over what differs: 1.0 is met exactly.
+  EXPECT_NEAR(parity.cosine, 3 / std::sqrt(2.5 * 13), 1e-12);
+  EXPECT_DOUBLE_EQ(parity.top1, 0.5);
+  EXPECT_EQ(parity.note, "");
+}
+
+TEST(ParityOfApproximateRuntimes, TheWorstTensorIsTheOneOfTheLargestRelativeError) {
+  const TensorDict golden{{"a", torch::full({3, 1}, 1e6, torch::kFloat64)},
+                          {"b", torch::ones({3, 1}, torch::kFloat64)},
+                          {"label", torch::arange(100)}};
+  TensorDict own{{"a", torch::full({3, 1}, 1e6 + 10)},
+                 {"b", torch::full({3, 1}, 1.1)},
+                 {"label", torch::arange(100)}};
+  own.at("label")[0] = 7;
+  const auto parity = measured(own, golden);
+  EXPECT_EQ(parity.worst, "b");
+  EXPECT_NEAR(parity.max_abs_error, 0.1, 1e-6);
+  EXPECT_NEAR(parity.cosine, 1, 1e-12);
+  EXPECT_TRUE(std::isnan(parity.top1)) << "one number a row is no logits";
+  own.at("label") = torch::arange(100) + 1;
+  EXPECT_EQ(measured(own, golden).worst, "label");
+  EXPECT_EQ(measured(own, golden).max_abs_error, 100);
+}
+
+TEST(ParityOfApproximateRuntimes, WhatIsExactOrZeroHasACosine) {
+  const auto ones = torch::ones({2}), zeros = torch::zeros({2});
+  EXPECT_EQ(measured({{"y", ones}}, {{"y", ones}}).cosine, 1);
+  EXPECT_EQ(measured({{"y", zeros}}, {{"y", ones}}).cosine, 0);
+  EXPECT_NEAR(measured({{"y", -ones}}, {{"y", ones}}).cosine, -1, 1e-12);
+  EXPECT_TRUE(std::isnan(
+      measured({{"y", torch::ones({2}, torch::kInt64)}}, {{"y", torch::ones({2}, torch::kInt64)}})
+          .cosine));
+}
+
+TEST(ParityOfApproximateRuntimes, NamesShapesKindsAndNanMustAgree) {
+  const TensorDict golden{{"y", torch::ones({2})}};
+  expect_note(measured({}, golden), "lacks y");
+  expect_note(measured({{"y", torch::ones({3})}}, golden), "expected shape [2]");
+  expect_note(measured({{"y", torch::ones({2}, torch::kInt64)}}, golden), "floating-point");
+  const auto parity = measured({{"y", torch::tensor({1.0F, kNan})}}, golden);
+  expect_note(parity, "0 of 2 values NaN, the runtime 1");
+  EXPECT_TRUE(std::isnan(parity.cosine) && std::isnan(parity.max_abs_error));
+}
+
+TEST(ParityOfApproximateRuntimes, WithoutAGoldenRunTheReferenceIsTheYardstick) {
+  const auto parity = measure_parity({{"y", torch::ones({2}) * 1.5}}, {{"y", torch::ones({2})}},
+                                     nullptr, torch::kFloat32);
+  EXPECT_TRUE(parity.passed);
+  EXPECT_DOUBLE_EQ(parity.max_abs_error, 0.5);
+  EXPECT_EQ(parity.note, kAgainstReference);
+}
+
 TEST(ParityRule, EpsilonIsThatOfTheDtype) {
   EXPECT_EQ(epsilon(torch::kBFloat16), 0.0078125);
   EXPECT_EQ(epsilon(torch::kFloat16), 0.0009765625);

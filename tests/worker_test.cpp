@@ -229,5 +229,21 @@ TEST(Worker, WritesAndChecksValues) {
   EXPECT_EQ(field(answer, "worst"), R"("output")");
 }
 
+TEST(Worker, AnApproximateRuntimeTellsItsErrors) {
+  TemporaryFolder folder;
+  int steps = 0;
+  const auto path = folder.file("reference.pt");
+  write_tensors(path, {{"output", torch::ones({3}) * 2}});
+  detail::Worker worker({.runtime = "test", .approximate = true},
+                        [&](const Settings&) { return counting(steps); });
+  worker.answer("load case=default");
+  const auto answer = worker.answer("check " + Settings::encode(path));
+  EXPECT_EQ(field(answer, "passed"), "true") << answer;
+  EXPECT_EQ(field(answer, "max_abs_error"), "1");
+  EXPECT_EQ(field(answer, "tolerance"), "null");
+  EXPECT_NEAR(std::stod(field(answer, "cosine")), 1, 1e-12);
+  EXPECT_EQ(field(answer, "top1"), "1");
+}
+
 }  // namespace
 }  // namespace torchpace

@@ -5,7 +5,8 @@
 // how far it moves when every weight and input moves by rounding. What the reference does is no
 // part of the bound: a wrong reference must fail, not excuse others. Without a golden run
 //   |own - reference| <= sqrt(eps) |reference|,
-// integers and bools exactly. Reasons: docs/method.md. Twin: python/torchpace/parity.py.
+// integers and bools exactly. Of an approximate runtime the errors are told and nothing is allowed
+// or refused by them. Reasons: docs/method.md. Twin: python/torchpace/parity.py.
 #pragma once
 
 #include <torch/torch.h>
@@ -23,6 +24,7 @@ namespace torchpace {
 
 inline constexpr char kSpread[] = "spread.";  // prefix in a golden file
 inline constexpr char kNoGolden[] = "no float64 run: tolerance sqrt(eps)";
+inline constexpr char kAgainstReference[] = "no float64 run: errors are those from the reference";
 
 /// Errors are differences from the golden run, without one from the reference.
 struct Parity {
@@ -34,6 +36,11 @@ struct Parity {
   std::string worst;  // the tensor with the largest error / tolerance
   int64_t compared = 0;
   std::string note;
+  // Of an approximate runtime, NaN where nothing has them: the smallest cosine of the angle between
+  // a floating-point tensor and what is expected; of all rows of logits, the share whose largest
+  // element is where it is expected.
+  double cosine = std::numeric_limits<double>::quiet_NaN();
+  double top1 = std::numeric_limits<double>::quiet_NaN();
 };
 
 /// Machine epsilon of a floating dtype. Throws c10::Error on another.
@@ -72,6 +79,7 @@ struct Difference {
   std::array<double, 2> errors = {0, 0};
   std::array<double, 2> sizes = {0, 0};  // of what is expected
   std::string problem;                   // what is not finite, and not on both sides
+  double cosine = 1;                     // of the angle between the two, where they differ
 };
 
 /// On the CPU, complex numbers as pairs.
@@ -120,6 +128,14 @@ inline std::string not_finite(const torch::Tensor& own, const torch::Tensor& exp
   return "";
 }
 
+/// Of the angle between two tensors as vectors; 0 where only one of them is zero.
+inline double cosine(const torch::Tensor& a, const torch::Tensor& b) {
+  const auto length = [](const torch::Tensor& x) { return x.square().sum().sqrt().item<double>(); };
+  const double lengths = length(a) * length(b);
+  if (lengths == 0) return length(a) == length(b) ? 1 : 0;
+  return std::clamp((a * b).sum().item<double>() / lengths, -1.0, 1.0);
+}
+
 /// In float64, over what is finite. An element that is met exactly, such as the -1e9 of a mask,
 /// excuses no other. `whose` begins the words of a problem.
 inline Difference difference(const torch::Tensor& own, const torch::Tensor& expected,
@@ -139,8 +155,11 @@ inline Difference difference(const torch::Tensor& own, const torch::Tensor& expe
     b = b.where(finite, 0);
   }
   const auto missed = a_held.ne(b_held);
-  result.errors = norms((a - b).where(missed, 0));
-  result.sizes = norms(b.where(missed, 0));
+  a = a.where(missed, 0);
+  b = b.where(missed, 0);
+  result.errors = norms(a - b);
+  result.sizes = norms(b);
+  result.cosine = cosine(a, b);
   return result;
 }
 
@@ -194,6 +213,41 @@ inline std::string mismatch(const TensorDict& own, const TensorDict& other,
   return "";
 }
 
+/// Says why values cannot be compared; empty where they can.
+inline std::string incomparable(const TensorDict& values, const TensorDict& reference,
+                                const TensorDict* golden) {
+  auto problem = detail::mismatch(values, reference, "reference");
+  if (problem.empty() && golden != nullptr)
+    problem = detail::mismatch(values, *golden, "float64 run");
+  if (problem.empty() && values.empty()) return "nothing to compare: both sides are empty";
+  return problem;
+}
+
+inline Parity failed_parity(const std::string& name, const std::string& note) {
+  constexpr double kNone = std::numeric_limits<double>::quiet_NaN();
+  return {false, kNone, kNone, kNone, kNone, name, 0, note};
+}
+
+/// Rows of logits, and those whose largest element is where it is expected. Logits are taken to be
+/// every floating-point tensor with more than one element in its last dimension.
+struct TopOne {
+  int64_t rows = 0, agreeing = 0;
+
+  void add(const torch::Tensor& own, const torch::Tensor& expected) {
+    if (!own.is_floating_point() || own.dim() == 0 || own.size(-1) < 2) return;
+    const auto largest_of = [](const torch::Tensor& x) {
+      return x.detach().to(torch::kCPU, torch::kFloat64).argmax(-1);
+    };
+    const auto same = largest_of(own).eq(largest_of(expected));
+    rows += same.numel();
+    agreeing += same.sum().item<int64_t>();
+  }
+  double share() const {
+    return rows > 0 ? static_cast<double>(agreeing) / static_cast<double>(rows)
+                    : std::numeric_limits<double>::quiet_NaN();
+  }
+};
+
 }  // namespace detail
 
 /// Compares by name. Names, shapes and kinds of values must be those of the reference and of the
@@ -201,16 +255,8 @@ inline std::string mismatch(const TensorDict& own, const TensorDict& other,
 /// errors. `golden` may be null. Tensors may be of any dtype and device; eps is that of `dtype`.
 inline Parity check_parity(const TensorDict& values, const TensorDict& reference,
                            const TensorDict* golden, torch::ScalarType dtype) {
-  constexpr double kNone = std::numeric_limits<double>::quiet_NaN();
-  const auto failed = [](const std::string& name, const std::string& note) {
-    return Parity{false, kNone, kNone, kNone, kNone, name, 0, note};
-  };
-  auto problem = detail::mismatch(values, reference, "reference");
-  if (problem.empty() && golden != nullptr)
-    problem = detail::mismatch(values, *golden, "float64 run");
-  if (!problem.empty()) return failed("", problem);
-  if (values.empty()) return failed("", "nothing to compare: both sides are empty");
-
+  if (const auto why = detail::incomparable(values, reference, golden); !why.empty())
+    return detail::failed_parity("", why);
   const double eps = epsilon(dtype);
   const auto& yardstick = golden == nullptr ? reference : *golden;
   const std::string what = golden == nullptr ? "reference" : "float64 run";
@@ -221,7 +267,7 @@ inline Parity check_parity(const TensorDict& values, const TensorDict& reference
   for (const auto& [name, own] : values) {
     const auto found =
         detail::difference(own, yardstick.at(name), dtype, name + ": the " + what + " has");
-    if (!found.problem.empty()) return failed(name, found.problem);
+    if (!found.problem.empty()) return detail::failed_parity(name, found.problem);
     std::array<double, 2> tolerances = {0, 0};
     const auto spread = golden == nullptr ? yardstick.end() : golden->find(kSpread + name);
     for (std::size_t i = 0; i < tolerances.size(); ++i) {
@@ -241,6 +287,41 @@ inline Parity check_parity(const TensorDict& values, const TensorDict& reference
     result.rms_tolerance = tolerances[1];
   }
   result.passed = worst_ratio <= 1;
+  return result;
+}
+
+/// As check_parity, of a runtime whose arithmetic is coarser than that of the case: no error fails,
+/// and there is no tolerance. Names, shapes, kinds of values, NaN and infinities must still agree.
+/// `worst` is the tensor with the largest root mean square error relative to its size.
+inline Parity measure_parity(const TensorDict& values, const TensorDict& reference,
+                             const TensorDict* golden, torch::ScalarType dtype) {
+  if (const auto why = detail::incomparable(values, reference, golden); !why.empty())
+    return detail::failed_parity("", why);
+  const auto& yardstick = golden == nullptr ? reference : *golden;
+  const std::string what = golden == nullptr ? "reference" : "float64 run";
+  Parity result;
+  result.compared = static_cast<int64_t>(values.size());
+  result.tolerance = result.rms_tolerance = std::numeric_limits<double>::quiet_NaN();
+  if (golden == nullptr) result.note = kAgainstReference;
+  detail::TopOne top_one;
+  double worst_ratio = -1;
+  for (const auto& [name, own] : values) {
+    const auto& expected = yardstick.at(name);
+    const auto found = detail::difference(own, expected, dtype, name + ": the " + what + " has");
+    if (!found.problem.empty()) return detail::failed_parity(name, found.problem);
+    // The share of integers that differ is relative already.
+    const double ratio = detail::ratio(found.errors[1], is_exact(own) ? 1 : found.sizes[1]);
+    if (ratio > worst_ratio) {
+      worst_ratio = ratio;
+      result.worst = name;
+      result.max_abs_error = found.errors[0];
+      result.rms_error = found.errors[1];
+    }
+    if (is_exact(own)) continue;
+    result.cosine = std::fmin(result.cosine, found.cosine);
+    top_one.add(own, expected);
+  }
+  result.top1 = top_one.share();
   return result;
 }
 

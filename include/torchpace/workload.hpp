@@ -59,6 +59,7 @@ struct Runtime {
   std::string description;
   std::function<Workload(const Settings&, const Model&)> load;
   std::string artifact = {};  // the kind of compiled file that it loads, as the key `artifact`
+  bool approximate = false;   // coarser arithmetic than the case's: parity only tells its errors
 };
 
 /// How the steps of a case are timed.

@@ -139,6 +139,64 @@ def test_names_shapes_and_kinds_come_first(own, message):
     assert re.search(message, found.note)
 
 
+def measure(own, golden):
+    return parity.measure_parity(own, own, golden, torch.float32)
+
+
+def test_errors_of_an_approximate_runtime_are_told_and_fail_nothing():
+    golden = {"y": torch.tensor([[1.0, 2.0], [3.0, 0.0]]).double(), "spread.y": tensor(1.0, 1.0)}
+    found = measure({"y": torch.tensor([[1.0, 1.5], [0.0, 0.5]])}, golden)
+    assert found.passed and found.note == ""
+    assert found.max_abs_error == 3 and found.rms_error == pytest.approx(math.sqrt(9.5 / 4))
+    assert found.tolerance is None and found.rms_tolerance is None
+    # Over what differs: 1.0 is met exactly.
+    assert found.cosine == pytest.approx(3 / math.sqrt(2.5 * 13)) and found.top1 == 0.5
+
+
+def test_the_worst_output_of_an_approximate_runtime_has_the_largest_relative_error():
+    golden = {"a": tensor([1e6], [1e6]), "b": tensor([1.0], [1.0]), "label": torch.arange(100)}
+    own = {"a": tensor([1e6 + 10], [1e6]), "b": tensor([1.1], [1.1]), "label": torch.arange(100)}
+    own["label"][0] = 7
+    found = measure(own, golden)
+    assert found.worst == "b" and found.max_abs_error == pytest.approx(0.1)
+    assert found.cosine == pytest.approx(1)
+    assert found.top1 is None  # one number a row is no logits
+    found = measure(own | {"label": torch.arange(100) + 1}, golden)
+    assert found.worst == "label" and found.max_abs_error == 100
+
+
+def test_what_is_exact_or_zero_has_a_cosine():
+    ones = {"y": torch.ones(2)}
+    assert measure(ones, ones).cosine == 1
+    assert measure({"y": torch.zeros(2)}, ones).cosine == 0
+    assert measure({"y": -torch.ones(2)}, ones).cosine == pytest.approx(-1)
+    integers = {"y": torch.ones(2, dtype=torch.int64)}
+    assert measure(integers, integers).cosine is None
+
+
+@pytest.mark.parametrize(
+    ("own", "message"),
+    [
+        ({}, "lacks y"),
+        ({"y": torch.ones(3)}, r"expected shape \[2\]"),
+        ({"y": torch.ones(2, dtype=torch.int64)}, "expected floating-point values"),
+        ({"y": torch.tensor([1.0, math.nan])}, "0 of 2 values NaN, the runtime 1"),
+    ],
+)
+def test_an_approximate_runtime_must_agree_in_names_shapes_kinds_and_nan(own, message):
+    found = measure(own, {"y": torch.ones(2)})
+    assert not found.passed and re.search(message, found.note)
+    assert found.cosine is None and found.max_abs_error is None
+
+
+def test_an_approximate_runtime_is_measured_against_the_reference_without_a_golden_run():
+    found = parity.measure_parity(
+        {"y": tensor(1.5, 1.5)}, {"y": tensor(1.0, 1.0)}, None, torch.float32
+    )
+    assert found.passed and found.max_abs_error == 0.5
+    assert found.note == parity.AGAINST_REFERENCE
+
+
 @pytest.mark.parametrize("name", ["gptlite", "dnn"])
 @pytest.mark.parametrize("phase", ["inference", "train"])
 @pytest.mark.parametrize("attention", ["sdpa", "explicit"])

@@ -227,6 +227,22 @@ def test_samples_beyond_the_axis_are_all_counted(tmp_path, results):
     assert "7 beyond, to 5 s" in written(tmp_path, changed)
 
 
+def test_an_approximate_row_is_shown_and_is_no_candidate_for_the_fastest(tmp_path, results):
+    changed = copy.deepcopy(results)
+    for part in (changed, changed["display"]):
+        part["cases"] = part["cases"][1:2]
+    row = changed["cases"][0]["runtimes"][1]
+    assert row["runtime"] == "cpp-eager"
+    row["approximate"] = True
+    row["parity"] |= {"passed": True, "cosine": 0.99989, "top1": 0.9919}
+    changed = refreshed(tmp_path, changed)
+    assert changed["display"]["cases"][0]["ranking"] == []
+    html = written(tmp_path, changed)
+    assert "≈</span> approximate" in html and "cos 0.9998, top-1 99.1 %" in html
+    assert "Approximate: cpp-eager 1.003x" in html
+    assert "Fastest on each case" not in html
+
+
 def test_rows_without_samples_are_no_lanes(tmp_path, results):
     changed = copy.deepcopy(results)
     for case in changed["cases"]:

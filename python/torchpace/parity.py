@@ -15,13 +15,17 @@ SPREAD = "spread."  # prefix in a golden file: rounding sensitivity, the two nor
 # Of the size of an output: sums in another order move it by less, one dropped element by more.
 REPEATABLE = 1e-5
 NO_GOLDEN = "no float64 run: tolerance sqrt(eps)"
+AGAINST_REFERENCE = "no float64 run: errors are those from the reference"
 
 
 @dataclass
 class Parity:
     """The verdict, with the errors of `worst`: the tensor with the largest error / tolerance.
 
-    Errors are differences from the golden run, without one from the reference.
+    Errors are differences from the golden run, without one from the reference. Of an approximate
+    runtime, None where nothing has them: `cosine`, the smallest of the angle between a
+    floating-point tensor and what is expected; `top1`, of all rows of logits the share whose
+    largest element is where it is expected.
     """
 
     passed: bool = True
@@ -32,6 +36,8 @@ class Parity:
     worst: str = ""
     compared: int = 0
     note: str = ""
+    cosine: float | None = None
+    top1: float | None = None
 
     def json(self) -> dict:
         return asdict(self)
@@ -54,27 +60,23 @@ def check_parity(
     reference must fail, not excuse others. Without a golden run |own - reference| <= sqrt(eps)
     |reference|, integers exactly.
     """
-    spread, others = {}, {"reference": reference}
+    spread = {}
     if golden is not None:
         spread = {
             k.removeprefix(SPREAD): v.tolist() for k, v in golden.items() if k.startswith(SPREAD)
         }
-        golden = {k: v for k, v in golden.items() if not k.startswith(SPREAD)}
-        others["float64 run"] = golden
-    problem = next((p for what, other in others.items() if (p := _mismatch(own, other, what))), "")
-    if problem:
-        return Parity(False, None, None, None, None, note=problem)
+        golden = _values(golden)
+    if problem := _incomparable(own, reference, golden):
+        return _failed("", problem)
 
     eps = torch.finfo(dtype).eps
     result = Parity(compared=len(own), note="" if golden is not None else NO_GOLDEN)
-    yardstick = reference if golden is None else golden
-    what = list(others)[-1]
+    yardstick, what = (reference, "reference") if golden is None else (golden, "float64 run")
     worst_ratio = -1.0
     for name in sorted(own):
         found = _difference(own[name], yardstick[name], dtype)
         if found.problem:
-            note = f"{name}: the {what} has {found.problem}"
-            return Parity(False, None, None, None, None, name, note=note)
+            return _failed(name, f"{name}: the {what} has {found.problem}")
         if golden is None:
             tolerances = [math.sqrt(eps) * size for size in found.sizes]
         else:
@@ -86,9 +88,72 @@ def check_parity(
             result.max_abs_error, result.rms_error = map(_told, found.errors)
             result.tolerance, result.rms_tolerance = map(_told, tolerances)
     result.passed = worst_ratio <= 1
-    if not own:
-        result.passed, result.note = False, "nothing to compare: both sides are empty"
     return result
+
+
+def measure_parity(
+    own: dict[str, Tensor],
+    reference: dict[str, Tensor],
+    golden: dict[str, Tensor] | None,
+    dtype: torch.dtype,
+) -> Parity:
+    """As check_parity, of a runtime whose arithmetic is coarser than that of the case: no error
+    fails, and there is no tolerance. Names, shapes, kinds of values, NaN and infinities must still
+    agree. `worst` is the tensor with the largest root mean square error relative to its size.
+    """
+    golden = None if golden is None else _values(golden)
+    if problem := _incomparable(own, reference, golden):
+        return _failed("", problem)
+    yardstick, what = (reference, "reference") if golden is None else (golden, "float64 run")
+    result = Parity(tolerance=None, rms_tolerance=None, compared=len(own))
+    result.note = AGAINST_REFERENCE if golden is None else ""
+    worst_ratio, cosines, agreeing = -1.0, [], []
+    for name in sorted(own):
+        found = _difference(own[name], yardstick[name], dtype)
+        if found.problem:
+            return _failed(name, f"{name}: the {what} has {found.problem}")
+        # The share of integers that differ is relative already.
+        ratio = _ratio(found.errors[1], 1.0 if is_exact(own[name]) else found.sizes[1])
+        if ratio > worst_ratio:
+            worst_ratio, result.worst = ratio, name
+            result.max_abs_error, result.rms_error = map(_told, found.errors)
+        if is_exact(own[name]):
+            continue
+        cosines.append(found.cosine)
+        if _are_logits(own[name]):
+            agreeing.append((_largest(own[name]) == _largest(yardstick[name])).flatten())
+    result.cosine = min(cosines, default=None)
+    if agreeing and (rows := torch.cat(agreeing)).numel():
+        result.top1 = rows.double().mean().item()
+    return result
+
+
+def _values(golden: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Without the rounding sensitivities."""
+    return {name: value for name, value in golden.items() if not name.startswith(SPREAD)}
+
+
+def _incomparable(
+    own: dict[str, Tensor], reference: dict[str, Tensor], golden: dict[str, Tensor] | None
+) -> str:
+    """Why values cannot be compared; empty where they can."""
+    problem = _mismatch(own, reference, "reference")
+    if not problem and golden is not None:
+        problem = _mismatch(own, golden, "float64 run")
+    return problem or ("" if own else "nothing to compare: both sides are empty")
+
+
+def _failed(name: str, note: str) -> Parity:
+    return Parity(False, None, None, None, None, name, note=note)
+
+
+def _are_logits(x: Tensor) -> bool:
+    """Taken to be every floating-point tensor with more than one element in its last dimension."""
+    return x.is_floating_point() and x.dim() > 0 and x.size(-1) > 1
+
+
+def _largest(logits: Tensor) -> Tensor:
+    return logits.detach().to("cpu", torch.float64).argmax(-1)
 
 
 @dataclass
@@ -96,6 +161,7 @@ class _Difference:
     errors: list[float]
     sizes: list[float]  # of what is expected, where it is not met exactly
     problem: str = ""  # what is not finite, and not on both sides
+    cosine: float = 1.0  # of the angle between the two, where they differ
 
 
 def _difference(own: Tensor, expected: Tensor, dtype: torch.dtype) -> _Difference:
@@ -114,7 +180,15 @@ def _difference(own: Tensor, expected: Tensor, dtype: torch.dtype) -> _Differenc
         a, b = torch.where(finite, a, 0.0), torch.where(finite, b, 0.0)
     missed = held[0] != held[1]
     a, b = torch.where(missed, a, 0.0), torch.where(missed, b, 0.0)
-    return _Difference(norms(a, b), norms(b), problem)
+    return _Difference(norms(a, b), norms(b), problem, _cosine(a, b))
+
+
+def _cosine(a: Tensor, b: Tensor) -> float:
+    """Of the angle between two tensors as vectors; 0 where only one of them is zero."""
+    one, other = (x.square().sum().sqrt().item() for x in (a, b))
+    if one * other == 0:
+        return 1.0 if one == other else 0.0
+    return min(1.0, max(-1.0, (a * b).sum().item() / (one * other)))
 
 
 def _held(x: Tensor, dtype: torch.dtype) -> Tensor:

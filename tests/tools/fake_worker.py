@@ -159,6 +159,8 @@ class Worker:
                 "compared": 1,
                 "note": "",
             }
+        if self.options.approximate:
+            return {"passed": True, "max_abs_error": 0.02, "cosine": 0.9995, "top1": 0.75}
         return {
             "passed": error <= 1e-6,
             "max_abs_error": error,
@@ -206,6 +208,7 @@ def main(arguments=None):
     parser.add_argument("--torch", default="none")
     parser.add_argument("--fail", default="")
     parser.add_argument("--wrong", action="store_true")
+    parser.add_argument("--approximate", action="store_true")
     parser.add_argument(
         "--off-golden", action="store_true", help="farther from a float64 run than it may be"
     )

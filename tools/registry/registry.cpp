@@ -11,6 +11,7 @@
 #include <torchpace/runtimes/compiled_training.hpp>
 #include <torchpace/runtimes/cuda_graph.hpp>
 #include <torchpace/runtimes/eager.hpp>
+#include <torchpace/runtimes/int8.hpp>
 #include <torchpace/runtimes/torchscript.hpp>
 #include <utility>
 
@@ -23,8 +24,9 @@ constexpr std::pair<const char*, Model (*)(const Settings&)> kModels[] = {
     {"gptlite", make_gptlite},
     {"imported", make_imported},
 };
-constexpr std::array kRuntimes = {aot_runtimes, compiled_training_runtimes, cuda_graph_runtimes,
-                                  eager_runtimes, torchscript_runtimes};
+constexpr std::array kRuntimes = {aot_runtimes,        compiled_training_runtimes,
+                                  cuda_graph_runtimes, eager_runtimes,
+                                  int8_runtimes,       torchscript_runtimes};
 
 }  // namespace
 

@@ -20,6 +20,7 @@ inline int list_runtimes(const std::vector<Runtime>& runtimes) {
                           .add("name", runtime.name)
                           .add("description", runtime.description)
                           .add("artifact", runtime.artifact)
+                          .add("approximate", runtime.approximate)
                           .str());
   }
   std::cout << JsonObject().raw("runtimes", json_array(entries)).str() << '\n';
@@ -52,6 +53,7 @@ inline int run_worker(int argc, char** argv, const std::vector<Runtime>& runtime
   }
   for (const auto& runtime : runtimes) {
     if (runtime.name != options.runtime) continue;
+    options.approximate = runtime.approximate;
     return serve_worker(options, [runtime](const Settings& settings) {
       return runtime.load(settings, make_model(settings.require<std::string>("model"), settings));
     });

@@ -33,7 +33,8 @@ struct WorkerOptions {
   std::string runtime = "worker";
   // What it can load; "*": any of torchpace's own cases.
   std::vector<std::string> cases = {"default"};
-  double slow = 0;  // tests only: every step takes this fraction longer, by a busy wait
+  double slow = 0;           // tests only: every step takes this fraction longer, by a busy wait
+  bool approximate = false;  // as Runtime::approximate
 };
 
 namespace detail {
@@ -247,8 +248,9 @@ class Worker {
     std::optional<TensorDict> golden;
     if (paths.size() > 1) golden = read_tensors(paths[1]);
     auto workload = parity_workload();
-    auto parity = check_parity(workload.values(), reference, golden ? &*golden : nullptr,
-                               workload.execution.precision(workload.dtype));
+    const auto compare = options_.approximate ? measure_parity : check_parity;
+    auto parity = compare(workload.values(), reference, golden ? &*golden : nullptr,
+                          workload.execution.precision(workload.dtype));
     if (settings_.get<double>("dropout", 0) != 0)
       parity.note += (parity.note.empty() ? "" : "; ") + std::string("checked at dropout 0");
     return JsonObject()
@@ -260,6 +262,8 @@ class Worker {
         .add("worst", parity.worst)
         .add("compared", parity.compared)
         .add("note", parity.note)
+        .add("cosine", parity.cosine)
+        .add("top1", parity.top1)
         .str();
   }
 

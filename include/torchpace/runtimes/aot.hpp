@@ -33,27 +33,29 @@ inline double check_foreign(const AotPackage& package, const torch::Device& devi
       device);
 }
 
+/// The case's package as a workload. Throws DeviceUnavailable for training, SettingsError and
+/// ArchiveError.
+inline Workload load_package(const Settings& s, const Model& model) {
+  const auto phase = inference_phase(s, "AOTInductor packages are for inference; cpp-eager trains");
+  const auto device = choose_device(s.get("device", "cpu"));
+  auto batches = load_batches(s, device);
+  const auto runners = s.get<int64_t>("runners", 1);
+  if (runners < 1)
+    throw SettingsError("runners: expected 1 or more, got " + std::to_string(runners));
+  const AotPackage package(s.require<std::string>("artifact"), s.get("model_name", ""));
+  const double check_s = check_foreign(package, device, batches.inputs(0));
+  const auto forward = load_aot(package, device, s.get("threads", 0), batches.inputs(0),
+                                static_cast<std::size_t>(runners));
+  auto workload = inference_workload(forward, std::move(batches), model.cost, s, phase);
+  workload.check_s = check_s;
+  if (package.get("torchpace.gemm") == "torchpace") workload.gemm = "torchpace";
+  return workload;
+}
+
 inline std::vector<Runtime> aot_runtimes() {
-  const auto load = [](const Settings& s, const Model& model) {
-    const auto phase =
-        inference_phase(s, "AOTInductor packages are for inference; cpp-eager trains");
-    const auto device = choose_device(s.get("device", "cpu"));
-    auto batches = load_batches(s, device);
-    const auto runners = s.get<int64_t>("runners", 1);
-    if (runners < 1)
-      throw SettingsError("runners: expected 1 or more, got " + std::to_string(runners));
-    const AotPackage package(s.require<std::string>("artifact"), s.get("model_name", ""));
-    const double check_s = check_foreign(package, device, batches.inputs(0));
-    const auto forward = load_aot(package, device, s.get("threads", 0), batches.inputs(0),
-                                  static_cast<std::size_t>(runners));
-    auto workload = inference_workload(forward, std::move(batches), model.cost, s, phase);
-    workload.check_s = check_s;
-    if (package.get("torchpace.gemm") == "torchpace") workload.gemm = "torchpace";
-    return workload;
-  };
   return {{.name = "cpp-aot",
            .description = "an AOTInductor package, in C++",
-           .load = load,
+           .load = load_package,
            .artifact = "aot"}};
 }
 

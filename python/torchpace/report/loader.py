@@ -66,6 +66,7 @@ RUNTIME_OPTIONAL = {
     "copy_of": str,
     "condition_of": str,
     "implausible": str,
+    "approximate": bool,
     "step_ns": dict,
     "percentiles_ns": dict,
     "samples": int,
@@ -186,7 +187,7 @@ def check_case(check, at, case):
             check.kind(f"{here}/differs/{j}", key, str)
         if row.setdefault("break_even_steps", None) != "never":
             check.number(f"{here}/break_even_steps", row["break_even_steps"])
-        for key in ("max_abs_error", "tolerance"):
+        for key in ("max_abs_error", "tolerance", "cosine", "top1"):
             check.number(f"{here}/parity/{key}", row["parity"].get(key))
         for name in ("cold_s", "peak_bytes", "percentiles_ns"):
             for key, value in row[name].items():

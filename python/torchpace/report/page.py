@@ -15,6 +15,7 @@ MARKS = {
     "UNSURE": "?",
     "INVALID": "✕",
     "IMPLAUSIBLE": "✕",
+    "APPROXIMATE": "≈",
     "REFERENCE": "●",
     "NONE": "–",
 }
@@ -27,6 +28,8 @@ MEANINGS = {
     "reference's, by more than is allowed: not timed",
     "IMPLAUSIBLE": "faster than this machine can multiply or read: the row does less work than the "
     "case, and counts nowhere",
+    "APPROXIMATE": "the runtime computes with less precision than the case asks for: no tolerance "
+    "judges its error, which stands in its row, and no ranking or mean counts it",
 }
 
 

@@ -2,7 +2,9 @@
 `load(name, settings, model) -> Workload`, where `model` has the functions that torchpace.models
 names. If it loads a compiled file it has a literal `ARTIFACTS = {"py-x": "kind"}`, and if it
 imports more than torch a `prepare()`, called before the worker forks: it must start no thread. If
-it needs packages beside torch it names them in a literal, `NEEDS = ("openvino",)`.
+it needs packages beside torch it names them in a literal, `NEEDS = ("openvino",)`. Where its
+arithmetic is coarser than the case's it has a literal `APPROXIMATE = True`: its errors are reported
+and no tolerance judges them.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ class Listed:
     module: str
     artifact: str  # the kind of compiled file that it loads, or empty
     needs: tuple[str, ...]  # distributions, beside torch
+    approximate: bool  # its errors are reported, and no tolerance judges them
 
     @property
     def absent(self) -> str:
@@ -35,14 +38,16 @@ def list_runtimes() -> dict[str, Listed]:
     """By name, read from the sources without importing them or torch."""
     found = {}
     for path in sorted(Path(__file__).parent.glob("*.py")):
-        literals: dict = {"RUNTIMES": {}, "ARTIFACTS": {}, "NEEDS": ()}
+        literals: dict = {"RUNTIMES": {}, "ARTIFACTS": {}, "NEEDS": (), "APPROXIMATE": False}
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
             for target in node.targets if isinstance(node, ast.Assign) else []:
                 if isinstance(target, ast.Name) and target.id in literals:
                     literals[target.id] = ast.literal_eval(node.value)
         for name, description in literals["RUNTIMES"].items():
             artifact = literals["ARTIFACTS"].get(name, "")
-            found[name] = Listed(description, path.stem, artifact, literals["NEEDS"])
+            found[name] = Listed(
+                description, path.stem, artifact, literals["NEEDS"], literals["APPROXIMATE"]
+            )
     return found
 
 

@@ -137,11 +137,11 @@ def _fastest(packages: Mapping[str, Path], source: Source) -> str:
 
 def _configs(source: Source, way: _Way) -> dict[str, Any]:
     freezing = source.settings.flag("freezing", True) and source.device.type == "cpu"
-    metadata = _metadata(source) | {"torchpace.gemm": way.gemm, "torchpace.aot": way.name}
+    metadata = package_metadata(source) | {"torchpace.gemm": way.gemm, "torchpace.aot": way.name}
     return {"freezing": freezing, "aot_inductor.metadata": metadata, **way.configs}
 
 
-def _metadata(source: Source) -> dict[str, str]:
+def package_metadata(source: Source) -> dict[str, str]:
     """What a loader checks; all that is not checked is for people."""
     dynamic = source.settings.flag("dynamic", False)
     with source.turn():

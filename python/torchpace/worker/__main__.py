@@ -65,6 +65,7 @@ def main(arguments: list[str] | None = None) -> int:
         for name, listed in runtimes.list_runtimes().items():
             line = {"runtime": name, "description": listed.description}
             line |= {"artifact": listed.artifact, "absent": listed.absent}
+            line |= {"approximate": listed.approximate}
             print(json.dumps(line))
         return 0
     known = runtimes.list_runtimes()

@@ -62,6 +62,15 @@ TEST(FailOn, OneSlowRowOfNinetyIsFound) {
   EXPECT_GE(found, 18);
 }
 
+TEST(FailOn, AnApproximateRowIsNotJudged) {
+  std::mt19937_64 generator(1);
+  auto results = simulated(generator, 17, 2);
+  ASSERT_EQ(find_regressions(results, {.below = 1}).found.size(), 1U);
+  results.cases[0].runtimes[1].approximate = true;
+  const auto regressions = find_regressions(results, {.below = 1});
+  EXPECT_TRUE(regressions.found.empty() && regressions.not_judged.empty());
+}
+
 TEST(FailOn, TooFewInvocationsSayHowManyItNeeds) {
   std::mt19937_64 generator(1);
   const auto regressions = find_regressions(simulated(generator, 6, 2), {.below = 1});

@@ -555,8 +555,8 @@ TEST_F(Compare, ThePresetNamesItsRuntimesAndAllTakesAll) {
   const double of_two = 45;
   EXPECT_EQ(run_package("--runtimes 'py-*' --cases dnn_deep_latency").code, kParityFailed);
   plan = results().plan;
-  EXPECT_EQ(plan.runtimes.size(), 8u);
-  EXPECT_GE(plan.max_seconds, of_two + 5 * 10);
+  EXPECT_EQ(plan.runtimes.size(), 9u);
+  EXPECT_GE(plan.max_seconds, of_two + 6 * 10);
 }
 
 TEST_F(Compare, ARowThatIsNowhereIsSaidOnce) {
@@ -576,6 +576,28 @@ TEST_F(Compare, ARuntimeThatIsNotInstalledIsSkippedAndCostsNothing) {
   EXPECT_TRUE(logged("export", "make=absent").empty());
   EXPECT_TRUE(logged("py-absent", "").empty());
   EXPECT_LT(results().plan.max_seconds, 50);  // 45 for two runtimes, 10 more with a third
+}
+
+TEST_F(Compare, AnApproximateRuntimeIsMeasuredAndNotJudged) {
+  const auto outcome = run_package(
+      "--runtimes py-coarse,py-eager,py-skipped --cases dnn_deep_latency --fail-on 'speedup<9'");
+  EXPECT_EQ(outcome.code, kOk) << outcome.err;
+  const auto found = results();
+  EXPECT_EQ(found.plan.reference, "py-eager");
+  const auto& row = *found.cases[0].find("py-coarse");
+  EXPECT_TRUE(row.approximate);
+  EXPECT_EQ(row.speedup.verdict, "APPROXIMATE");
+  EXPECT_GT(row.speedup.ratio.median, 1.5);
+  EXPECT_FALSE(found.cases[0].fastest);
+  EXPECT_NE(outcome.out.find("cos 0.9995, top-1 75.0 %"), std::string::npos) << outcome.out;
+}
+
+TEST_F(Compare, AnApproximateRuntimeIsNoReference) {
+  for (const std::string more : {"--reference py-coarse", ""}) {
+    const auto outcome = run_package("--cases dnn_deep_latency --runtimes py-coarse " + more);
+    EXPECT_EQ(outcome.code, kBadInput);
+    EXPECT_NE(outcome.err.find("approximate"), std::string::npos) << outcome.err;
+  }
 }
 
 TEST_F(Compare, AModelOfYourOwnIsTheCases) {

@@ -363,6 +363,58 @@ TEST(Report, AnImplausibleRowIsShownAndIsNowhereCounted) {
   EXPECT_NE(printed(results).find("no geometric mean of cpp-aot"), std::string::npos);
 }
 
+TEST(Report, AnApproximateRowIsShownAndIsNowhereCounted) {
+  auto results = fixture();
+  for (auto& result : results.cases) {
+    auto* row = result.find("cpp-eager");
+    if (row == nullptr) continue;
+    row->approximate = true;
+    row->parity = Parity{.passed = true, .max_abs_error = 0.02, .cosine = 0.99989, .top1 = 0.9919};
+  }
+  analyze(results);
+  auto& result = results.cases[1];  // cpp-eager is the fastest, and cpp-aot implausible
+  const auto& row = *result.find("cpp-eager");
+  EXPECT_EQ(row.speedup.verdict, "APPROXIMATE");
+  EXPECT_TRUE(row.speedup.ratio.bounded());
+  EXPECT_TRUE(std::isnan(row.break_even_steps));
+  EXPECT_FALSE(result.fastest);
+  EXPECT_TRUE(ranking(result).empty());
+  for (const auto& [word, count] : tally(results)) EXPECT_NE(word, "APPROXIMATE");
+  const auto said = headline(result, 0.02);
+  EXPECT_EQ(said.leader, "");
+  EXPECT_NE(said.others.find("Approximate: cpp-eager " + speedup_text(row) +
+                             " (cos 0.9998, top-1 99.1 %)."),
+            std::string::npos)
+      << said.others;
+  const auto text = printed(results), markdown = markdown_report(results);
+  EXPECT_TRUE(std::regex_search(
+      text, std::regex("  cpp-eager .* APPROXIMATE .* cos 0\\.9998, top-1 99\\.1 %")))
+      << text;
+  EXPECT_NE(text.find("cpp-eager: approximate: no tolerance judges its error"), std::string::npos);
+  EXPECT_EQ(text.find("geometric mean of cpp-eager"), std::string::npos);
+  EXPECT_EQ(text.find("cpp-eager: geometric mean"), std::string::npos);
+  EXPECT_NE(markdown.find("**APPROXIMATE**"), std::string::npos);
+  EXPECT_NE(markdown.find("| cos 0.9998, top-1 99.1 % |"), std::string::npos);
+  EXPECT_EQ(display(results)["cases"][1]["rows"][1]["error"], "cos 0.9998, top-1 99.1 %");
+}
+
+TEST(Report, TheErrorOfAnApproximateRowIsRoundedDown) {
+  RuntimeResult row;
+  row.parity = Parity{.passed = true, .max_abs_error = 3, .cosine = 0.99999, .top1 = 0.9996};
+  EXPECT_EQ(approximation_text(row), "");
+  row.approximate = true;
+  EXPECT_EQ(approximation_text(row), "cos 0.9999, top-1 99.9 %");
+  row.parity->top1 = 1;
+  row.parity->cosine = 1;
+  EXPECT_EQ(approximation_text(row), "cos 1.0000, top-1 100.0 %");
+  row.parity->top1 = kNan;
+  EXPECT_EQ(approximation_text(row), "cos 1.0000");
+  row.parity->cosine = kNan;
+  EXPECT_EQ(approximation_text(row), "3.0e+00");
+  row.parity->passed = false;
+  EXPECT_EQ(approximation_text(row), "");
+}
+
 TEST(Report, NotesOfRowsStandOnceBelowTheirTable) {
   const auto results = fixture();
   const auto text = printed(results), markdown = markdown_report(results);

@@ -108,6 +108,20 @@ TEST(Results, AFileAloneGivesBackEveryNumber) {
   EXPECT_EQ(to_json(again).dump(), to_json(results).dump());
 }
 
+TEST(Results, AnApproximateRowIsReadBack) {
+  auto results = example();
+  auto& row = *results.cases[0].find("new");
+  EXPECT_FALSE(to_json(results)["cases"][0]["runtimes"][1].contains("approximate"));
+  row.approximate = true;
+  row.parity->cosine = 0.5;
+  row.parity->top1 = 0.25;
+  const auto again = reread(results);
+  const auto& found = *again.cases[0].find("new");
+  EXPECT_TRUE(found.approximate);
+  EXPECT_EQ(found.parity->cosine, 0.5);
+  EXPECT_EQ(found.parity->top1, 0.25);
+}
+
 TEST(Results, DerivedNumbersOfAFileAreNotTrusted) {
   auto json = to_json(example());
   json["cases"][0]["runtimes"][1]["speedup"]["median"] = 99.0;

@@ -16,6 +16,7 @@ namespace torchpace::cli {
 namespace {
 
 constexpr const char* kImplausible = "IMPLAUSIBLE";      // verdict
+constexpr const char* kApproximate = "APPROXIMATE";      // verdict
 constexpr const char* kImplausibleCode = "implausible";  // of a warning
 constexpr double kFaultRatio = 10;        // page faults per step that differ more than this
 constexpr double kRareBlocks = 0.01;      // that met a migrated vCPU, of all: not worth a word
@@ -162,6 +163,8 @@ void judge_row(CaseResult& result, RuntimeResult& row, double delta) {
     row.speedup.verdict = kImplausible;
   } else if (row.runtime == result.reference) {
     row.speedup.verdict = "REFERENCE";
+  } else if (row.approximate && !std::isnan(row.speedup.ratio.median)) {
+    row.speedup.verdict = kApproximate;
   } else if (result.counts(row) && !row.is_copy() && !std::isnan(row.speedup.ratio.median)) {
     row.speedup.verdict = to_string(judge(row.speedup.ratio, result.noise_floor, delta));
     row.speedup.advice = advice(row.speedup.ratio, result.noise_floor, delta);
@@ -299,6 +302,10 @@ void collect_notes(CaseResult& result, const std::vector<Warning>& warnings) {
     if (row.is_copy()) continue;
     if (row.status == Status::invalid) broken.add(row.runtime, "invalid: " + row.reason);
     if (!row.implausible.empty()) broken.add(row.runtime, "implausible: " + row.implausible);
+    if (row.approximate && row.status == Status::ok)
+      said.add(row.runtime,
+               "approximate: no tolerance judges its error, and no ranking, mean or --fail-on "
+               "counts its speedup");
   }
   bool has_golden = true;
   for (const auto& warning : warnings) {

@@ -42,6 +42,7 @@ Regressions find_regressions(const Results& results, const FailOn& rule) {
     const auto* reference = result.find(result.reference);
     for (const auto& row : result.runtimes) {
       if (row.is_copy() || &row == reference || row.status != Status::ok) continue;
+      if (row.approximate) continue;
       if (reference == nullptr || !result.counts(row)) {
         regressions.not_judged.push_back(
             fmt::format("{}: the speedup of {} is implausible, so --fail-on does not judge it",

@@ -41,6 +41,7 @@ double working_set(const CaseResult& result) {
 }
 
 bool is_incomparable(const Results& results, const RuntimeResult& row) {
+  if (row.approximate) return true;
   for (const char* key : {"dtype", "autocast", "tf32"}) {
     if (std::find(row.differs.begin(), row.differs.end(), key) != row.differs.end()) return true;
   }

@@ -12,9 +12,10 @@ constexpr int kColdSteps = 10;  // the time to the tenth step is told beside the
 const std::string kReferenceIs = "the reference is ";  // begins a reason that is of all rows
 
 /// Rows of the others where the reference gives nothing to compare with.
-RuntimeResult without_reference(const std::string& runtime, const RuntimeResult& reference) {
+RuntimeResult without_reference(const WorkerSpec& spec, const RuntimeResult& reference) {
   RuntimeResult row;
-  row.runtime = runtime;
+  row.runtime = spec.runtime;
+  row.approximate = spec.approximate;
   row.status = reference.status;
   row.reason = reference.reason.starts_with(kReferenceIs)
                    ? fmt::format("the reference {} is {}", reference.runtime,
@@ -87,7 +88,7 @@ void Preflight::pass_one(PreflightCase& preflight_case, const WorkerSpec& spec) 
   const bool is_reference = spec.runtime == result.reference;
   const auto* reference = result.find(result.reference);
   if (!is_reference && reference->status != Status::ok) {
-    result.runtimes.push_back(without_reference(spec.runtime, *reference));
+    result.runtimes.push_back(without_reference(spec, *reference));
   } else {
     options_.before(preflight_case, spec.runtime);
     auto row = row_of(preflight_case, spec);
@@ -107,6 +108,7 @@ RuntimeResult Preflight::row_of(PreflightCase& preflight_case, const WorkerSpec&
   RuntimeResult row;
   row.runtime = spec.runtime;
   row.condition_of = spec.condition_of;
+  row.approximate = spec.approximate;
   const auto artifact = preflight_case.files.artifacts.find(spec.runtime);
   if (artifact != preflight_case.files.artifacts.end()) {
     row.artifact = artifact->second.kind;

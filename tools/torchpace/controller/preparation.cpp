@@ -16,11 +16,12 @@ namespace fs = std::filesystem;
 
 constexpr double kValuesAtOnce = 1 << 30;  // bytes of values that wait for all runtimes' checks
 
-void add_row(CaseResult& result, const std::string& runtime, Status status,
-             const std::string& reason, const std::string& artifact = "") {
-  if (result.find(runtime) != nullptr) return;
+void add_row(CaseResult& result, const WorkerSpec& spec, Status status, const std::string& reason,
+             const std::string& artifact = "") {
+  if (result.find(spec.runtime) != nullptr) return;
   RuntimeResult row;
-  row.runtime = runtime;
+  row.runtime = spec.runtime;
+  row.approximate = spec.approximate;
   row.status = status;
   row.reason = reason;
   row.artifact = artifact;
@@ -65,7 +66,7 @@ void Preparation::export_cases(std::vector<Exporter>& exporters) {
     for (const auto& spec : run_.options.runtimes) {
       files.own[spec.runtime] = spec.settings;
       if (spec.absent.empty()) continue;
-      add_row(run_.results.cases[i], spec.runtime, Status::skipped, spec.absent);
+      add_row(run_.results.cases[i], spec, Status::skipped, spec.absent);
     }
     if (run_.options.cases[i].optional && files.status == Status::skipped) dropped.push_back(i);
   }
@@ -86,7 +87,7 @@ void Preparation::export_case(size_t index, Exporter& exporter, std::set<std::st
   if (files.status == Status::ok) return;
   if (files.status == Status::skipped && item.optional) return;  // will be dropped
   for (const auto& spec : run_.options.runtimes) {
-    add_row(result, spec.runtime, files.status, files.reason);
+    add_row(result, spec, files.status, files.reason);
   }
 }
 
@@ -143,7 +144,7 @@ void Preparation::make_artifact(size_t index, const WorkerSpec& spec, Exporter& 
         {"artifact", "info", artifact.note, run_.options.cases[index].name, spec.runtime});
   }
   if (artifact.status == Status::ok) return;
-  add_row(run_.results.cases[index], spec.runtime, artifact.status, artifact.reason, artifact.kind);
+  add_row(run_.results.cases[index], spec, artifact.status, artifact.reason, artifact.kind);
 }
 
 void Preparation::run_preflight() {

@@ -226,6 +226,8 @@ Parity WorkerClient::check(const std::string& reference, const std::string& gold
   parity.worst = answer.text_or_empty("worst");
   parity.compared = static_cast<int>(answer.number_or("compared", 0));
   parity.note = answer.text_or_empty("note");
+  parity.cosine = answer.number_or("cosine", kUnknown);
+  parity.top1 = answer.number_or("top1", kUnknown);
   return parity;
 }
 

@@ -19,6 +19,7 @@ struct WorkerSpec {
   std::string description;   // one line
   bool is_external = false;  // given with --worker
   std::string artifact;      // kind of the compiled file that it loads; empty: none
+  bool approximate = false;  // its errors are reported and no tolerance judges them
   std::string absent;        // why it cannot run here; empty: it can
   size_t exporter = 0;       // which of the experiment's makes that
   std::string condition_of;  // the runtime that this one is under another condition; empty: none

@@ -191,13 +191,24 @@ std::vector<WorkerSpec> rows_of(const CompareOptions& options, const std::vector
   return file_rows(files, known, modes, options.runtimes);
 }
 
-/// With several versions a name without one means the first version's.
+/// With several versions a name without one means the first version's. Throws Error where it would
+/// be an approximate runtime: speedups over one that does less work say nothing.
 std::string chosen_reference(const std::string& option, const std::vector<WorkerSpec>& runtimes) {
   const auto wanted = option.empty() ? "py-eager" : option;
   std::vector<std::string> names;
   for (const auto& spec : runtimes) {
+    if (spec.approximate) {
+      require(spec.runtime != option && base_of(spec.runtime) != option, "--reference",
+              "a runtime that is not approximate", option);
+      continue;
+    }
     if (spec.runtime == wanted || base_of(spec.runtime) == wanted) return spec.runtime;
     names.push_back(spec.runtime);
+  }
+  if (names.empty()) {
+    throw Error(
+        "--runtimes: expected one that is not approximate, as the reference, found only "
+        "approximate ones; add py-eager");
   }
   if (!option.empty()) {
     throw Error(fmt::format("--reference: '{}' is not among the runtimes{}", option,

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <charconv>
 #include <cstdlib>
+#include <map>
 #include <sstream>
 
 #include "support/error.hpp"
@@ -98,6 +99,7 @@ void list_runtimes(const Command& program, std::vector<WorkerSpec>& found) {
       spec.runtime = entry.value("name", entry.value("runtime", ""));
       spec.description = entry.value("description", "");
       spec.artifact = entry.value("artifact", "");
+      spec.approximate = entry.value("approximate", false);
       spec.absent = entry.value("absent", "");
       spec.command = program;
       spec.command.words.insert(spec.command.words.end(), {"--runtime", spec.runtime});
@@ -138,6 +140,19 @@ void list_engines(const Command& worker, std::vector<WorkerSpec>& found) {
       spec.absent = fmt::format("its worker does not start: {}", error.what());
       found.push_back(spec);
     }
+  }
+}
+
+/// A C++ runtime whose artifact Python cannot make here is absent for the same reason.
+void mark_without_maker(std::vector<WorkerSpec>& found) {
+  std::map<std::string, std::string> reasons;  // kind of artifact -> why it cannot be made
+  for (const auto& spec : found) {
+    if (spec.runtime.starts_with("py-") && !spec.artifact.empty())
+      reasons.try_emplace(spec.artifact, spec.absent);
+  }
+  for (auto& spec : found) {
+    const auto reason = reasons.find(spec.artifact);
+    if (reason != reasons.end() && spec.absent.empty()) spec.absent = reason->second;
   }
 }
 
@@ -271,6 +286,7 @@ std::vector<WorkerSpec> discover_runtimes(const Installation& installation,
       problems.push_back(fmt::format("no Python runtimes: {}", error.what()));
     }
   }
+  mark_without_maker(found);
   return found;
 }
 

@@ -110,6 +110,11 @@ std::array<Cells, 2> headings(const CaseResult& result) {
   return {upper, lower};
 }
 
+std::string error_of(const RuntimeResult& row) {
+  if (const auto text = approximation_text(row); !text.empty()) return text;
+  return row.parity ? show_error(row.parity->max_abs_error) : "n/a";
+}
+
 Cells cells(const CaseResult& result, const RuntimeResult& row) {
   const bool is_reference = row.runtime == result.reference;
   const bool measured = row.status == Status::ok;
@@ -121,7 +126,7 @@ Cells cells(const CaseResult& result, const RuntimeResult& row) {
           .items = show_rate(result.items, row.step_ns).median,
           .gemm_peak = show_share(row.gemm_peak_share),
           .limit = show_share(row.limit_share),
-          .parity = row.parity ? show_error(row.parity->max_abs_error) : "n/a",
+          .parity = error_of(row),
           .faults = show_number(row.page_faults_per_step),
           .device = device_text(row)};
 }

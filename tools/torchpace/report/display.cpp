@@ -20,6 +20,7 @@ std::string percentile(const RuntimeResult& row, const char* name) {
 /// `2.4e-07 of 3.1e-06`: the error and what is allowed.
 std::string error_text(const RuntimeResult& row) {
   if (!row.parity) return "n/a";
+  if (const auto text = approximation_text(row); !text.empty()) return text;
   const auto& [error, tolerance] = std::pair(row.parity->max_abs_error, row.parity->tolerance);
   if (std::isnan(error) && std::isnan(tolerance)) return row.parity->passed ? "agrees" : "differs";
   return fmt::format("{} of {}", show_error(error), show_error(tolerance));

@@ -16,13 +16,15 @@ constexpr double kQuotableWidth = 0.05;  // of the A/A interval
 constexpr const char* kVerdicts[] = {"FASTER", "SLOWER",  "SAME",
                                      "UNSURE", "INVALID", "IMPLAUSIBLE"};
 
-/// Names of all runtimes but the reference, copies and conditions, in the order in which they come.
+/// Names of all runtimes but the reference, copies, conditions and approximate ones, in the order
+/// in which they come.
 std::vector<std::string> compared(const Results& results) {
   std::vector<std::string> names;
   for (const auto& result : results.cases) {
     for (const auto& row : result.runtimes) {
       const bool known = std::find(names.begin(), names.end(), row.runtime) != names.end();
-      const bool judged = !row.is_copy() && !row.is_condition() && row.runtime != result.reference;
+      const bool judged = !row.is_copy() && !row.is_condition() && !row.approximate &&
+                          row.runtime != result.reference;
       if (!known && judged) names.push_back(row.runtime);
     }
   }
@@ -116,6 +118,19 @@ std::string listed(const std::vector<const RuntimeResult*>& rows) {
   return joined(parts);
 }
 
+/// `Approximate: py-int8 1.33x [1.31, 1.36] (cos 0.9998, top-1 99.1 %).`; empty where none was
+/// measured.
+std::string approximate_text(const CaseResult& result) {
+  std::vector<std::string> parts;
+  for (const auto& row : result.runtimes) {
+    if (row.speedup.verdict != "APPROXIMATE" || row.is_condition()) continue;
+    const auto error = approximation_text(row);
+    parts.push_back(row.runtime + " " + speedup_text(row) +
+                    (error.empty() ? "" : fmt::format(" ({})", error)));
+  }
+  return parts.empty() ? "" : fmt::format("Approximate: {}.", joined(parts));
+}
+
 /// The rows of `names`.
 std::vector<const RuntimeResult*> rows_of(const CaseResult& result,
                                           const std::vector<std::string>& names) {
@@ -158,13 +173,14 @@ Headline headline(const CaseResult& result, double delta) {
   for (const auto& row : result.runtimes) {
     if (!row.implausible.empty() && !row.is_copy()) implausible.push_back(row.runtime);
   }
-  const auto uncounted =
-      implausible.empty() ? "" : fmt::format("Implausible: {}.", joined(implausible));
+  auto uncounted = implausible.empty() ? "" : fmt::format("Implausible: {}.", joined(implausible));
+  if (const auto text = approximate_text(result); !text.empty())
+    uncounted += (uncounted.empty() ? "" : " ") + text;
   const auto rows = ranking(result);
   if (rows.empty()) {
     return {
         "",
-        implausible.empty() ? "Nothing to compare: only the reference ran." : "Nothing to compare.",
+        uncounted.empty() ? "Nothing to compare: only the reference ran." : "Nothing to compare.",
         uncounted};
   }
   const auto near = result.fastest ? rows_of(result, result.fastest->equals)

@@ -34,6 +34,7 @@ std::string line(const std::vector<std::string>& cells) {
 
 std::string parity_of(const RuntimeResult& row) {
   if (!row.parity) return "n/a";
+  if (const auto text = approximation_text(row); !text.empty()) return text;
   return fmt::format("{} of {}", show_error(row.parity->max_abs_error),
                      show_error(row.parity->tolerance));
 }

@@ -198,6 +198,19 @@ std::string excluded_text(const CaseResult& result) {
                      show_share(result.excluded_share));
 }
 
+std::string approximation_text(const RuntimeResult& row) {
+  if (!row.approximate || !row.parity || !row.parity->passed) return "";
+  const auto& parity = *row.parity;
+  constexpr double kSlack = 1e-9;  // of decimal numbers
+  std::vector<std::string> parts;
+  if (!std::isnan(parity.cosine))
+    parts.push_back(fmt::format("cos {:.4f}", std::floor(1e4 * parity.cosine + kSlack) / 1e4));
+  if (!std::isnan(parity.top1))
+    parts.push_back(fmt::format("top-1 {:.1f} %", std::floor(1e3 * parity.top1 + kSlack) / 10));
+  return parts.empty() ? show_error(parity.max_abs_error)
+                       : fmt::format("{}", fmt::join(parts, ", "));
+}
+
 std::string verdict_text(const RuntimeResult& row) {
   return row.speedup.verdict + (row.differs.empty() ? "" : "*");
 }

@@ -59,6 +59,9 @@ std::vector<std::string> skipped_lines(const CaseResult& result, const std::vect
 /// hardly any.
 std::string excluded_text(const CaseResult& result);
 
+/// The error of an approximate row, `cos 0.9998, top-1 99.1 %`, each rounded down; empty of others.
+std::string approximation_text(const RuntimeResult& row);
+
 /// The verdict's word, with * where the environment differs from the reference's.
 std::string verdict_text(const RuntimeResult& row);
 

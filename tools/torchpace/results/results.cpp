@@ -41,7 +41,7 @@ RuntimeResult* CaseResult::find(const std::string& runtime) {
 
 bool CaseResult::counts(const RuntimeResult& row) const {
   const auto* other = find(reference);
-  return row.status == Status::ok && row.implausible.empty() &&
+  return row.status == Status::ok && !row.approximate && row.implausible.empty() &&
          (other == nullptr || other->implausible.empty());
 }
 

@@ -114,7 +114,7 @@ inline auto rounds_that_count(const Invocation& invocation) {
 struct Speedup {
   Interval ratio;  // reference time / runtime time
   std::string method;
-  // FASTER SLOWER SAME UNSURE INVALID IMPLAUSIBLE REFERENCE NONE
+  // FASTER SLOWER SAME UNSURE INVALID IMPLAUSIBLE APPROXIMATE REFERENCE NONE
   std::string verdict = "NONE";
   std::string advice;  // for UNSURE: what would resolve it
 };
@@ -127,6 +127,7 @@ struct Parity {
   std::string worst;
   int compared = 0;
   std::string note;
+  double cosine = kUnknown, top1 = kUnknown;  // of an approximate runtime (torchpace/parity.hpp)
 };
 
 enum class Status { ok, skipped, failed, invalid };
@@ -137,6 +138,7 @@ struct RuntimeResult {
   std::string runtime;
   std::string copy_of;       // set on the A/A copy, whose name is the reference's with #2
   std::string condition_of;  // set on the same runtime under another condition: NAME@threads:1
+  bool approximate = false;  // of a runtime whose errors no tolerance judges; counts nowhere
   Status status = Status::ok;
   std::string reason;  // one line; why the status is not ok
   std::optional<Parity> parity;
@@ -244,7 +246,8 @@ struct CaseResult {
   const RuntimeResult* find(const std::string& runtime) const;
   RuntimeResult* find(const std::string& runtime);
 
-  /// Whether the row's speedup counts: measured, and neither it nor the reference is implausible.
+  /// Whether the row's speedup counts: measured, not approximate, and neither it nor the reference
+  /// is implausible.
   bool counts(const RuntimeResult& row) const;
 };
 

@@ -25,7 +25,7 @@ concept Is = std::same_as<std::remove_const_t<T>, Struct>;
 
 // The shape of each object, for both directions: `required` and `optional` members are written and
 // read, `derived` ones only written, since analyze() gives them. `unless_empty`, `unless_unknown`:
-// absent where empty or NaN; and `derived_flag`, where false.
+// absent where empty or NaN; and `flag` and `derived_flag`, where false.
 
 void describe(auto& io, Is<Interval> auto& interval) {
   io.derived("median", interval.median);
@@ -95,6 +95,8 @@ void describe(auto& io, Is<Parity> auto& parity) {
   io.optional("worst", parity.worst);
   io.optional("compared", parity.compared);
   io.optional("note", parity.note);
+  io.unless_unknown("cosine", parity.cosine);
+  io.unless_unknown("top1", parity.top1);
 }
 
 void describe(auto& io, Is<Speedup> auto& speedup) {
@@ -109,6 +111,7 @@ void describe(auto& io, Is<RuntimeResult> auto& row) {
   io.required("runtime", row.runtime);
   io.unless_empty("copy_of", row.copy_of);
   io.unless_empty("condition_of", row.condition_of);
+  io.flag("approximate", row.approximate);
   io.required("status", row.status);
   io.required("reason", row.reason);
   io.derived("step_ns", row.step_ns);
@@ -292,9 +295,10 @@ class Writer {
   void optional(const char* key, const auto& value) { required(key, value); }
   void derived(const char* key, const auto& value) { required(key, value); }
   void word(const char* key, const std::string& value, const Words&) { required(key, value); }
-  void derived_flag(const char* key, bool value) {
+  void flag(const char* key, bool value) {
     if (value) required(key, value);
   }
+  void derived_flag(const char* key, bool value) { flag(key, value); }
   void derived_unless_empty(const char* key, const auto& value) { unless_empty(key, value); }
   void derived_unless_unknown(const char* key, double value) { unless_unknown(key, value); }
   void unless_unknown(const char* key, double value) {
@@ -444,6 +448,7 @@ class JsonReader {
     at(key).into(value, words);
   }
   void derived(const char*, const auto&) const {}
+  void flag(const char* key, bool& value) const { optional(key, value); }
   void derived_flag(const char*, bool) const {}
   void derived_unless_empty(const char*, const auto&) const {}
   void derived_unless_unknown(const char*, double) const {}

@@ -70,6 +70,10 @@ class Source(Inference):
 
         Raises InputError that names the construct that cannot be exported.
         """
+        return self.exported(self.flat())
+
+    def exported(self, module: torch.nn.Module) -> Any:
+        """As `export`, of another module that takes the case's `*inputs`."""
         example, shapes = self.inputs[0], None
         if self.settings.flag("dynamic", False):
             batch = torch.export.Dim("batch")
@@ -78,7 +82,7 @@ class Source(Inference):
             if size == 1:  # an example of 1 would be taken for a constant
                 example = tuple(torch.cat([x, x]) if has_batch(x, size) else x for x in example)
         try:
-            return torch.export.export(self.flat(), example, dynamic_shapes=shapes)
+            return torch.export.export(module, example, dynamic_shapes=shapes)
         except Exception as error:
             raise refused("torch.export: expected a module that it can export", error) from None
 

@@ -1,5 +1,6 @@
 """Runtimes for tests: two that share a kind of artifact, one whose artifact fails, one that is
-skipped, one that is farther from the float64 run than it may be, one whose package is missing.
+skipped, one that is farther from the float64 run than it may be, one whose package is missing, one
+that is approximate.
 """
 
 import json
@@ -18,13 +19,15 @@ RUNTIMES = {
     "py-off": ["", "--off-golden"],
     "py-skipped": ["", "--fail", "skip@load:*"],
     "py-absent": ["absent"],
+    "py-coarse": ["", "--step-ms", "1", "--approximate"],
 }
 ABSENT = {"py-absent": "pip install it"}
 
 if sys.argv[1:] == ["--list"]:
     for name, (artifact, *_) in RUNTIMES.items():
         entry = {"name": name, "description": "fake", "artifact": artifact}
-        print(json.dumps(entry | {"absent": ABSENT.get(name, "")}))
+        entry |= {"absent": ABSENT.get(name, ""), "approximate": name == "py-coarse"}
+        print(json.dumps(entry))
 else:
     name = sys.argv[sys.argv.index("--runtime") + 1]
     log = ["--log", os.environ["FAKE_LOG"]] if "FAKE_LOG" in os.environ else []
