@@ -101,7 +101,7 @@ class AotCompiledTraining(EagerTraining):
     def __init__(self, settings: Settings, model: ModuleType):
         super().__init__(settings, model)
         saved_compile.expect_no_dropout(self.module)
-        self.graph = saved_compile.Loss(self.module, model).train(self.module.training)
+        self.graph = saved_compile.Loss(self.module, model)
 
     def example(self) -> tuple[Any, ...]:
         return self.batches[0]

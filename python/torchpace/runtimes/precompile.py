@@ -124,7 +124,7 @@ class PrecompiledTraining(EagerTraining):
     def __init__(self, settings: Settings, model: ModuleType):
         super().__init__(settings, model)
         saved_compile.expect_no_dropout(self.module)
-        self.graph = saved_compile.Loss(self.module, model).train(self.module.training)
+        self.graph = saved_compile.Loss(self.module, model)
 
     def traced(self, graph: Any, inputs: Sequence[Tensor], target: Tensor) -> Tensor:
         with self.autocast:

@@ -23,7 +23,7 @@ CACHES = "caches"  # beside the file: Inductor's, with the kernels that it compi
 
 
 class Loss(nn.Module):
-    """A module and its loss as one module. Its parameters are the module's own."""
+    """A module and its loss as one module, which leaves each layer in the mode that it is in."""
 
     def __init__(self, module: nn.Module, model: ModuleType):
         super().__init__()
