@@ -21,13 +21,13 @@ from torchpace.case_phase import case_phase
 from torchpace.errors import InputError, Skipped
 from torchpace.optim import algorithms, factory
 from torchpace.runtimes.detail.inference_workload import artifact_of
+from torchpace.runtimes.detail.saved_compile import expect_no_dropout
 from torchpace.settings import Settings
 from torchpace.workload import (
     PARITY_STEPS,
     State,
     Workload,
     build,
-    dropouts,
     fresh_losses,
     loss_module,
     seed_of,
@@ -56,11 +56,7 @@ def make_artifact(kind: str, target: Path, settings: Settings, model: ModuleType
     inductor.use_caches(target / "caches", warm=False)
     inductor.start_making()
     source = Source(settings, model)
-    if dropouts(source.module):
-        raise Skipped(
-            "dropout is compiled into the step, so parity, which is checked at dropout 0, cannot "
-            "check it; take dropout=0"
-        )
+    expect_no_dropout(source.module)
     inputs, batch_target = source.batches[0]
     algorithm, _ = factory.optimizer_choice(settings)
     path = export_training.export_training(

@@ -21,13 +21,15 @@ from torchpace.settings import Settings
 from torchpace.workload import device_of
 
 
-def expect_case(name: str, needs: tuple[str, ...], settings: Settings) -> None:
-    """Raises Skipped where an engine is not installed or does not take the case."""
+def expect_case(name: str, needs: tuple[str, ...], settings: Settings, device: str = "cpu") -> None:
+    """Raises Skipped where an engine, which is for one type of device, is not installed or does
+    not take the case.
+    """
     expect_inference(settings, name)
     if absent := runtimes.missing(needs):
         raise Skipped(absent)
-    if device_of(settings).type != "cpu":
-        raise Skipped(f"{name} here is for the CPU")
+    if device_of(settings).type != device:
+        raise Skipped(f"{name} here is for {'the CPU' if device == 'cpu' else 'CUDA devices'}")
     if settings.text("memory_format", "contiguous") != "contiguous":
         raise Skipped(f"{name} takes contiguous inputs; channels_last is a layout of PyTorch's")
 
