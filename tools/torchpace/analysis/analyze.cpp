@@ -304,8 +304,8 @@ void collect_notes(CaseResult& result, const std::vector<Warning>& warnings) {
     if (!row.implausible.empty()) broken.add(row.runtime, "implausible: " + row.implausible);
     if (row.approximate && row.status == Status::ok)
       said.add(row.runtime,
-               "approximate: no tolerance judges its error, and no ranking, mean or --fail-on "
-               "counts its speedup");
+               "approximate: no tolerance judges the error, and no ranking, mean or --fail-on "
+               "counts the speedup");
   }
   bool has_golden = true;
   for (const auto& warning : warnings) {
