@@ -224,7 +224,7 @@ stage_a() {
     --cases 'gptlite_*,dnn_wide_*' --runtimes py-eager,cpp-eager,cpp-cuda-graph \
     --invocations 1 --rounds 3
   try "what is compiled" 120 bash -c 'compare "$@"' - "$out/compiled" --preset smoke \
-    --cases dnn_wide_inference,dnn_wide_train --set aot=default --compile-timeout 60 \
+    --cases dnn_wide_inference,dnn_wide_train --set gemm=torch --compile-timeout 60 \
     --runtimes "py-eager,py-compile:reduce-overhead,$compiled" --invocations 1 --rounds 3
   try "packages in Python" 60 bash -c packages
   if "$python" -c 'import pytest' 2>/dev/null; then
@@ -235,7 +235,7 @@ stage_a() {
 }
 
 stage_b() {
-  local paper=(--preset quick --invocations 4 --compile-timeout 90 --set aot=default)
+  local paper=(--preset quick --invocations 4 --compile-timeout 90 --set gemm=torch)
   local gpt2="layers=12,width=768,heads=12,context=1024,batch=12,vocabulary=50304"
   if [[ "$device" == cpu ]]; then
     paper=(--preset smoke --invocations 4 --compile-timeout 90)
@@ -248,7 +248,7 @@ stage_b() {
     --runtimes py-eager,cpp-eager,cpp-cuda-graph --max-seconds "$((limit * 5 / 9))"
   try "what is compiled" $((limit * 3 / 10)) bash -c 'compare "$@"' - "$out/compiled" \
     --preset "$preset" --cases gptlite_inference,gptlite_train \
-    --set aot=default --compile-timeout 60 \
+    --set gemm=torch --compile-timeout 60 \
     --runtimes "py-eager,py-compile:reduce-overhead,$compiled" --invocations 4 \
     --max-seconds "$((limit / 7))"
   least=60

@@ -134,7 +134,7 @@ def test_cuda_every_runtime_agrees(tmp_path):
     command = [
         PROGRAMS / "torchpace", "compare", "--preset", "smoke", "--device", DEVICE,
         "--cases", cases, "--runtimes", ",".join(["py-eager", "cpp-eager", *compiled]),
-        "--set", "optimizer=adam-fused,aot=default", "--threads", "2", "--invocations", "1",
+        "--set", "optimizer=adam-fused,gemm=torch", "--threads", "2", "--invocations", "1",
         "--rounds", "1", "--no-html", "--output", output, "--cache", tmp_path / "cache",
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True)

@@ -107,13 +107,13 @@ def _ways(source: Source) -> list[_Way]:
     """Those that are compiled, of which the fastest is kept."""
     asked = source.settings.text("gemm", "best", GEMM)
     exported = source.export()
+    untuned = {"max_autotune": False}
     # Kernels that Inductor times one by one, on weights that are packed for them.
     autotune = _Way("autotune", "torch", exported, {"max_autotune": True})
-    if source.device.type != "cpu":
-        return [autotune]
-    untuned = {"max_autotune": False}
     # Products by the library that eager mode calls.
     libraries = _Way("libraries", "torch", exported, {**untuned, "cpp.weight_prepack": False})
+    if source.device.type != "cpu":
+        return [autotune if asked == "best" else libraries]
     usable = asked != "torch" and linear.usable() and source.settings.flag("freezing", True)
     if usable and (own := linear.fused(exported)):
         ours = _Way("linear", "torchpace", own, untuned)

@@ -22,14 +22,18 @@ Results simulated(std::mt19937_64& generator, int invocations, double factor = 1
   std::normal_distribution<double> noise(0, kNoise);
   Results results;
   for (int c = 0; c < kCases; ++c) {
-    CaseResult result{.name = "case" + std::to_string(c), .reference = "reference"};
+    CaseResult result;
+    result.name = "case" + std::to_string(c);
+    result.reference = "reference";
     for (int r = 0; r <= kRows; ++r) {
-      RuntimeResult row{.runtime = r == 0 ? "reference" : "row" + std::to_string(r)};
+      RuntimeResult row;
+      row.runtime = r == 0 ? "reference" : "row" + std::to_string(r);
       const double mean_ns = c == 0 && r == 1 ? 1e6 * factor : 1e6;
       for (int i = 0; i < invocations; ++i) {
         Round round;
         round.step_ns = {mean_ns * std::exp(noise(generator))};
-        Invocation invocation{.invocation = i};
+        Invocation invocation;
+        invocation.invocation = i;
         invocation.rounds.push_back(std::move(round));
         row.invocations.push_back(std::move(invocation));
       }

@@ -162,8 +162,8 @@ TEST(Plan, AxesMultiplyOut) {
 TEST(Plan, EveryFamilyHasTheAxesOfTheTable) {
   for (const char* text :
        {"optimizer=sgd-fused", "autocast=bfloat16", "tf32=1", "memory_format=channels_last",
-        "torchscript=optimize", "aot=default", "freezing=0", "dynamic=1", "fullgraph=1",
-        "gemm=torch", "runners=4", "lr=1e-3", "data=normal"}) {
+        "torchscript=optimize", "freezing=0", "dynamic=1", "fullgraph=1", "gemm=torch", "runners=4",
+        "lr=1e-3", "data=normal"}) {
     for (const char* name : {"gptlite_train", "dnn_deep_train", "dnn_wide_train"}) {
       const auto cases = expand({name}, {text});
       ASSERT_EQ(cases.size(), 1u);

@@ -400,7 +400,11 @@ TEST(Report, AnApproximateRowIsShownAndIsNowhereCounted) {
 
 TEST(Report, TheErrorOfAnApproximateRowIsRoundedDown) {
   RuntimeResult row;
-  row.parity = Parity{.passed = true, .max_abs_error = 3, .cosine = 0.99999, .top1 = 0.9996};
+  row.parity = Parity();
+  row.parity->passed = true;
+  row.parity->max_abs_error = 3;
+  row.parity->cosine = 0.99999;
+  row.parity->top1 = 0.9996;
   EXPECT_EQ(approximation_text(row), "");
   row.approximate = true;
   EXPECT_EQ(approximation_text(row), "cos 0.9999, top-1 99.9 %");
