@@ -85,7 +85,8 @@ def show(cases, runtimes):
 
 
 def is_exact(row):
-    return row["status"] == "ok" and not row.get("approximate") and "copy_of" not in row
+    judged = row.get("speedup", {}).get("verdict") != "IMPLAUSIBLE" and "copy_of" not in row
+    return row["status"] == "ok" and not row.get("approximate") and judged
 
 
 def cell(row, best):
@@ -93,16 +94,16 @@ def cell(row, best):
         return "-" if row is None else row["status"]
     if "speedup" not in row:
         return time_of(row)
-    text = speedup(row)
+    text = "implausible" if row["speedup"]["verdict"] == "IMPLAUSIBLE" else speedup(row)
     if row.get("approximate"):
         return f"{text} approximate"
     return f"**{text}**" if row is best else text
 
 
 def speedup(row):
-    if row is None or "speedup" not in row:
+    ratio = {} if row is None else row.get("speedup", {})
+    if ratio.get("median") is None:
         return "n/a"
-    ratio = row["speedup"]
     if ratio["low"] is None:
         return f"{ratio['median']:.2f}"
     return f"{ratio['median']:.2f} [{ratio['low']:.2f}, {ratio['high']:.2f}]"

@@ -3,9 +3,11 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 #include <functional>
 #include <set>
+#include <thread>
 
 #include "analysis/analyze.hpp"
 #include "analysis/step_limit.hpp"
@@ -19,7 +21,9 @@ constexpr double kPeakMargin = 1.1;  // FLOP/s above the FMA peak that measuring
 // need fewer of them than it is counted with (Winograd).
 constexpr double kGemmMargin = 2;
 constexpr double kReadMargin = 0.8;  // of the time to read that measuring may explain
-constexpr int kConfirmations = 3;
+// Spread over some seconds: as long as a host keeps the cores of a virtual machine far apart.
+constexpr int kConfirmations = 12;
+constexpr std::chrono::milliseconds kBetweenConfirmations{250};
 constexpr const char* kMeaning = "the row does less work than the case; it does not count";
 
 /// The highest rate that a step can have, with its name.
@@ -129,6 +133,7 @@ void confirm_implausible(Results& results) {
   }
   for (int i = 0; i < kConfirmations; ++i) {
     if (std::none_of(results.cases.begin(), results.cases.end(), has_implausible)) return;
+    if (i > 0) std::this_thread::sleep_for(kBetweenConfirmations);
     measure_for(results, has_implausible, true);
     analyze(results);
   }

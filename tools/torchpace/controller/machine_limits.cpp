@@ -19,7 +19,8 @@ namespace {
 constexpr double kUnknown = std::numeric_limits<double>::quiet_NaN();
 constexpr int kTurns = 1 << 16;              // between two looks at the clock: 0.1 ms
 constexpr double kBytesOfATrial = 32 << 20;  // a thread reads at least: 0.3 ms from a cache
-constexpr size_t kVectorsRead = 8;           // in flight: 512 bytes at most
+constexpr size_t kVectorsRead = 8;           // in flight; whole lines, each of its own stream
+constexpr int kReadTrials = 10;              // a trial of a loop is as long as that of ten reads
 constexpr size_t kBlockWords = 64;           // a thread's share is a multiple
 constexpr double kSmallest = 32 << 10, kLargest = 256 << 20;  // working sets that are measured
 constexpr size_t kIsasTried = 2;  // the widest instructions may lower the clock
@@ -67,8 +68,10 @@ struct VectorOf {
       const auto* vectors = reinterpret_cast<const Vector*>(words.data());             \
       const size_t count = words.size_bytes() / kVectorBytes;                          \
       Vector x[sizeof...(kIndex)] = {};                                                \
-      for (size_t i = 0; i < count; i += sizeof...(kIndex)) {                          \
-        ((x[kIndex] += vectors[i + kIndex]), ...);                                     \
+      constexpr size_t kLine = 64 / kVectorBytes;                                      \
+      const size_t stream = count / (sizeof...(kIndex) / kLine);                       \
+      for (size_t i = 0; i < stream; i += kLine) {                                     \
+        ((x[kIndex] += vectors[kIndex / kLine * stream + i + kIndex % kLine]), ...);   \
       }                                                                                \
       uint64_t sum = 0;                                                                \
       for (size_t lane = 0; lane < kVectorBytes / sizeof(uint64_t); ++lane) {          \
@@ -222,10 +225,11 @@ void measure_read(Limits& limits, double working_set, const Trials& trials) {
   const auto share =
       std::max<size_t>(1, blocks / static_cast<size_t>(limits.threads)) * kBlockWords;
   const auto isa = supported_isas().front();
+  const Trials reads{.count = kReadTrials * trials.count, .seconds = trials.seconds};
   const auto times = on_threads(
-      limits.threads, [&](Barrier& barrier) { return read_times(isa, share, trials, barrier); });
+      limits.threads, [&](Barrier& barrier) { return read_times(isa, share, reads, barrier); });
   double best = kUnknown;
-  for (int trial = 0; !times.empty() && trial < trials.count; ++trial) {
+  for (int trial = 0; !times.empty() && trial < reads.count; ++trial) {
     double longest = 0;
     for (const auto& thread : times)
       longest = std::fmax(longest, thread[static_cast<size_t>(trial)]);
