@@ -197,9 +197,9 @@ def _run_package(
     path: Path, inputs: list[Tensor], device: torch.device
 ) -> tuple[Any, dict[str, Any]]:
     """As _run_script."""
-    from torchpace.runtimes.aot import Loader, expect_conditions
+    from torchpace.runtimes.aot import Loader, expect_conditions, read_metadata
 
-    expect_conditions(path, device)
+    expect_conditions(path, device, read_metadata(path))
     try:
         loader = Loader(path, device)
     except Exception as error:

@@ -74,13 +74,14 @@ def make_artifact(kind: str, target: Path, settings: Settings, model: ModuleType
     path = target / "model.pt2"
     packages = {}
     with torch.no_grad(), linear.lowered():
+        metadata = package_metadata(source)
         for way in _ways(source):
             packages[way.name] = target / f"{way.name}.pt2"
             try:
                 torch._inductor.aoti_compile_and_package(
                     way.program,
                     package_path=str(packages[way.name]),
-                    inductor_configs=_configs(source, way),
+                    inductor_configs=_configs(source, way, metadata),
                 )
             except Exception as error:
                 raise refused(
@@ -135,9 +136,9 @@ def _fastest(packages: Mapping[str, Path], source: Source) -> str:
     return choice.name
 
 
-def _configs(source: Source, way: _Way) -> dict[str, Any]:
+def _configs(source: Source, way: _Way, metadata: Mapping[str, str]) -> dict[str, Any]:
     freezing = source.settings.flag("freezing", True) and source.device.type == "cpu"
-    metadata = package_metadata(source) | {"torchpace.gemm": way.gemm, "torchpace.aot": way.name}
+    metadata = {**metadata, "torchpace.gemm": way.gemm, "torchpace.aot": way.name}
     return {"freezing": freezing, "aot_inductor.metadata": metadata, **way.configs}
 
 
@@ -192,11 +193,11 @@ def unmet(device: torch.device, found: Mapping[str, str], more: Mapping[str, str
     return None
 
 
-def expect_conditions(path: Path, device: torch.device) -> None:
+def expect_conditions(path: Path, device: torch.device, found: Mapping[str, str]) -> None:
     """Raises InputError where a package of the user's was made for another torch, device or number
     of threads. What it does not say is taken on trust.
     """
-    found, advice = read_metadata(path), "make it again on this machine"
+    advice = "make it again on this machine"
     made_for = found.get("AOTI_DEVICE_KEY", device.type)
     if made_for != device.type:
         raise InputError(
@@ -258,17 +259,17 @@ class AotInference(Inference):
     def __init__(self, settings: Settings, model: ModuleType):
         super().__init__(settings, model)
         path = artifact_of(settings, ".pt2")
-        self._expect_made_for(path, settings)
-        self._gemm = read_metadata(path).get("torchpace.gemm", "torch")
+        found = read_metadata(path)  # reads the whole file, for its checksums
+        self._expect_made_for(path, settings, found)
+        self._gemm = found.get("torchpace.gemm", "torch")
         runners = settings.integer("runners", 1, minimum=1)
         self.loader = with_operators(lambda: Loader(path, self.device, runners), settings, model)
 
-    def _expect_made_for(self, path: Path, settings: Settings) -> None:
+    def _expect_made_for(self, path: Path, settings: Settings, found: Mapping[str, str]) -> None:
         """Raises InputError where the package was made for other conditions or inputs."""
         if is_given(settings):  # which may say less; it has run with these inputs
-            expect_conditions(path, self.device)
+            expect_conditions(path, self.device, found)
             return
-        found = read_metadata(path)
         # With other inputs its code would read past their end.
         inputs = [spec_of(x) for x in self.inputs[0]]
         taken = found.get("torchpace.inputs", "").split(";")

@@ -206,7 +206,6 @@ struct Chain {
   int64_t rows;
   float* out;
 
-  int64_t row_in(int i) const { return i == 0 ? layers[0].in : stride(); }
   /// Of scratch rows, which must not fall on the same lines of L1.
   int64_t stride() const {
     int64_t widest = 0;

@@ -201,12 +201,8 @@ def _replace_chain(graph: fx.Graph, chain: Sequence[_Linear], now: dict[fx.Node,
         x = now.get(chain[0].x, chain[0].x)
         arguments = (x, packed, biases, sizes, activations)
         now[result] = graph.call_function(operators.linear_chain.default, arguments)
-    _replace(result, now[result])
-
-
-def _replace(node: fx.Node, by: fx.Node) -> None:
-    by.meta.update(node.meta)
-    node.replace_all_uses_with(by)
+    now[result].meta.update(result.meta)
+    result.replace_all_uses_with(now[result])
 
 
 def _columns() -> int:
